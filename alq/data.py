@@ -1,0 +1,174 @@
+"""Data sets as tensors on the training device, and the mini-batches drawn from them.
+
+A data set that fits in memory is moved to the device once, as bytes; a batch is then one
+gather and a normalisation there, with no per-image Python.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor
+from torchvision import datasets
+
+from .errors import InputError
+
+EVAL_BATCH = 1000  # images per evaluation batch; has no influence on the result
+
+# SHA-256 of the unpacked files (SPEC section 9).
+MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """The three loaders of a run. Only `train` is shuffled and augmented."""
+
+    train: TensorLoader
+    val: TensorLoader
+    test: TensorLoader
+
+
+class TensorLoader:
+    """Mini-batches of a data set held as tensors on one device.
+
+    Arguments:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64, on the same device.
+        batch_size: images per batch; the last batch holds the rest.
+        mean, std: per channel, of pixel values in 0..1.
+        seed: shuffles with a fresh order per epoch, a function of seed and epoch alone; None
+            keeps the order.
+
+    Yields (x, y): x (batch, C, H, W) float32 in channels_last, y (batch,) int64.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        seed: int | None = None,
+    ) -> None:
+        self.images, self.labels, self.batch_size, self.seed = images, labels, batch_size, seed
+        self.epoch = 0
+        per_channel = {"dtype": torch.float32, "device": images.device}
+        # (x/255 - mean) / std  =  x * scale + shift
+        self.scale = (1 / (255 * torch.tensor(std, **per_channel))).view(1, -1, 1, 1)
+        self.shift = -(torch.tensor(mean, **per_channel) / torch.tensor(std, **per_channel)).view(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass, as torch's DistributedSampler does."""
+        self.epoch = epoch
+
+    def __iter__(self):
+        order = self._order()
+        for start in range(0, len(order), self.batch_size):
+            index = order[start : start + self.batch_size]
+            x = torch.addcmul(self.shift, self.images[index].float(), self.scale)
+            yield x.contiguous(memory_format=torch.channels_last), self.labels[index]
+
+    def _order(self) -> Tensor:
+        count, device = len(self.labels), self.labels.device
+        if self.seed is None:
+            return torch.arange(count, device=device)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(count, generator=generator).to(device)
+
+
+def draw_val_indices(count: int, val_size: int, seed: int) -> Tensor:
+    """(val_size,) int64, sorted: the training images held out for validation."""
+    if not 0 < val_size < count:
+        raise InputError(
+            f"--val_size {val_size}: must leave images for training and for validation; "
+            f"the training set has {count}, so use 1 to {count - 1}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:val_size].sort().values
+
+
+def split_loaders(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    val_indices: Tensor,
+    device: torch.device,
+    batch_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+) -> Split:
+    """Loaders over (images, labels) pairs, the validation images taken off the training set."""
+    images, labels = train
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[val_indices] = True
+
+    def loader(images: Tensor, labels: Tensor, batch: int, seed: int | None) -> TensorLoader:
+        return TensorLoader(images.to(device), labels.to(device), batch, mean, std, seed)
+
+    return Split(
+        train=loader(images[~held_out], labels[~held_out], batch_size, seed),
+        val=loader(images[held_out], labels[held_out], EVAL_BATCH, None),
+        test=loader(*test, EVAL_BATCH, None),
+    )
+
+
+# ---------------------------------------------------------------------------- MNIST
+
+
+def read_mnist(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """((images, labels) of the training set, of the test set); images (N, 1, 28, 28) uint8.
+
+    Reads `root`/MNIST/raw: unpacks the .gz files on first use and checks them against
+    MNIST_SHA256. Where there are none, torchvision downloads them.
+    """
+    root = Path(root)
+    raw = root / "MNIST" / "raw"
+    for name, digest in MNIST_SHA256.items():
+        if not (raw / name).exists() and (raw / f"{name}.gz").exists():
+            _unpack(raw / f"{name}.gz", raw / name)
+    if not all((raw / name).exists() for name in MNIST_SHA256):
+        try:
+            datasets.MNIST(root, download=True)
+        except (URLError, OSError, RuntimeError) as error:
+            raise InputError(
+                f"--data {root}: no MNIST in {raw}, and it could not be downloaded ({error}). Use "
+                f"--data data, which the project carries, or put the four .gz files into {raw}"
+            ) from error
+    for name, digest in MNIST_SHA256.items():
+        found = hashlib.sha256((raw / name).read_bytes()).hexdigest()
+        if found != digest:
+            raise InputError(
+                f"--data {root}: {raw / name} is damaged (SHA-256 {found[:12]}..., expected "
+                f"{digest[:12]}...); delete it and start again"
+            )
+    sets = (datasets.MNIST(root, train=train) for train in (True, False))
+    train, test = ((data.data.unsqueeze(1), data.targets) for data in sets)
+    return train, test
+
+
+def _unpack(packed: Path, target: Path) -> None:
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    try:
+        with gzip.open(packed) as source, open(temporary, "wb") as sink:
+            shutil.copyfileobj(source, sink)
+        os.replace(temporary, target)
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise InputError(f"{packed} is damaged or half downloaded ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)

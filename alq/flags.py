@@ -1,0 +1,136 @@
+"""The command line that the entry scripts share: published names, their defaults, their checks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from .structures import STRUCTURES
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Refuses bad input with one line on stderr and exit code 2."""
+
+    def error(self, message: str) -> None:
+        print(f"{self.prog}: error: {message} (-h explains every flag)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def bounded(kind: type, low: float, high: float = float("inf"), open_low: bool = False) -> Callable:
+    """An argparse type: a number of `kind` in [low, high], or (low, high] when `open_low`."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not (low < value if open_low else low <= value) or value > high or value == float("inf"):
+            limits = f"{'above' if open_low else 'at least'} {low}"
+            limits += f" and at most {high}" if high != float("inf") else ""
+            raise argparse.ArgumentTypeError(f"{text} is out of range; it must be {limits}")
+        return value
+
+    parse.__name__ = {int: "whole number", float: "number"}[kind]
+    return parse
+
+
+def device(text: str) -> torch.device:
+    """An argparse type: a device that is there."""
+    try:
+        found = torch.device(text)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"'{text}' cannot be used here: {reason}") from error
+    return found
+
+
+def default_device() -> str:
+    """The accelerator if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+count = bounded(int, 0)
+positive = bounded(int, 1)
+rate = bounded(float, 0, open_low=True)
+factor = bounded(float, 0, 1, open_low=True)
+
+# Stage, then (flag, type, metavar, help). The defaults are each script's own.
+STAGE_FLAGS = {
+    "pretraining (--PRETRAIN)": [
+        ("epoch_pretrain", positive, "N", "epochs of full-precision training"),
+        ("lr_pretrain", rate, "RATE", "learning rate"),
+        ("milestones_pretrain", count, "EPOCH", "epochs before which the rate is cut"),
+        ("ld_pretrain", factor, "FACTOR", "the rate is multiplied by this at each milestone"),
+        ("warmup_pretrain", count, "N", "epochs over which the rate first rises linearly"),
+    ],
+    "adaptive quantization (--ALQ)": [
+        ("lr", rate, "RATE", "learning rate at the start of a round, and of post-training"),
+        ("R", positive, "N", "rounds of basis, coordinate and pruning epochs"),
+        ("epoch_prune", positive, "N", "pruning epochs a round"),
+        ("epoch_basis", count, "N", "epochs a round that optimise the bases B"),
+        ("ld_basis", factor, "FACTOR", "rate factor before each basis epoch"),
+        ("epoch_coord", count, "N", "epochs a round that optimise the coordinates alpha"),
+        ("ld_coord", factor, "FACTOR", "rate factor before each coordinate epoch"),
+        ("wd", bounded(float, 0), "WD", "weight decay of the coordinates (coordinate epochs)"),
+        ("pr", bounded(float, 0, 1, True), "SHARE", "share of the coordinates to prune a round"),
+        ("top_k", bounded(float, 0, 1, True), "SHARE", "share of a layer that is a candidate at a batch"),
+    ],
+    "post-training (--POSTTRAIN)": [
+        ("epoch_ste", count, "N", "epochs of basis steps on a full-precision copy"),
+        ("ld_ste", factor, "FACTOR", "rate factor before each of them"),
+        ("epoch_post_coord", count, "N", "epochs of coordinate steps after them"),
+        ("ld_post_coord", factor, "FACTOR", "rate factor before each of those"),
+        ("lr_post_coord", rate, "RATE", "rate that they start from (default: go on from the last)"),
+    ],
+}
+
+
+def make_parser(description: str, defaults: dict, prog: str | None = None) -> argparse.ArgumentParser:
+    """The shared flags with one script's `defaults`; a script may add its own afterwards."""
+    parser = OneLineParser(
+        prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    stages = parser.add_argument_group("stages (any of them, run in this order)")
+    stages.add_argument("--PRETRAIN", action="store_true", help="train the full-precision network")
+    stages.add_argument("--ALQ", action="store_true", help="quantize --model_ori adaptively")
+    stages.add_argument("--POSTTRAIN", action="store_true", help="train the quantized --model further")
+
+    files = parser.add_argument_group("data and files")
+    files.add_argument("--data", type=Path, metavar="DIR", help="where the data set lies")
+    files.add_argument("--val_size", type=positive, metavar="N", help="training images held out for validation")
+    files.add_argument("--batch_size", type=positive, metavar="N", help="images a batch")
+    files.add_argument("--model_ori", type=Path, metavar="FILE", help="full-precision checkpoint")
+    files.add_argument("--model", type=Path, metavar="FILE", help="quantized checkpoint; its log is beside it")
+
+    quantizer = parser.add_argument_group(
+        "multi-bit weights (one value for all layers, or one per layer in the network's order)"
+    )
+    quantizer.add_argument("--structure", nargs="+", choices=STRUCTURES, help="which weights form a group")
+    quantizer.add_argument(
+        "--subc", nargs="+", type=count, metavar="N",
+        help="pieces of an output row, for subchannelwise layers; 0 for others",
+    )  # fmt: skip
+    quantizer.add_argument(
+        "--max_bit", nargs="+", type=bounded(int, 1, 8), metavar="I", help="bits a weight starts from, 1 to 8"
+    )
+    for title, flags in STAGE_FLAGS.items():
+        group = parser.add_argument_group(title)
+        for name, kind, metavar, text in flags:
+            nargs = "*" if name.startswith("milestones") else None
+            group.add_argument(f"--{name}", type=kind, nargs=nargs, metavar=metavar, help=text)
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--seed", type=count, metavar="N", help="of the split, the start, the order, the pruning")
+    machine.add_argument("--device", type=device, help="cpu, cuda, cuda:1, mps, ...")
+    machine.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    machine.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
+    shared = {"warmup_pretrain": 0, "lr_post_coord": None, "wd": 0.0, "seed": 0, "device": default_device()}
+    parser.set_defaults(**{**shared, **defaults})
+    return parser
+
+
+def one_or_each(values: Sequence | None) -> object:
+    """A flag's list as `alq.quantize` takes it: a list of one stands for all layers."""
+    return values[0] if values is not None and len(values) == 1 else values

@@ -1,0 +1,2 @@
+class MultiBitWeight: pass
+average_bitwidth=quantize=restore=storage_bytes=None

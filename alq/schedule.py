@@ -1,0 +1,57 @@
+"""The three stages as lists of epochs (SPEC section 6): what each epoch does, and at what rate."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: `kind` is pretrain, basis, coordinate, prune or ste; `lr` its learning rate.
+
+    `round` counts from 1 within the ALQ stage and is 0 elsewhere.
+    """
+
+    kind: str
+    lr: float
+    round: int = 0
+
+
+def pretrain_schedule(args: Namespace) -> list[Epoch]:
+    """Linear warm-up over the first epochs, then a rate cut at each milestone."""
+    epochs = []
+    for epoch in range(args.epoch_pretrain):
+        cuts = sum(epoch >= milestone for milestone in args.milestones_pretrain)
+        warm_up = min(1.0, (epoch + 1) / args.warmup_pretrain) if args.warmup_pretrain else 1.0
+        epochs.append(Epoch("pretrain", args.lr_pretrain * args.ld_pretrain**cuts * warm_up))
+    return epochs
+
+
+def alq_schedule(args: Namespace) -> list[Epoch]:
+    """R times: basis epochs, coordinate epochs, pruning epochs at the rate reached."""
+    epochs = []
+    for number in range(1, args.R + 1):
+        lr = args.lr
+        for _ in range(args.epoch_basis):
+            lr *= args.ld_basis
+            epochs.append(Epoch("basis", lr, number))
+        for _ in range(args.epoch_coord):
+            lr *= args.ld_coord
+            epochs.append(Epoch("coordinate", lr, number))
+        epochs += [Epoch("prune", lr, number)] * args.epoch_prune
+    return epochs
+
+
+def posttrain_schedule(args: Namespace) -> list[Epoch]:
+    """STE epochs, then coordinate epochs."""
+    epochs, lr = [], args.lr
+    for _ in range(args.epoch_ste):
+        lr *= args.ld_ste
+        epochs.append(Epoch("ste", lr))
+    if args.lr_post_coord is not None:
+        lr = args.lr_post_coord
+    for _ in range(args.epoch_post_coord):
+        lr *= args.ld_post_coord
+        epochs.append(Epoch("coordinate", lr))
+    return epochs

@@ -1,0 +1,72 @@
+"""One training epoch and one evaluation, whatever the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LossFunction = Callable[[nn.Module, object], tuple[Tensor, Tensor, int]]
+
+
+def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
+    """(mean cross entropy, number of correct answers, number of samples) of one batch (x, y)."""
+    x, y = batch
+    logits = model(x)  # (batch, classes)
+    return F.cross_entropy(logits, y), (logits.argmax(dim=1) == y).sum(), len(y)
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable,
+    step: Callable[[], None],
+    loss_function: LossFunction = classification,
+) -> dict[str, float]:
+    """Run `step` once after every batch's backward pass.
+
+    Leaves the model in the train or eval mode it was given in (a pruning epoch runs in eval
+    mode). Returns {"loss", "accuracy"}: means over the epoch's samples, accuracy in percent.
+    Nothing is read back from the device before the epoch's end.
+    """
+    totals = Totals()
+    for batch in batches:
+        loss, correct, count = loss_function(model, batch)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        step()
+        totals.add(loss.detach(), correct, count)
+    return totals.means()
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Iterable, loss_function: LossFunction = classification
+) -> dict[str, float]:
+    """{"loss", "accuracy"} of the model in eval mode; its mode is restored."""
+    was_training = model.training
+    model.eval()
+    totals = Totals()
+    for batch in batches:
+        totals.add(*loss_function(model, batch))
+    model.train(was_training)
+    return totals.means()
+
+
+class Totals:
+    """Running sums of loss and correct answers, kept on the device."""
+
+    def __init__(self) -> None:
+        self.loss, self.correct, self.count = 0.0, 0, 0
+
+    def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
+        self.loss = self.loss + loss * count
+        self.correct = self.correct + correct
+        self.count += count
+
+    def means(self) -> dict[str, float]:
+        return {
+            "loss": float(self.loss) / self.count,
+            "accuracy": 100 * float(self.correct) / self.count,
+        }

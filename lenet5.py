@@ -1,0 +1,96 @@
+"""LeNet5 on MNIST: train, quantize, post-train. `python lenet5.py --PRETRAIN --ALQ --POSTTRAIN`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from alq.data import Split, draw_val_indices, read_mnist, split_loaders
+from alq.experiment import run_stages
+from alq.flags import make_parser
+from alq.stages import Recipe
+
+MEAN, STD = (0.1307,), (0.3081,)  # of MNIST's pixels in 0..1
+
+DEFAULTS = {
+    "data": Path("data"),
+    "val_size": 10000,
+    "batch_size": 128,
+    "model_ori": Path("checkpoints/lenet5_model_ori.pth"),
+    "model": Path("checkpoints/lenet5_model.pth"),
+    "structure": ["kernelwise", "kernelwise", "subchannelwise", "subchannelwise"],
+    "subc": [0, 0, 2, 1],
+    "max_bit": [6],
+    "epoch_pretrain": 100,
+    "lr_pretrain": 1e-2,
+    "milestones_pretrain": [30, 60, 90],
+    "ld_pretrain": 0.2,
+    "lr": 1e-3,
+    "R": 4,
+    "epoch_basis": 20,
+    "ld_basis": 0.8,
+    "epoch_coord": 10,
+    "ld_coord": 0.8,
+    "epoch_prune": 1,
+    "pr": 0.8,
+    "top_k": 0.005,
+    "epoch_ste": 50,
+    "ld_ste": 0.95,
+    "epoch_post_coord": 20,
+    "ld_post_coord": 0.9,
+}
+
+
+class LeNet5(nn.Module):
+    """Two unpadded 5x5 convolutions and two linear layers; 430 500 weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 20, 5)
+        self.conv2 = nn.Conv2d(20, 50, 5)
+        self.fc1 = nn.Linear(800, 500)
+        self.fc2 = nn.Linear(500, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 1, 28, 28) -> logits (batch, 10)."""
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))  # (batch, 20, 12, 12)
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # (batch, 50, 4, 4)
+        x = F.relu(self.fc1(x.flatten(1)))  # (batch, 500)
+        return self.fc2(x)
+
+
+def load_data(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
+    """MNIST's loaders and the indices of its validation images."""
+    train, test = read_mnist(args.data)
+    if val_indices is None:
+        val_indices = draw_val_indices(len(train[1]), args.val_size, args.seed)
+    split = split_loaders(
+        train, test, val_indices, args.device, args.batch_size, MEAN, STD, args.seed
+    )
+    return split, val_indices
+
+
+def pretrain_optimizer(parameters: Iterable[nn.Parameter], args: Namespace) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=args.lr_pretrain, momentum=0.5)
+
+
+RECIPE = Recipe(
+    net="lenet5",
+    network=LeNet5,
+    load_data=load_data,
+    pretrain_optimizer=pretrain_optimizer,
+    published={"bitwidth": 0.40, "storage_bytes": 22.7e3, "top1": 99.1},
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_stages(RECIPE, make_parser(__doc__, DEFAULTS), argv)
+
+
+if __name__ == "__main__":
+    main()
