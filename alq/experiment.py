@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from .errors import InputError
-from .report import print_report
+from .report import layer_table, summary_table
 from .runlog import RunLog, describe_run
 from .stages import STAGES, Recipe, Run
 
@@ -33,4 +33,15 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the last finished epoch", file=sys.stderr)
         raise SystemExit(130) from None
-    print_report(recipe, results)
+    for result in results:
+        print(f"{result['stage']}: {result['seconds']:.0f} s, saved {result['file']}")
+    print_result(recipe, results[-1])
+
+
+def print_result(recipe: Recipe, result: dict) -> None:
+    """The last stage's tables."""
+    if not result["weights"]:
+        print(f"full-precision top-1 on the test set: {result['top1_fp']:.2f} %")
+        return
+    numel = sum(weight.grouping.numel for weight in result["weights"])
+    print(layer_table(result["weights"]), summary_table(result, recipe.published, numel), sep="\n\n")

@@ -1,2 +1,254 @@
-class MultiBitWeight: pass
-average_bitwidth=quantize=restore=storage_bytes=None
+"""Multi-bit weights: w_hat = sum_i alpha_i B_i, group by group (SPEC sections 1 to 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .codes import level_table, pack_bits
+from .errors import InputError
+from .sketch import sketch
+from .structures import Grouping, make_grouping
+
+T = TypeVar("T")
+SKETCH_BLOCK = 2**22  # basis elements sketched at a time, which bounds the memory
+
+
+class MultiBitWeight:
+    """One layer's weight as binary bases and coordinates.
+
+    Attributes:
+        name: the parameter's name in the model.
+        parameter: the layer's parameter, which holds `w_hat()` after every step.
+        grouping: which weights share coordinates: structure, G, n.
+        codes: (G, n) uint8, the bases (see `alq.codes`).
+        alpha: (G, I) float, the coordinates, 0 where dead.
+        mask: (G, I) bool, which coordinates exist; change it with `prune` only.
+    """
+
+    def __init__(
+        self, name: str, parameter: nn.Parameter, grouping: Grouping,
+        codes: Tensor, alpha: Tensor, mask: Tensor,
+    ) -> None:  # fmt: skip
+        self.name, self.parameter, self.grouping = name, parameter, grouping
+        self.codes, self.alpha, self.mask = codes, alpha, mask
+        self.count_live(*live_counts([self])[0])
+
+    @classmethod
+    @torch.no_grad()
+    def from_parameter(
+        cls, name: str, parameter: nn.Parameter, grouping: Grouping, max_bit: int
+    ) -> MultiBitWeight:
+        """Sketch the parameter; it is left as it was."""
+        if not 1 <= max_bit <= 8:
+            raise InputError(f"{name}: max_bit {max_bit} is out of range; it must be 1 to 8")
+        w = grouping.to_groups(parameter.detach())
+        groups = max(1, SKETCH_BLOCK // (max_bit * grouping.n))
+        codes, alpha, mask = [], [], []
+        for part in w.split(groups):
+            B, part_alpha, part_mask = sketch(part, max_bit)
+            codes.append(pack_bits(B.transpose(1, 2) > 0))
+            alpha.append(part_alpha)
+            mask.append(part_mask)
+        return cls(name, parameter, grouping, torch.cat(codes), torch.cat(alpha), torch.cat(mask))
+
+    def count_live(self, total: int, most: int) -> None:
+        """Take over host copies of mask.sum() and mask.sum(1).max(), and what follows from them."""
+        self.live_total, self.L = total, most
+        self.order = (~self.mask).to(torch.uint8).sort(dim=1, stable=True).indices  # (G, I), live first
+
+    @property
+    def structure(self) -> str:
+        return self.grouping.structure
+
+    @property
+    def G(self) -> int:
+        return self.grouping.G
+
+    @property
+    def n(self) -> int:
+        return self.grouping.n
+
+    @property
+    def I(self) -> int:  # noqa: E743 (the paper's letter)
+        """The layer's maximum bitwidth."""
+        return self.mask.shape[1]
+
+    def live_first(self, x: Tensor) -> Tensor:
+        """(G, I) -> (G, L): the values of each group's live coordinates, dead ones behind them."""
+        return x.gather(1, self.order[:, : self.L])
+
+    def in_place(self, x: Tensor) -> Tensor:
+        """(G, L) -> (G, I), the inverse of `live_first`; 0 elsewhere."""
+        return x.new_zeros(self.mask.shape).scatter_(1, self.order[:, : self.L], x)
+
+    @property
+    def B(self) -> Tensor:
+        """(G, I, n) int8 of -1 and +1, dead rows 0; computed when asked for."""
+        bits = (self.codes.unsqueeze(1) >> torch.arange(self.L, device=self.codes.device).unsqueeze(1)) & 1
+        signs = (bits.to(torch.int8) * 2 - 1) * self.live_first(self.mask).unsqueeze(2)  # (G, L, n)
+        B = torch.zeros(self.G, self.I, self.n, dtype=torch.int8, device=self.codes.device)
+        return B.scatter_(1, self.order[:, : self.L].unsqueeze(2).expand_as(signs), signs)
+
+    def w_hat_groups(self) -> Tensor:
+        """(G, n): the quantized weight, group by group."""
+        return level_table(self.live_first(self.alpha)).gather(1, self.codes.long())
+
+    def w_hat(self) -> Tensor:
+        """The quantized weight in the layer's shape."""
+        return self.grouping.to_weight(self.w_hat_groups())
+
+    @torch.no_grad()
+    def write(self, w_hat: Tensor | None = None) -> None:
+        """Put `w_hat` (G, n), by default `w_hat_groups()`, into the layer's parameter."""
+        self.parameter.copy_(self.grouping.to_weight(self.w_hat_groups() if w_hat is None else w_hat))
+
+    @property
+    def bitwidth(self) -> float:
+        """Average number of bits a weight: mask.sum() / G."""
+        return self.live_total / self.G
+
+    @property
+    def storage_bytes(self) -> float:
+        """One bit a weight and one float32 for every live coordinate (SPEC section 1)."""
+        return self.live_total * (self.n / 8 + 4)
+
+    def prune(self, dead: Tensor) -> None:
+        """Remove the coordinates flagged in `dead` (G, I); `count_live` must follow."""
+        keep = self.live_first(self.mask & ~dead)  # (G, L)
+        place = keep * 2.0 ** (keep.cumsum(1) - 1)  # (G, L): its bit from now on
+        code = torch.arange(2**self.L, device=keep.device).unsqueeze(1)
+        bits = ((code >> torch.arange(self.L, device=keep.device)) & 1).float()  # (2^L, L)
+        self.codes = (place @ bits.T).to(torch.uint8).gather(1, self.codes.long())
+        self.mask = self.mask & ~dead
+        self.alpha = self.alpha * self.mask
+
+    def state_dict(self) -> dict:
+        """Tensors and plain values, on the CPU."""
+        return {
+            "name": self.name,
+            "structure": self.structure,
+            "shape": list(self.grouping.shape),
+            "subc": self.grouping.subc,
+            "codes": self.codes.cpu(),
+            "alpha": self.alpha.cpu(),
+            "mask": self.mask.cpu(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what `state_dict` gave for the same layer; InputError says what differs."""
+        for key, own in (
+            ("name", self.name),
+            ("structure", self.structure),
+            ("shape", list(self.grouping.shape)),
+            ("subc", self.grouping.subc),
+        ):
+            if state[key] != own:
+                raise InputError(f"{self.name}: the saved weight has {key} {state[key]}, this one {own}")
+        device = self.parameter.device
+        self.codes, self.alpha, self.mask = (state[k].to(device).clone() for k in ("codes", "alpha", "mask"))
+        self.count_live(*live_counts([self])[0])
+
+
+def live_counts(weights: Sequence[MultiBitWeight]) -> list[list[int]]:
+    """[mask.sum(), mask.sum(1).max()] of every weight, read back from the device together."""
+    counts = []
+    for weight in weights:
+        live = weight.mask.sum(1)
+        counts.append(torch.stack([live.sum(), live.max()]))
+    return torch.stack(counts).tolist()
+
+
+# ---------------------------------------------------------------------------- whole networks
+
+
+def quantizable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The tensors named `weight` with more than one dimension, in `named_parameters` order."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.rpartition(".")[2] == "weight" and parameter.dim() > 1
+    }
+
+
+def quantize(
+    model: nn.Module,
+    structure: str | Sequence[str] | None = None,
+    subc: int | Sequence[int] | None = None,
+    max_bit: int | Sequence[int] = 6,
+) -> list[MultiBitWeight]:
+    """Sketch every quantizable weight of `model` in place: each parameter then holds its w_hat.
+
+    Arguments:
+        structure, subc, max_bit: one value for all layers or one per layer, in
+            `named_parameters` order. None chooses by the kind of layer (`alq.structures`). In a
+            list, `subc` is 0 for layers whose structure has no pieces.
+
+    Raises: InputError names the layer that a value does not fit.
+    """
+    parameters = quantizable(model)
+    if not parameters:
+        raise InputError("the model has no weight to quantize (a `weight` with two or more dimensions)")
+    names = list(parameters)
+    structures = per_layer("structure", structure, names)
+    pieces = per_layer("subc", subc, names)
+    bits = per_layer("max_bit", max_bit, names)
+    groupings = [
+        make_grouping(name, tuple(parameters[name].shape), structures[k], pieces[k])
+        for k, name in enumerate(names)
+    ]
+    weights = [
+        MultiBitWeight.from_parameter(name, parameters[name], grouping, bit)
+        for name, grouping, bit in zip(names, groupings, bits, strict=True)
+    ]
+    for weight in weights:
+        weight.write()
+    return weights
+
+
+def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
+    """The multi-bit weights of `model` from what their `state_dict`s gave; parameters get w_hat."""
+    parameters = quantizable(model)
+    if list(parameters) != [state["name"] for state in states]:
+        raise InputError(
+            f"the saved weights are {[state['name'] for state in states]}, the network's {list(parameters)}"
+        )
+    weights = []
+    for state in states:
+        parameter = parameters[state["name"]]
+        grouping = make_grouping(
+            state["name"], tuple(parameter.shape), state["structure"], state["subc"] or None
+        )
+        parts = [state[key].to(parameter.device) for key in ("codes", "alpha", "mask")]
+        weight = MultiBitWeight(state["name"], parameter, grouping, *parts)
+        weight.load_state_dict(state)
+        weight.write()
+        weights.append(weight)
+    return weights
+
+
+def per_layer(option: str, value: T | Sequence[T], names: Sequence[str]) -> list[T]:
+    """`value` for each of the layers `names`; InputError if a list has another length."""
+    if value is None or isinstance(value, (str, int)):
+        return [value] * len(names)
+    if len(value) != len(names):
+        raise InputError(
+            f"{option}: {len(value)} values for {len(names)} quantized layers ({', '.join(names)}); "
+            "give one for all or one for each"
+        )
+    return list(value)
+
+
+def average_bitwidth(weights: Sequence[MultiBitWeight]) -> float:
+    """Mean bitwidth over layers, weighted by their numbers of weights."""
+    numel = math.fsum(weight.grouping.numel for weight in weights)
+    return math.fsum(weight.bitwidth * weight.grouping.numel for weight in weights) / numel
+
+
+def storage_bytes(weights: Sequence[MultiBitWeight]) -> float:
+    """Bytes of all quantized weights (SPEC section 1)."""
+    return math.fsum(weight.storage_bytes for weight in weights)

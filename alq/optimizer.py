@@ -1,1 +1,237 @@
-ALQ=None
+"""The optimizer of multi-bit weights: thin state around the arithmetic of `alq.steps`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .codes import basis_products
+from .errors import InputError
+from .loss_model import pseudo_gradient_and_hessian, update_moments
+from .multibit import MultiBitWeight, live_counts
+from .steps import alpha_moments, choose_pruned, optimise_bases, removal_cost
+
+# Weights worked on at a time. On a CPU a block's temporaries stay in cache; elsewhere a block is
+# large, for few kernels, and bounds the memory.
+CPU_BLOCK, DEVICE_BLOCK = 2**17, 2**24
+
+
+class ALQ(Optimizer):
+    """Adaptive loss-aware quantization: four steps on multi-bit weights.
+
+    Each step reads the parameters' `.grad` (g below, reshaped to (G, n)), updates AMSGrad moments
+    and leaves w_hat in the parameters. With p and h of the loss model (`alq.loss_model`):
+
+        basis_step       t = w_hat - p/h;  B = nearest levels to t;  alpha = argmin of the model
+        coordinate_step  g_a = B g + wd*alpha;  alpha = alpha - p_a/h_a;  w_hat = B^T alpha
+        prune_step       f = -p_a*alpha + 1/2*alpha^2*h_a;  remove the cheapest coordinates
+        ste_step         as basis_step from a full-precision copy w0;  then w0 = w0 - p/h
+
+    Arguments:
+        weights: what `alq.quantize` returned.
+        lr: learning rate.  betas, eps: of AMSGrad.
+        weight_decay: wd above, on the coordinates.
+        generator: of the random rounding in `prune_step`, on the CPU; None takes torch's own.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[MultiBitWeight],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not lr >= 0:
+            raise InputError(f"lr {lr}: must be 0 or more")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise InputError(f"betas {betas}: each must be at least 0 and below 1")
+        if not eps > 0:
+            raise InputError(f"eps {eps}: must be above 0, as h is divided by")
+        if not weight_decay >= 0:
+            raise InputError(f"weight_decay {weight_decay}: must be 0 or more")
+        self.weights = list(weights)
+        self.generator = generator
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__([weight.parameter for weight in self.weights], defaults)
+        for weight in self.weights:
+            moments = weight.alpha.new_zeros(3, weight.G, weight.n)
+            self.state[weight.parameter] = {
+                "step": 0,  # t of the moments in the w domain
+                "step_a": 0,  # t of the moments in the alpha domain
+                "m": moments[0],  # (G, n)
+                "v": moments[1],
+                "v_max": moments[2],
+                # (G, I) m_a, v_a, v_a_max; None after a new B, until a step asks for them
+                "alpha_moments": None,
+                "w0": None,  # (G, n): full-precision copy, from the first ste_step on
+            }
+
+    @torch.no_grad()
+    def basis_step(self) -> None:
+        """Optimise the bases, then the coordinates (`steps.optimise_bases`)."""
+        for weight, state in self._layers():
+            base = weight.grouping.to_groups(weight.parameter)
+            self._optimise(weight, state, base, move_base=False)
+
+    @torch.no_grad()
+    def ste_step(self) -> None:
+        """Straight-through: the basis step from the full-precision copy w0, which then moves."""
+        for weight, state in self._layers():
+            if state["w0"] is None:
+                state["w0"] = weight.grouping.to_groups(weight.parameter).clone()
+            self._optimise(weight, state, state["w0"], move_base=True)
+
+    @torch.no_grad()
+    def coordinate_step(self) -> None:
+        """Optimise the coordinates with the bases fixed. One may turn negative."""
+        for weight, state in self._layers():
+            p_a, h_a = self._update_both_moments(weight, state)
+            weight.alpha = (weight.alpha - p_a / h_a) * weight.mask
+            weight.write()
+
+    @torch.no_grad()
+    def prune_step(self, top_k: float, M_p: float) -> None:
+        """Remove coordinates, the cheapest over all layers first; alpha does not move.
+
+            f = -p_a*alpha + 1/2*alpha^2*h_a
+            candidates: in each layer the `top_k` share of its live coordinates with the least f,
+                        the count's fraction rounded up at random with that probability
+            remove the `M_p` share of all candidates with the least f, rounded down
+        """
+        costs, candidates = [], []
+        for weight, state in self._layers():
+            p_a, h_a = self._update_both_moments(weight, state)
+            costs.append(removal_cost(weight.alpha, p_a, h_a))
+            share = top_k * weight.live_total
+            draw = torch.rand((), generator=self.generator).item()  # on the host: no device waits
+            candidates.append(int(share) + (draw < share - int(share)))
+        masks = [weight.mask for weight in self.weights]
+        dead = choose_pruned(costs, masks, candidates, M_p)
+        for weight, flags in zip(self.weights, dead, strict=True):
+            weight.prune(flags)
+        # The one point where the host waits for the device.
+        for weight, counts in zip(self.weights, live_counts(self.weights), strict=True):
+            weight.count_live(*counts)
+            weight.write()
+
+    def step(self, closure: None = None) -> None:
+        """Not defined: choose one of the four steps."""
+        raise NotImplementedError("call basis_step, coordinate_step, ste_step or prune_step")
+
+    def state_dict(self) -> dict:
+        """All that the next step depends on: moments, counters, B, alpha, mask, base points."""
+        generator = None if self.generator is None else self.generator.get_state()
+        return {
+            "weights": [weight.state_dict() for weight in self.weights],
+            "state": [_map_tensors(self.state[w.parameter], torch.Tensor.cpu) for w in self.weights],
+            "param_groups": super().state_dict()["param_groups"],
+            "generator": generator,
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Go back to where `state_dict` was taken; InputError names a layer that does not fit."""
+        if len(state_dict["weights"]) != len(self.weights):
+            raise InputError(
+                f"the state has {len(state_dict['weights'])} layers, the network {len(self.weights)}"
+            )
+        saved = zip(self.weights, state_dict["weights"], state_dict["state"], strict=True)
+        for weight, weight_state, state in saved:
+            weight.load_state_dict(weight_state)
+            weight.write()
+            device = weight.parameter.device
+            self.state[weight.parameter] = _map_tensors(state, lambda x, d=device: x.to(d, copy=True))
+        for group, values in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group.update({k: v for k, v in values.items() if k != "params"})
+        if self.generator is not None and state_dict["generator"] is not None:
+            self.generator.set_state(state_dict["generator"])
+
+    # ------------------------------------------------------------------------ what the steps share
+
+    def _layers(self) -> Iterator[tuple[MultiBitWeight, dict]]:
+        for weight in self.weights:
+            yield weight, self.state[weight.parameter]
+
+    def _optimise(
+        self, weight: MultiBitWeight, state: dict, base: Tensor, move_base: bool
+    ) -> None:
+        """`optimise_bases` in blocks of groups, from `base` (G, n), which becomes t if it moves."""
+        g = self._gradient(weight)
+        w_hat = torch.empty_like(g)  # (G, n)
+        live = weight.live_first(weight.mask)  # (G, L)
+        alpha = weight.live_first(weight.alpha)  # (G, L)
+        state["step"] += 1
+        state["step_a"] += 1
+        state["alpha_moments"] = None
+        for block in _blocks(weight):
+            p, h = self._update_moments(g[block], state, block)
+            weight.codes[block], alpha[block], w_hat[block], t = optimise_bases(
+                base[block], p, h, alpha[block], live[block]
+            )
+            if move_base:
+                base[block] = t
+        weight.alpha = weight.in_place(alpha)
+        weight.write(w_hat)
+
+    def _update_moments(self, g: Tensor, state: dict, block: slice) -> tuple[Tensor, Tensor]:
+        group = self.param_groups[0]
+        m, v, v_max = (state[key][block] for key in ("m", "v", "v_max"))
+        update_moments(g, m, v, v_max, group["betas"])
+        return pseudo_gradient_and_hessian(
+            m, v_max, state["step"], group["lr"], group["betas"], group["eps"]
+        )
+
+    def _update_both_moments(self, weight: MultiBitWeight, state: dict) -> tuple[Tensor, Tensor]:
+        """Update the moments in both domains, each with its own gradient; p_a and h_a (G, I)."""
+        group = self.param_groups[0]
+        g = self._gradient(weight)
+        live = weight.live_first(weight.mask)
+        state["step"] += 1
+        state["step_a"] += 1
+        derive = state["alpha_moments"] is None
+        g_a = torch.empty(live.shape, dtype=g.dtype, device=g.device)  # (G, L)
+        derived = [torch.empty_like(g_a) for _ in range(3)] if derive else []
+        for block in _blocks(weight):
+            index = weight.codes[block].long()
+            moments = [state[key][block] for key in ("m", "v", "v_max")]
+            if derive:
+                for whole, part in zip(derived, alpha_moments(*moments, index, live[block]), strict=True):
+                    whole[block] = part
+            update_moments(g[block], *moments, group["betas"])
+            g_a[block] = basis_products(g[block], index, live[block])
+        if derive:
+            state["alpha_moments"] = [weight.in_place(x) for x in derived]
+        g_a = weight.in_place(g_a) + group["weight_decay"] * weight.alpha  # (G, I)
+        m_a, v_a, v_a_max = state["alpha_moments"]
+        update_moments(g_a, m_a, v_a, v_a_max, group["betas"])
+        return pseudo_gradient_and_hessian(
+            m_a, v_a_max, state["step_a"], group["lr"], group["betas"], group["eps"]
+        )
+
+    @staticmethod
+    def _gradient(weight: MultiBitWeight) -> Tensor:
+        if weight.parameter.grad is None:
+            raise InputError(f"{weight.name}: no gradient; call backward() before the step")
+        return weight.grouping.to_groups(weight.parameter.grad)
+
+
+def _blocks(weight: MultiBitWeight) -> Iterator[slice]:
+    size = CPU_BLOCK if weight.codes.device.type == "cpu" else DEVICE_BLOCK
+    groups = max(1, size // weight.n)
+    for start in range(0, weight.G, groups):
+        yield slice(start, start + groups)
+
+
+def _map_tensors(state: dict, function) -> dict:
+    """`state` with `function` applied to its tensors, also those in lists."""
+
+    def convert(value: object) -> object:
+        if isinstance(value, Tensor):
+            return function(value)
+        return [function(x) for x in value] if isinstance(value, list) else value
+
+    return {key: convert(value) for key, value in state.items()}

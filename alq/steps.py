@@ -1,0 +1,97 @@
+"""The arithmetic of the four steps, on one layer's (G, n) (SPEC section 5; paper algorithms 2, 3).
+
+`alpha` and `live` are (G, L) here: the live coordinates first (see `alq.codes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .codes import basis_products, level_table, nearest_codes, pack_bits, sign_table, sum_by_code
+
+RIDGE = 1e-6  # R of the coordinate solve, SPEC section 5
+
+
+def optimise_bases(
+    w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Optimise B with alpha fixed, then alpha with B fixed, from base point `w0`.
+
+        1. t = w0 - p/h
+        2. B = the signs of the level nearest to t, weight by weight
+        3. alpha = argmin_a (B^T a - w0).p + 1/2 (B^T a - w0).(h*(B^T a - w0))
+        4. negative coordinates become positive and their bases flip
+        5. w_hat = B^T alpha
+
+    Arguments: w0, p, h (G, n); alpha, live (G, L).
+    Returns: codes (G, n) uint8, alpha (G, L), w_hat (G, n), t (G, n).
+    """
+    t = w0 - p / h  # (G, n)
+    codes = nearest_codes(t, alpha, live)  # (G, n)
+    index = codes.long()
+    alpha = solve_coordinates(index, live, w0, p, h)  # (G, L)
+    w_hat = level_table(alpha).gather(1, index)  # (G, n); the flip does not change it
+    flipped = pack_bits(alpha < 0).unsqueeze(1)  # (G, 1)
+    return codes ^ flipped, alpha.abs(), w_hat, t
+
+
+def solve_coordinates(index: Tensor, live: Tensor, w0: Tensor, p: Tensor, h: Tensor) -> Tensor:
+    """alpha from  (B diag(h) B^T + R) alpha = B (h*w0 - p).  Returns (G, L), 0 where not live.
+
+    R adds 1e-6 to the diagonal, and 1 more where a coordinate is not live. Element (i, j) of
+    B diag(h) B^T is the sum of h over the 2^L codes, each times its signs i and j.
+    """
+    L = live.shape[1]
+    signs = sign_table(L, h)  # (2^L, L)
+    pairs = (signs.unsqueeze(2) * signs.unsqueeze(1)).flatten(1)  # (2^L, L*L)
+    A = (sum_by_code(h, index, L) @ pairs).unflatten(1, (L, L))  # (G, L, L)
+    A = A * (live.unsqueeze(2) & live.unsqueeze(1))
+    A.diagonal(dim1=1, dim2=2).add_(RIDGE + (~live).to(h.dtype))
+    b = basis_products(h * w0 - p, index, live)  # (G, L)
+    return torch.linalg.solve_ex(A, b.unsqueeze(2))[0].squeeze(2) * live
+
+
+def alpha_moments(
+    m: Tensor, v: Tensor, v_max: Tensor, index: Tensor, live: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The moments that the coordinates inherit from the weights after a new B. Each (G, L).
+
+        m_a = B m;   v_a = diag(B diag(v) B^T);   v_a_max = diag(B diag(v_max) B^T)
+
+    As B is +-1, each of the last two is the group's sum on live coordinates.
+    """
+    m_a = basis_products(m, index, live)
+    return m_a, v.sum(1, keepdim=True) * live, v_max.sum(1, keepdim=True) * live
+
+
+def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:
+    """Modelled increase of the loss when a coordinate becomes 0:  f = -p_a*alpha + 1/2*alpha^2*h_a."""
+    return alpha * (0.5 * alpha * h_a - p_a)
+
+
+def choose_pruned(
+    costs: Sequence[Tensor], masks: Sequence[Tensor], candidates: Sequence[int], M_p: float
+) -> list[Tensor]:
+    """Which coordinates to remove: the cheapest `M_p` share of all layers' candidates together.
+
+    Arguments: per layer the costs (G, I), the mask (G, I), the number of candidates (its live
+    coordinates of smallest cost). The share of their sum is rounded down.
+    Returns: per layer (G, I) bool.
+    """
+    values, places, offset = [], [], 0
+    for f, mask, k in zip(costs, masks, candidates, strict=True):
+        cheapest = torch.where(mask, f, torch.inf).flatten().topk(k, largest=False)
+        values.append(cheapest.values)
+        places.append(cheapest.indices + offset)
+        offset += mask.numel()
+    removed = int(M_p * sum(candidates))
+    chosen = torch.cat(values).topk(removed, largest=False).indices
+    dead = torch.zeros(offset, dtype=torch.bool, device=masks[0].device)
+    dead[torch.cat(places)[chosen]] = True
+    return [
+        part.view(mask.shape)
+        for part, mask in zip(dead.split([mask.numel() for mask in masks]), masks, strict=True)
+    ]

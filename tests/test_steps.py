@@ -1,0 +1,248 @@
+"""The four steps against the plain loops of reference.py, and each part against an oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from reference import Reference, nearest_signs, prune, sketch_group
+from torch import nn
+
+import alq
+from alq.codes import level_table, nearest_codes, sign_table
+from alq.loss_model import pseudo_gradient_and_hessian, update_moments
+from alq.sketch import sketch
+from alq.steps import choose_pruned, solve_coordinates
+
+# structure, subc, max_bit, weight shape: every structure, I = 1 to 8, n below I, a 1 x 1 kernel.
+CASES = [
+    ("kernelwise", None, 4, (3, 2, 5, 5)),
+    ("kernelwise", None, 6, (4, 3, 1, 2)),
+    ("kernelwise", None, 5, (3, 4, 1, 1)),
+    ("pixelwise", None, 3, (2, 12, 3, 3)),
+    ("pixelwise", None, 8, (3, 40, 1, 1)),
+    ("channelwise", None, 1, (4, 3, 3, 3)),
+    ("channelwise", None, 7, (2, 4, 3, 3)),
+    ("subchannelwise", 4, 5, (3, 48)),
+    ("subchannelwise", 1, 2, (5, 20)),
+]
+
+
+class OneLayer(nn.Module):
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+
+def make_layer(structure, subc, max_bit, shape, seed=0) -> alq.MultiBitWeight:
+    """A layer in float64 with an all-zero group, a group without bits and a hole in the mask."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64)
+    (w,) = alq.quantize(OneLayer(weight), structure, subc, max_bit)
+    groups = w.grouping.to_groups(weight.clone())
+    groups[0] = 0
+    (w,) = alq.quantize(OneLayer(w.grouping.to_weight(groups).clone()), structure, subc, max_bit)
+    dead = torch.zeros_like(w.mask)
+    dead[1] = True  # a group without bits
+    if w.G > 2 and w.mask[2].sum() > 1:
+        dead[2, 0] = True  # a hole before live coordinates
+    remove(w, dead)
+    return w
+
+
+def remove(w: alq.MultiBitWeight, dead: torch.Tensor) -> None:
+    w.prune(dead)
+    w.count_live(int(w.mask.sum()), int(w.mask.sum(1).max()))
+    w.write()
+
+
+def give_gradient(w: alq.MultiBitWeight, generator: torch.Generator) -> np.ndarray:
+    g = torch.randn(w.G, w.n, generator=generator, dtype=torch.float64)
+    w.parameter.grad = w.grouping.to_weight(g).clone()
+    return g.numpy()
+
+
+def assert_same(w: alq.MultiBitWeight, reference: Reference) -> None:
+    np.testing.assert_array_equal(w.mask.numpy(), reference.mask)
+    np.testing.assert_allclose(w.alpha.numpy(), reference.alpha, atol=1e-9)
+    np.testing.assert_allclose(w.w_hat_groups().numpy(), reference.w_hat, atol=1e-9)
+    np.testing.assert_array_equal(w.B.numpy(), reference.B)
+    np.testing.assert_array_equal(w.grouping.to_groups(w.parameter.detach()), w.w_hat_groups())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_steps_follow_the_plain_reference(case) -> None:
+    w = make_layer(*case)
+    reference = Reference(w.B, w.alpha, w.mask, lr=0.02, wd=0.01)
+    optimizer = alq.ALQ([w], lr=0.02, weight_decay=0.01)
+    generator = torch.Generator().manual_seed(1)
+    sequence = "basis coordinate coordinate basis basis coordinate prune basis ste ste coordinate"
+    negative = False
+    for mode in sequence.split():
+        g = give_gradient(w, generator)
+        if mode == "prune":
+            optimizer.prune_step(1.0, 0.2)
+            prune([reference], [g], 1.0, 0.2)
+        else:
+            getattr(optimizer, f"{mode}_step")()
+            getattr(reference, f"{mode}_step")(g)
+        negative |= bool((w.alpha < 0).any())
+        assert_same(w, reference)
+    assert not w.mask[1].any() and not w.w_hat_groups()[1].any()
+
+
+def test_a_negative_coordinate_flips_without_changing_the_weight() -> None:
+    w = make_layer("channelwise", None, 3, (3, 4, 3, 3))
+    w.alpha = torch.where(w.mask, -0.5 * w.alpha, w.alpha)
+    w.write()
+    before = w.w_hat()
+    optimizer = alq.ALQ([w], lr=0.0)
+    w.parameter.grad = torch.ones_like(w.parameter)
+    optimizer.basis_step()  # with lr 0 the target is w_hat itself
+    assert (w.alpha >= 0).all()
+    torch.testing.assert_close(w.w_hat(), before, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("I", range(1, 9))
+def test_sketch_follows_the_plain_reference(I: int) -> None:
+    for n in (1, 2, 5, 30):
+        w = torch.randn(20, n, generator=torch.Generator().manual_seed(I), dtype=torch.float64)
+        w[3] = 0
+        w[4, 1:] = 0
+        B, alpha, mask = sketch(w, I)
+        assert mask.sum(1).max() <= min(I, n)
+        for g in range(len(w)):
+            bases, coordinates = sketch_group(w[g].numpy(), I)
+            k = int(mask[g].sum())
+            assert not mask[g, k:].any() and not B[g, k:].any() and not alpha[g, k:].any()
+            w_hat = coordinates @ bases if len(bases) else np.zeros(n)
+            np.testing.assert_allclose((alpha[g] @ B[g].double()).numpy(), w_hat, atol=1e-9)
+            # A residual of rounding size is a tie (SPEC section 8): either count of bases is right.
+            if np.abs(w_hat - w[g].numpy()).max() > 1e-6:
+                np.testing.assert_allclose(alpha[g, :k].numpy(), coordinates, atol=1e-9)
+    assert not mask[3].any()
+
+
+@pytest.mark.parametrize("I", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nearest_level_against_brute_force(I: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(I)
+    G, n = 6, 200
+    live = torch.arange(I) < torch.tensor([I, I, max(I - 1, 1), 1, 0, I]).unsqueeze(1)
+    alpha = torch.randn(G, I, generator=generator, dtype=dtype) * live  # negative ones too
+    alpha[5] = alpha[5, :1]  # equal coordinates: many levels coincide
+    target = 3 * torch.randn(G, n, generator=generator, dtype=dtype)
+    target[:, 0] = 0
+    codes = nearest_codes(target, alpha, live)
+    every = (2 ** torch.arange(I) * live).sum(1, keepdim=True)
+    assert not (codes & ~every).any(), "a bit of a basis that does not exist is set"
+    chosen = (level_table(alpha).gather(1, codes.long()) - target).abs()
+    levels = level_table(alpha)
+    least = (levels.unsqueeze(1) - target.unsqueeze(2)).abs().min(2).values
+    torch.testing.assert_close(chosen, least, atol=1e-6 if dtype == torch.float32 else 1e-12, rtol=0)
+    _, distance = nearest_signs(float(target[0, 7]), alpha[0].numpy())
+    assert abs(distance - chosen[0, 7]) < 1e-5
+
+
+def test_unconstrained_step_is_amsgrad() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parameter = nn.Parameter(torch.randn(5, 7, generator=generator, dtype=torch.float64))
+    w = parameter.detach().clone()
+    adam = torch.optim.Adam([parameter], lr=0.01, amsgrad=True)
+    m, v, v_max = torch.zeros(3, 5, 7, dtype=torch.float64)
+    for t in range(1, 30):
+        g = torch.randn(5, 7, generator=generator, dtype=torch.float64) / t
+        parameter.grad = g.clone()
+        # Adam adds eps after the division by sqrt(1-beta2^t), h before it.
+        adam.param_groups[0]["eps"] = 1e-3 / (1 - 0.999**t) ** 0.5
+        adam.step()
+        update_moments(g, m, v, v_max, (0.9, 0.999))
+        p, h = pseudo_gradient_and_hessian(m, v_max, t, 0.01, (0.9, 0.999), 1e-3)
+        w -= p / h
+        torch.testing.assert_close(w, parameter.detach(), atol=1e-12, rtol=0)
+
+
+def test_coordinate_solve_is_the_weighted_least_squares() -> None:
+    generator = torch.Generator().manual_seed(0)
+    G, L, n = 7, 4, 50
+    live = torch.arange(L) < torch.tensor([4, 4, 3, 2, 1, 0, 4]).unsqueeze(1)
+    codes = torch.randint(0, 2**L, (G, n), generator=generator) & (2 ** torch.arange(L) * live).sum(1, keepdim=True)
+    w0, p = torch.randn(2, G, n, generator=generator)
+    h = torch.rand(G, n, generator=generator) + 0.1
+    alpha = solve_coordinates(codes, live, w0, p, h)
+    for g in range(G):
+        k = int(live[g].sum())
+        B = sign_table(L, h)[codes[g], :k].double().numpy()  # (n, k)
+        # argmin |sqrt(h) (B a - t)|^2 + 1e-6 |a|^2 as an ordinary least squares problem
+        root = np.sqrt(h[g].double().numpy())
+        t = (w0[g] - p[g] / h[g]).double().numpy()
+        A = np.vstack([root[:, None] * B, 1e-3 * np.eye(k)])
+        expected = np.linalg.lstsq(A, np.concatenate([root * t, np.zeros(k)]), rcond=None)[0]
+        np.testing.assert_allclose(alpha[g, :k].numpy(), expected, atol=2e-5)
+        assert not alpha[g, k:].any()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_coordinate_step_uses_the_gradient_of_alpha(case) -> None:
+    w = make_layer(*case)
+    optimizer = alq.ALQ([w], lr=0.01)
+    alpha = w.alpha.clone().requires_grad_()
+    w_hat = w.grouping.to_weight((alpha.unsqueeze(1) @ w.B.double()).squeeze(1))
+    loss = (w_hat.sin() + w_hat**2).sum()
+    (g_a,) = torch.autograd.grad(loss, alpha)
+    w.parameter.grad = (w_hat.cos() + 2 * w_hat).detach()
+    optimizer.coordinate_step()
+    m_a = optimizer.state[w.parameter]["alpha_moments"][0]
+    torch.testing.assert_close(m_a / 0.1, g_a * w.mask, atol=1e-10, rtol=0)
+
+
+def test_pruning_takes_the_cheapest_candidates_of_all_layers() -> None:
+    costs = [torch.tensor([[5.0, 1.0], [9.0, 2.0]]), torch.tensor([[3.0, 0.0, 4.0]])]
+    masks = [torch.tensor([[True, True], [True, True]]), torch.tensor([[True, False, True]])]
+    first, second = choose_pruned(costs, masks, [2, 2], 0.99)  # of 1, 2 and 3, 4: three go
+    assert first.tolist() == [[False, True], [False, True]]
+    assert second.tolist() == [[True, False, False]]  # 0.0 was dead already
+
+
+def test_pruning_several_layers_follows_the_reference() -> None:
+    layers = [make_layer(*case, seed=k) for k, case in enumerate(CASES)]
+    references = [Reference(w.B, w.alpha, w.mask, lr=0.01) for w in layers]
+    optimizer = alq.ALQ(layers, lr=0.01)
+    generator = torch.Generator().manual_seed(2)
+    while sum(w.live_total for w in layers):  # down to a network pruned to nothing
+        gradients = [give_gradient(w, generator) for w in layers]
+        before = [w.mask.clone() for w in layers]
+        alphas = [w.alpha.clone() for w in layers]
+        M_p = 0.3 if sum(w.live_total for w in layers) > 8 else 1.0
+        optimizer.prune_step(1.0, M_p)
+        prune(references, gradients, 1.0, M_p)
+        for w, reference, mask, alpha in zip(layers, references, before, alphas, strict=True):
+            assert_same(w, reference)
+            assert not (w.mask & ~mask).any()
+            assert torch.equal(w.alpha, alpha * w.mask)  # alpha does not move
+    for w in layers:
+        give_gradient(w, generator)
+    for step in (optimizer.basis_step, optimizer.coordinate_step, optimizer.ste_step):
+        step()  # nothing left: all weights stay 0
+        assert not any(w.parameter.any() for w in layers)
+
+
+def test_random_rounding_is_seeded_and_has_the_right_mean() -> None:
+    def removed(seed: int) -> int:
+        w = make_layer("channelwise", None, 4, (10, 3, 3, 3))
+        optimizer = alq.ALQ([w], generator=torch.Generator().manual_seed(seed))
+        live = w.live_total
+        for _ in range(3):
+            give_gradient(w, torch.Generator().manual_seed(0))
+            optimizer.prune_step(0.04, 1.0)  # about 1.4 of 35 coordinates
+        return live - w.live_total
+
+    counts = [removed(seed) for seed in range(60)]
+    assert counts == [removed(seed) for seed in range(60)]
+    assert 3.6 < np.mean(counts) < 4.5  # 0.04 * (35 + 33.6 + 32.2) = 4.0
+
+
+def test_a_step_without_gradient_names_the_layer() -> None:
+    w = make_layer("channelwise", None, 2, (3, 2, 3, 3))
+    with pytest.raises(ValueError, match="weight: no gradient"):
+        alq.ALQ([w]).basis_step()
