@@ -13,19 +13,24 @@ import numpy as np
 RIDGE = 1e-6
 
 
-def sketch_group(w: np.ndarray, I: int) -> tuple[np.ndarray, np.ndarray]:
-    """One group -> its bases (k, n) and coordinates (k,), ascending."""
+def sketch_group(w: np.ndarray, I: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    """One group -> its bases (k, n) and coordinates (k,), ascending; whether a sign was a tie.
+
+    A tie is a residual of rounding size, whose sign is arbitrary (SPEC section 8).
+    """
     bases: list[np.ndarray] = []
     alpha = np.zeros(0)
-    r = w.copy()
+    r, tie = w.copy(), False
     while len(bases) < min(I, len(w)) and w @ w > 0 and (r @ r) / (w @ w) >= 1e-6:
+        tie |= bool(bases) and np.abs(r).min() < 1e-12
         bases.append(np.where(r < 0, -1.0, 1.0))
         B = np.array(bases)
         alpha = np.linalg.lstsq(B.T, w, rcond=None)[0]
         r = w - B.T @ alpha
     pairs = [(abs(a), b if a >= 0 else -b) for a, b in zip(alpha, bases, strict=True) if a != 0]
     pairs.sort(key=lambda pair: pair[0])
-    return np.array([b for _, b in pairs]).reshape(-1, len(w)), np.array([a for a, _ in pairs])
+    B = np.array([b for _, b in pairs]).reshape(-1, len(w))
+    return B, np.array([a for a, _ in pairs]), tie
 
 
 def nearest_signs(t: float, alpha: np.ndarray) -> tuple[np.ndarray, float]:
@@ -42,8 +47,8 @@ class Reference:
     """One layer, stepped with gradients (G, n)."""
 
     def __init__(self, B, alpha, mask, lr, betas=(0.9, 0.999), eps=1e-8, wd=0.0) -> None:
-        self.B, self.alpha = np.array(B, float), np.array(alpha, float)
-        self.mask = np.array(mask, bool)
+        self.B, self.alpha = np.asarray(B, float).copy(), np.asarray(alpha, float).copy()
+        self.mask = np.asarray(mask, bool).copy()
         self.lr, self.betas, self.eps, self.wd = lr, betas, eps, wd
         G, I, n = self.B.shape
         self.t = self.t_a = 0

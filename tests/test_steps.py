@@ -111,15 +111,16 @@ def test_sketch_follows_the_plain_reference(I: int) -> None:
         w[4, 1:] = 0
         B, alpha, mask = sketch(w, I)
         assert mask.sum(1).max() <= min(I, n)
+        ties = 0
         for g in range(len(w)):
-            bases, coordinates = sketch_group(w[g].numpy(), I)
+            bases, coordinates, tie = sketch_group(w[g].numpy(), I)
             k = int(mask[g].sum())
             assert not mask[g, k:].any() and not B[g, k:].any() and not alpha[g, k:].any()
-            w_hat = coordinates @ bases if len(bases) else np.zeros(n)
-            np.testing.assert_allclose((alpha[g] @ B[g].double()).numpy(), w_hat, atol=1e-9)
-            # A residual of rounding size is a tie (SPEC section 8): either count of bases is right.
-            if np.abs(w_hat - w[g].numpy()).max() > 1e-6:
+            ties += tie
+            if not tie:
+                np.testing.assert_array_equal(B[g, :k].numpy(), bases)
                 np.testing.assert_allclose(alpha[g, :k].numpy(), coordinates, atol=1e-9)
+        assert n < 30 or ties < 5
     assert not mask[3].any()
 
 
