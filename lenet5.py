@@ -75,7 +75,9 @@ def load_data(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tenso
     return split, val_indices
 
 
-def pretrain_optimizer(parameters: Iterable[nn.Parameter], args: Namespace) -> torch.optim.Optimizer:
+def pretrain_optimizer(
+    parameters: Iterable[nn.Parameter], args: Namespace
+) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=args.lr_pretrain, momentum=0.5)
 
 

@@ -37,11 +37,15 @@ def load_checkpoint(path: str | Path, net: str) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path} is not an ALQ checkpoint")
     if content["version"] != VERSION:
-        raise InputError(f"{path} has format version {content['version']}; this code reads {VERSION}")
+        raise InputError(
+            f"{path} has format version {content['version']}; this code reads {VERSION}"
+        )
     if content["net"] != net:
         raise InputError(f"{path} holds network '{content['net']}', not '{net}'")
     return content

@@ -48,13 +48,13 @@ def basis_products(x: Tensor, index: Tensor, live: Tensor) -> Tensor:
 
 
 def nearest_codes(target: Tensor, alpha: Tensor, live: Tensor) -> Tensor:
-    """The code of the level nearest to each target, exactly. (G, n), (G, L), (G, L) -> (G, n) uint8.
+    """The code of the level nearest to each target, exactly: (G, n), (G, L) twice -> (G, n) uint8.
 
     The levels are symmetric about 0, so the search is for |target| among the 2^(L-1) that are not
     negative, by bisection of their midpoints: L-1 gathers and comparisons a weight, where comparing
     with every level takes 2^L.
     """
-    G, L = alpha.shape
+    L = alpha.shape[1]
     if L == 0:
         return torch.zeros(target.shape, dtype=torch.uint8, device=target.device)
     half = 2 ** (L - 1)

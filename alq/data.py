@@ -68,7 +68,9 @@ class TensorLoader:
         per_channel = {"dtype": torch.float32, "device": images.device}
         # (x/255 - mean) / std  =  x * scale + shift
         self.scale = (1 / (255 * torch.tensor(std, **per_channel))).view(1, -1, 1, 1)
-        self.shift = -(torch.tensor(mean, **per_channel) / torch.tensor(std, **per_channel)).view(1, -1, 1, 1)
+        self.shift = -(torch.tensor(mean, **per_channel) / torch.tensor(std, **per_channel)).view(
+            1, -1, 1, 1
+        )
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
@@ -139,7 +141,7 @@ def read_mnist(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, T
     """
     root = Path(root)
     raw = root / "MNIST" / "raw"
-    for name, digest in MNIST_SHA256.items():
+    for name in MNIST_SHA256:
         if not (raw / name).exists() and (raw / f"{name}.gz").exists():
             _unpack(raw / f"{name}.gz", raw / name)
     if not all((raw / name).exists() for name in MNIST_SHA256):

@@ -19,7 +19,9 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
     args = parser.parse_args(argv)
     named = [name for name in STAGES if getattr(args, name)]
     if not named:
-        parser.error("nothing to do: give one or more of " + " ".join(f"--{name}" for name in STAGES))
+        parser.error(
+            "nothing to do: give one or more of " + " ".join(f"--{name}" for name in STAGES)
+        )
     if args.threads:
         torch.set_num_threads(args.threads)
     # Moments of weights that get no gradient decay into denormals, 13x slower on CPUs.
@@ -44,4 +46,6 @@ def print_result(recipe: Recipe, result: dict) -> None:
         print(f"full-precision top-1 on the test set: {result['top1_fp']:.2f} %")
         return
     numel = sum(weight.grouping.numel for weight in result["weights"])
-    print(layer_table(result["weights"]), summary_table(result, recipe.published, numel), sep="\n\n")
+    print(
+        layer_table(result["weights"]), summary_table(result, recipe.published, numel), sep="\n\n"
+    )

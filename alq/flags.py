@@ -75,7 +75,12 @@ STAGE_FLAGS = {
         ("ld_coord", factor, "FACTOR", "rate factor before each coordinate epoch"),
         ("wd", bounded(float, 0), "WD", "weight decay of the coordinates (coordinate epochs)"),
         ("pr", bounded(float, 0, 1, True), "SHARE", "share of the coordinates to prune a round"),
-        ("top_k", bounded(float, 0, 1, True), "SHARE", "share of a layer that is a candidate at a batch"),
+        (
+            "top_k",
+            bounded(float, 0, 1, True),
+            "SHARE",
+            "share of a layer that is a candidate at a batch",
+        ),
     ],
     "post-training (--POSTTRAIN)": [
         ("epoch_ste", count, "N", "epochs of basis steps on a full-precision copy"),
@@ -87,7 +92,9 @@ STAGE_FLAGS = {
 }
 
 
-def make_parser(description: str, defaults: dict, prog: str | None = None) -> argparse.ArgumentParser:
+def make_parser(
+    description: str, defaults: dict, prog: str | None = None
+) -> argparse.ArgumentParser:
     """The shared flags with one script's `defaults`; a script may add its own afterwards."""
     parser = OneLineParser(
         prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -95,25 +102,37 @@ def make_parser(description: str, defaults: dict, prog: str | None = None) -> ar
     stages = parser.add_argument_group("stages (any of them, run in this order)")
     stages.add_argument("--PRETRAIN", action="store_true", help="train the full-precision network")
     stages.add_argument("--ALQ", action="store_true", help="quantize --model_ori adaptively")
-    stages.add_argument("--POSTTRAIN", action="store_true", help="train the quantized --model further")
+    stages.add_argument(
+        "--POSTTRAIN", action="store_true", help="train the quantized --model further"
+    )
 
     files = parser.add_argument_group("data and files")
     files.add_argument("--data", type=Path, metavar="DIR", help="where the data set lies")
-    files.add_argument("--val_size", type=positive, metavar="N", help="training images held out for validation")
+    files.add_argument(
+        "--val_size", type=positive, metavar="N", help="training images held out for validation"
+    )
     files.add_argument("--batch_size", type=positive, metavar="N", help="images a batch")
     files.add_argument("--model_ori", type=Path, metavar="FILE", help="full-precision checkpoint")
-    files.add_argument("--model", type=Path, metavar="FILE", help="quantized checkpoint; its log is beside it")
+    files.add_argument(
+        "--model", type=Path, metavar="FILE", help="quantized checkpoint; its log is beside it"
+    )
 
     quantizer = parser.add_argument_group(
         "multi-bit weights (one value for all layers, or one per layer in the network's order)"
     )
-    quantizer.add_argument("--structure", nargs="+", choices=STRUCTURES, help="which weights form a group")
+    quantizer.add_argument(
+        "--structure", nargs="+", choices=STRUCTURES, help="which weights form a group"
+    )
     quantizer.add_argument(
         "--subc", nargs="+", type=count, metavar="N",
         help="pieces of an output row, for subchannelwise layers; 0 for others",
     )  # fmt: skip
     quantizer.add_argument(
-        "--max_bit", nargs="+", type=bounded(int, 1, 8), metavar="I", help="bits a weight starts from, 1 to 8"
+        "--max_bit",
+        nargs="+",
+        type=bounded(int, 1, 8),
+        metavar="I",
+        help="bits a weight starts from, 1 to 8",
     )
     for title, flags in STAGE_FLAGS.items():
         group = parser.add_argument_group(title)
@@ -122,11 +141,21 @@ def make_parser(description: str, defaults: dict, prog: str | None = None) -> ar
             group.add_argument(f"--{name}", type=kind, nargs=nargs, metavar=metavar, help=text)
 
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--seed", type=count, metavar="N", help="of the split, the start, the order, the pruning")
+    machine.add_argument(
+        "--seed", type=count, metavar="N", help="of the split, the start, the order, the pruning"
+    )
     machine.add_argument("--device", type=device, help="cpu, cuda, cuda:1, mps, ...")
-    machine.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    machine.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)"
+    )
     machine.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
-    shared = {"warmup_pretrain": 0, "lr_post_coord": None, "wd": 0.0, "seed": 0, "device": default_device()}
+    shared = {
+        "warmup_pretrain": 0,
+        "lr_post_coord": None,
+        "wd": 0.0,
+        "seed": 0,
+        "device": default_device(),
+    }
     parser.set_defaults(**{**shared, **defaults})
     return parser
 

@@ -1,6 +1,6 @@
 """The quadratic model of the loss that every step minimises (SPEC section 4; paper section 4.1).
 
-    Loss(w_hat + d)  ~  Loss(w_hat) + p.d + 1/2 d.(h*d)
+Loss(w_hat + d)  ~  Loss(w_hat) + p.d + 1/2 d.(h*d)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ def update_moments(
 ) -> None:
     """AMSGrad's moments of gradient `g`, in place. All of one shape.
 
-        m = beta1*m + (1-beta1)*g;   v = beta2*v + (1-beta2)*g*g;   v_max = max(v_max, v)
+    m = beta1*m + (1-beta1)*g;   v = beta2*v + (1-beta2)*g*g;   v_max = max(v_max, v)
     """
     beta1, beta2 = betas
     m.lerp_(g, 1 - beta1)

@@ -59,7 +59,9 @@ class MultiBitWeight:
     def count_live(self, total: int, most: int) -> None:
         """Take over host copies of mask.sum() and mask.sum(1).max(), and what follows from them."""
         self.live_total, self.L = total, most
-        self.order = (~self.mask).to(torch.uint8).sort(dim=1, stable=True).indices  # (G, I), live first
+        self.order = (
+            (~self.mask).to(torch.uint8).sort(dim=1, stable=True).indices
+        )  # (G, I), live first
 
     @property
     def structure(self) -> str:
@@ -89,7 +91,9 @@ class MultiBitWeight:
     @property
     def B(self) -> Tensor:
         """(G, I, n) int8 of -1 and +1, dead rows 0; computed when asked for."""
-        bits = (self.codes.unsqueeze(1) >> torch.arange(self.L, device=self.codes.device).unsqueeze(1)) & 1
+        bits = (
+            self.codes.unsqueeze(1) >> torch.arange(self.L, device=self.codes.device).unsqueeze(1)
+        ) & 1
         signs = (bits.to(torch.int8) * 2 - 1) * self.live_first(self.mask).unsqueeze(2)  # (G, L, n)
         B = torch.zeros(self.G, self.I, self.n, dtype=torch.int8, device=self.codes.device)
         return B.scatter_(1, self.order[:, : self.L].unsqueeze(2).expand_as(signs), signs)
@@ -105,7 +109,9 @@ class MultiBitWeight:
     @torch.no_grad()
     def write(self, w_hat: Tensor | None = None) -> None:
         """Put `w_hat` (G, n), by default `w_hat_groups()`, into the layer's parameter."""
-        self.parameter.copy_(self.grouping.to_weight(self.w_hat_groups() if w_hat is None else w_hat))
+        self.parameter.copy_(
+            self.grouping.to_weight(self.w_hat_groups() if w_hat is None else w_hat)
+        )
 
     @property
     def bitwidth(self) -> float:
@@ -148,9 +154,13 @@ class MultiBitWeight:
             ("subc", self.grouping.subc),
         ):
             if state[key] != own:
-                raise InputError(f"{self.name}: the saved weight has {key} {state[key]}, this one {own}")
+                raise InputError(
+                    f"{self.name}: the saved weight has {key} {state[key]}, this one {own}"
+                )
         device = self.parameter.device
-        self.codes, self.alpha, self.mask = (state[k].to(device).clone() for k in ("codes", "alpha", "mask"))
+        self.codes, self.alpha, self.mask = (
+            state[k].to(device).clone() for k in ("codes", "alpha", "mask")
+        )
         self.count_live(*live_counts([self])[0])
 
 
@@ -192,7 +202,9 @@ def quantize(
     """
     parameters = quantizable(model)
     if not parameters:
-        raise InputError("the model has no weight to quantize (a `weight` with two or more dimensions)")
+        raise InputError(
+            "the model has no weight to quantize (a `weight` with two or more dimensions)"
+        )
     names = list(parameters)
     structures = per_layer("structure", structure, names)
     pieces = per_layer("subc", subc, names)
@@ -213,10 +225,9 @@ def quantize(
 def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
     """The multi-bit weights of `model` from what their `state_dict`s gave; parameters get w_hat."""
     parameters = quantizable(model)
-    if list(parameters) != [state["name"] for state in states]:
-        raise InputError(
-            f"the saved weights are {[state['name'] for state in states]}, the network's {list(parameters)}"
-        )
+    saved = [state["name"] for state in states]
+    if list(parameters) != saved:
+        raise InputError(f"the saved weights are {saved}, the network's {list(parameters)}")
     weights = []
     for state in states:
         parameter = parameters[state["name"]]
@@ -237,8 +248,8 @@ def per_layer(option: str, value: T | Sequence[T], names: Sequence[str]) -> list
         return [value] * len(names)
     if len(value) != len(names):
         raise InputError(
-            f"{option}: {len(value)} values for {len(names)} quantized layers ({', '.join(names)}); "
-            "give one for all or one for each"
+            f"{option}: {len(value)} values for {len(names)} quantized layers "
+            f"({', '.join(names)}); give one for all or one for each"
         )
     return list(value)
 

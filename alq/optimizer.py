@@ -98,10 +98,10 @@ class ALQ(Optimizer):
     def prune_step(self, top_k: float, M_p: float) -> None:
         """Remove coordinates, the cheapest over all layers first; alpha does not move.
 
-            f = -p_a*alpha + 1/2*alpha^2*h_a
-            candidates: in each layer the `top_k` share of its live coordinates with the least f,
-                        the count's fraction rounded up at random with that probability
-            remove the `M_p` share of all candidates with the least f, rounded down
+        f = -p_a*alpha + 1/2*alpha^2*h_a
+        candidates: in each layer the `top_k` share of its live coordinates with the least f,
+                    the count's fraction rounded up at random with that probability
+        remove the `M_p` share of all candidates with the least f, rounded down
         """
         costs, candidates = [], []
         for weight, state in self._layers():
@@ -128,7 +128,9 @@ class ALQ(Optimizer):
         generator = None if self.generator is None else self.generator.get_state()
         return {
             "weights": [weight.state_dict() for weight in self.weights],
-            "state": [_map_tensors(self.state[w.parameter], torch.Tensor.cpu) for w in self.weights],
+            "state": [
+                _map_tensors(self.state[w.parameter], torch.Tensor.cpu) for w in self.weights
+            ],
             "param_groups": super().state_dict()["param_groups"],
             "generator": generator,
         }
@@ -136,15 +138,16 @@ class ALQ(Optimizer):
     def load_state_dict(self, state_dict: dict) -> None:
         """Go back to where `state_dict` was taken; InputError names a layer that does not fit."""
         if len(state_dict["weights"]) != len(self.weights):
-            raise InputError(
-                f"the state has {len(state_dict['weights'])} layers, the network {len(self.weights)}"
-            )
+            count = len(state_dict["weights"])
+            raise InputError(f"the state has {count} layers, the network {len(self.weights)}")
         saved = zip(self.weights, state_dict["weights"], state_dict["state"], strict=True)
         for weight, weight_state, state in saved:
             weight.load_state_dict(weight_state)
             weight.write()
             device = weight.parameter.device
-            self.state[weight.parameter] = _map_tensors(state, lambda x, d=device: x.to(d, copy=True))
+            self.state[weight.parameter] = _map_tensors(
+                state, lambda x, d=device: x.to(d, copy=True)
+            )
         for group, values in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in values.items() if k != "params"})
         if self.generator is not None and state_dict["generator"] is not None:
@@ -156,9 +159,7 @@ class ALQ(Optimizer):
         for weight in self.weights:
             yield weight, self.state[weight.parameter]
 
-    def _optimise(
-        self, weight: MultiBitWeight, state: dict, base: Tensor, move_base: bool
-    ) -> None:
+    def _optimise(self, weight: MultiBitWeight, state: dict, base: Tensor, move_base: bool) -> None:
         """`optimise_bases` in blocks of groups, from `base` (G, n), which becomes t if it moves."""
         g = self._gradient(weight)
         w_hat = torch.empty_like(g)  # (G, n)
@@ -199,7 +200,9 @@ class ALQ(Optimizer):
             index = weight.codes[block].long()
             moments = [state[key][block] for key in ("m", "v", "v_max")]
             if derive:
-                for whole, part in zip(derived, alpha_moments(*moments, index, live[block]), strict=True):
+                for whole, part in zip(
+                    derived, alpha_moments(*moments, index, live[block]), strict=True
+                ):
                     whole[block] = part
             update_moments(g[block], *moments, group["betas"])
             g_a[block] = basis_products(g[block], index, live[block])

@@ -1,4 +1,4 @@
-"""The table at the end of a run: which layer got how many bits, what it all takes, how good it is."""
+"""The tables at the end of a run: which layer got how many bits, what it takes, how good it is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def layer_table(weights: Sequence[MultiBitWeight]) -> str:
 def summary_table(result: Mapping, published: Mapping[str, float], weights: int) -> str:
     """Full precision, this run and the published row."""
 
-    def row(name: str, bits: float | None, size: float | None, file: float | None, top1: float | None) -> str:
+    def row(
+        name: str, bits: float | None, size: float | None, file: float | None, top1: float | None
+    ) -> str:
         cells = (
             "-" if bits is None else f"{bits:.2f}",
             format_bytes(size),
@@ -51,6 +53,12 @@ def summary_table(result: Mapping, published: Mapping[str, float], weights: int)
                 result["file_bytes"],
                 result["top1"],
             ),
-            row("published (paper)", published["bitwidth"], published["storage_bytes"], None, published["top1"]),
+            row(
+                "published (paper)",
+                published["bitwidth"],
+                published["storage_bytes"],
+                None,
+                published["top1"],
+            ),
         ]
     )

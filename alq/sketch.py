@@ -26,10 +26,15 @@ def sketch(w: Tensor, I: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     G, n = w.shape
     # float64 where the device has it
-    exact = {"dtype": torch.float32 if w.device.type == "mps" else torch.float64, "device": w.device}
+    exact = {
+        "dtype": torch.float32 if w.device.type == "mps" else torch.float64,
+        "device": w.device,
+    }
     B = torch.zeros(G, I, n, dtype=torch.int8, device=w.device)
     mask = torch.zeros(G, I, dtype=torch.bool, device=w.device)
-    gram = torch.eye(I, **exact).repeat(G, 1, 1)  # (G, I, I): B B^T, identity where there is no basis
+    gram = torch.eye(I, **exact).repeat(
+        G, 1, 1
+    )  # (G, I, I): B B^T, identity where there is no basis
     Bw = torch.zeros(G, I, **exact)  # (G, I)
     alpha = torch.zeros(G, I, **exact)
     size = w.to(gram.dtype).square().sum(1)  # (G,)

@@ -33,7 +33,7 @@ class Recipe:
     Attributes:
         net: name of the network, as checkpoints record it.
         network: makes it, untrained.
-        load_data: (flags, held-out training images or None to draw them) -> loaders and those images.
+        load_data: (flags, indices of the held-out images or None to draw them) -> loaders, indices.
         pretrain_optimizer: (parameters, flags) -> optimizer of the full-precision training.
         published: the paper's row: bitwidth, storage in bytes, top-1 in percent.
     """
@@ -138,7 +138,9 @@ def alq(run: Run) -> dict:
     epochs = schedule.alq_schedule(args)
 
     def after_pruning(epoch: Epoch, val_accuracy: float) -> None:
-        last_of_round = training.epochs_done == len(epochs) or epochs[training.epochs_done].round != epoch.round
+        last_of_round = (
+            training.epochs_done == len(epochs) or epochs[training.epochs_done].round != epoch.round
+        )
         if last_of_round:
             top1 = evaluate(model, data.test)["accuracy"]
             run.log.write("round", round=epoch.round, top1=top1, **size_of(weights))
@@ -226,7 +228,7 @@ def follow(
     data: Split,
     after_epoch: Callable[[Epoch, float], None],
 ) -> None:
-    """Train through `epochs`; after each one evaluate, log, call `after_epoch` and save a resume point."""
+    """Train through `epochs`; after each: evaluate, log, `after_epoch`, save a resume point."""
     resume_point = run.args.model.with_name(f"{run.args.model.stem}_{stage}.resume")
     if run.args.resume and resume_point.exists():
         resume(training, load_checkpoint(resume_point, run.recipe.net), epochs)
@@ -281,7 +283,9 @@ def follow(
 def resume(training: Training, state: dict, epochs: list[Epoch]) -> None:
     """Put `training` back to where `state` was saved."""
     if state["epochs"] != [dataclasses.asdict(epoch) for epoch in epochs]:
-        raise InputError("--resume: the flags give another schedule than the run that was interrupted")
+        raise InputError(
+            "--resume: the flags give another schedule than the run that was interrupted"
+        )
     training.model.load_state_dict(state["model"])
     for optimizer, saved in zip(training.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
@@ -296,7 +300,9 @@ def size_of(weights: list[MultiBitWeight]) -> dict:
     return {"bitwidth": average_bitwidth(weights), "storage_bytes": storage_bytes(weights)}
 
 
-def finish(run: Run, stage: str, training: Training, path: Path, **accuracies: float | None) -> dict:
+def finish(
+    run: Run, stage: str, training: Training, path: Path, **accuracies: float | None
+) -> dict:
     """Log and return the stage's result."""
     result = {
         "stage": stage,

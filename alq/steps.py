@@ -68,7 +68,7 @@ def alpha_moments(
 
 
 def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:
-    """Modelled increase of the loss when a coordinate becomes 0:  f = -p_a*alpha + 1/2*alpha^2*h_a."""
+    """Modelled increase of the loss when a coordinate becomes 0: -p_a*alpha + 1/2*alpha^2*h_a."""
     return alpha * (0.5 * alpha * h_a - p_a)
 
 

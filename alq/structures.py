@@ -73,14 +73,20 @@ def default_structure(shape: tuple[int, ...]) -> str:
 
 def default_subc(row: int, longest: int = 512) -> int:
     """Fewest equal pieces of a row of `row` weights that are at most `longest` weights each."""
-    return next(pieces for pieces in range(1, row + 1) if row % pieces == 0 and row // pieces <= longest)
+    return next(
+        pieces for pieces in range(1, row + 1) if row % pieces == 0 and row // pieces <= longest
+    )
 
 
-def make_grouping(name: str, shape: tuple[int, ...], structure: str | None, subc: int | None) -> Grouping:
+def make_grouping(
+    name: str, shape: tuple[int, ...], structure: str | None, subc: int | None
+) -> Grouping:
     """The grouping of layer `name`; InputError names the layer when the request does not fit it."""
     structure = structure or default_structure(shape)
     if structure not in STRUCTURES:
-        raise InputError(f"{name}: unknown structure '{structure}'; choose from {', '.join(STRUCTURES)}")
+        raise InputError(
+            f"{name}: unknown structure '{structure}'; choose from {', '.join(STRUCTURES)}"
+        )
     if structure != "subchannelwise":
         if len(shape) < 3:
             raise InputError(

@@ -73,7 +73,9 @@ def test_recorded_steps(name: str) -> None:
         "basis": optimizer.basis_step,
         "coordinate": optimizer.coordinate_step,
         "ste": optimizer.ste_step,
-        "prune": lambda: optimizer.prune_step(float(record["prune_top_k"]), float(record["prune_M_p"])),
+        "prune": lambda: optimizer.prune_step(
+            float(record["prune_top_k"]), float(record["prune_M_p"])
+        ),
     }
     first, *modes = map(str, record["modes"])
     check(record, 0, weights, first)

@@ -72,7 +72,11 @@ def test_quantize_in_place_with_defaults_and_lists() -> None:
     mixed = alq.quantize(
         before, ["kernelwise", "pixelwise", "subchannelwise"], [0, 0, 4], [1, 2, 3]
     )
-    assert [(w.structure, w.I) for w in mixed] == [("kernelwise", 1), ("pixelwise", 2), ("subchannelwise", 3)]
+    assert [(w.structure, w.I) for w in mixed] == [
+        ("kernelwise", 1),
+        ("pixelwise", 2),
+        ("subchannelwise", 3),
+    ]
 
 
 def test_bitwidth_and_storage_follow_the_formula() -> None:

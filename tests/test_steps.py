@@ -118,8 +118,9 @@ def test_sketch_follows_the_plain_reference(I: int) -> None:
             assert not mask[g, k:].any() and not B[g, k:].any() and not alpha[g, k:].any()
             ties += tie
             if not tie:
-                np.testing.assert_array_equal(B[g, :k].numpy(), bases)
                 np.testing.assert_allclose(alpha[g, :k].numpy(), coordinates, atol=1e-9)
+                if not (np.diff(coordinates) < 1e-9).any():  # else their order is arbitrary
+                    np.testing.assert_array_equal(B[g, :k].numpy(), bases)
         assert n < 30 or ties < 5
     assert not mask[3].any()
 
@@ -140,7 +141,9 @@ def test_nearest_level_against_brute_force(I: int, dtype: torch.dtype) -> None:
     chosen = (level_table(alpha).gather(1, codes.long()) - target).abs()
     levels = level_table(alpha)
     least = (levels.unsqueeze(1) - target.unsqueeze(2)).abs().min(2).values
-    torch.testing.assert_close(chosen, least, atol=1e-6 if dtype == torch.float32 else 1e-12, rtol=0)
+    torch.testing.assert_close(
+        chosen, least, atol=1e-6 if dtype == torch.float32 else 1e-12, rtol=0
+    )
     _, distance = nearest_signs(float(target[0, 7]), alpha[0].numpy())
     assert abs(distance - chosen[0, 7]) < 1e-5
 
@@ -167,7 +170,9 @@ def test_coordinate_solve_is_the_weighted_least_squares() -> None:
     generator = torch.Generator().manual_seed(0)
     G, L, n = 7, 4, 50
     live = torch.arange(L) < torch.tensor([4, 4, 3, 2, 1, 0, 4]).unsqueeze(1)
-    codes = torch.randint(0, 2**L, (G, n), generator=generator) & (2 ** torch.arange(L) * live).sum(1, keepdim=True)
+    codes = torch.randint(0, 2**L, (G, n), generator=generator) & (2 ** torch.arange(L) * live).sum(
+        1, keepdim=True
+    )
     w0, p = torch.randn(2, G, n, generator=generator)
     h = torch.rand(G, n, generator=generator) + 0.1
     alpha = solve_coordinates(codes, live, w0, p, h)
@@ -235,12 +240,12 @@ def test_random_rounding_is_seeded_and_has_the_right_mean() -> None:
         live = w.live_total
         for _ in range(3):
             give_gradient(w, torch.Generator().manual_seed(0))
-            optimizer.prune_step(0.04, 1.0)  # about 1.4 of 35 coordinates
+            optimizer.prune_step(0.04, 1.0)  # 1.24 of 31 coordinates, then a little less
         return live - w.live_total
 
     counts = [removed(seed) for seed in range(60)]
     assert counts == [removed(seed) for seed in range(60)]
-    assert 3.6 < np.mean(counts) < 4.5  # 0.04 * (35 + 33.6 + 32.2) = 4.0
+    assert 3.3 < np.mean(counts) < 3.85  # 0.04 * (31 + 29.8 + 28.6) = 3.57
 
 
 def test_a_step_without_gradient_names_the_layer() -> None:
