@@ -1,0 +1,29 @@
+# make demo: the three stages on real MNIST with a short schedule.   make test: tests and lint.
+PYTHON ?= python3
+PY := .venv/bin/python
+
+.PHONY: demo test clean
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -q -r requirements.txt
+	touch $@
+
+.venv/installed-test: .venv/installed pyproject.toml
+	$(PY) -m pip install -q -e ".[test]"
+	touch $@
+
+DEMO := --epoch_pretrain 4 --lr_pretrain 0.05 --milestones_pretrain 3 \
+	--R 3 --epoch_basis 2 --epoch_coord 1 --epoch_ste 3 --epoch_post_coord 2
+
+demo: .venv/installed
+	$(PY) lenet5.py --PRETRAIN --ALQ --POSTTRAIN $(DEMO) \
+		--model_ori checkpoints/demo/lenet5_model_ori.pth --model checkpoints/demo/lenet5_model.pth
+
+test: .venv/installed-test
+	$(PY) -m pytest -q
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:
+	rm -rf .venv checkpoints/demo
