@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
 from .errors import InputError
 from .report import layer_table, summary_table
 from .runlog import RunLog, describe_run
-from .stages import STAGES, Recipe, Run
+from .stages import STAGES, Recipe, Run, resume_path
 
 
 def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | None = None) -> None:
@@ -29,7 +30,11 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
     try:
         log = RunLog(args.model.with_suffix(".jsonl"))
         log.write("start", net=recipe.net, stages=named, **describe_run(args))
+        resume_points = [resume_path(args, name.lower()) for name in named]
+        if not args.resume:  # of an older run
+            remove(resume_points)
         results = [STAGES[name](Run(recipe, args, log)) for name in named]
+        remove(resume_points)
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
@@ -38,6 +43,11 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
     for result in results:
         print(f"{result['stage']}: {result['seconds']:.0f} s, saved {result['file']}")
     print_result(recipe, results[-1])
+
+
+def remove(paths: list[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def print_result(recipe: Recipe, result: dict) -> None:

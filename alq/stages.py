@@ -115,7 +115,9 @@ def pretrain(run: Run) -> dict:
             training.best = val_accuracy
             run.checkpoint(args.model_ori, "pretrain", training, val_indices=val_indices)
 
-    follow(run, "pretrain", training, schedule.pretrain_schedule(args), data, keep_best)
+    epochs = schedule.pretrain_schedule(args)
+    resume(run, "pretrain", training, epochs)
+    follow(run, "pretrain", training, epochs, data, keep_best)
     model.load_state_dict(run.require(args.model_ori, "PRETRAIN", "model_ori")["model"])
     top1 = evaluate(model, data.test)["accuracy"]
     run.checkpoint(args.model_ori, "pretrain", training, val_indices=val_indices, top1_fp=top1)
@@ -134,8 +136,10 @@ def alq(run: Run) -> dict:
     )
     training = quantized_training(run, model, weights, len(data.train))
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
-    run.checkpoint(args.model, "alq", training, **kept)
     epochs = schedule.alq_schedule(args)
+    resume(run, "alq", training, epochs)
+    if training.epochs_done == 0:
+        run.checkpoint(args.model, "alq", training, **kept)
 
     def after_pruning(epoch: Epoch, val_accuracy: float) -> None:
         last_of_round = (
@@ -168,7 +172,9 @@ def posttrain(run: Run) -> dict:
             training.best = val_accuracy
             run.checkpoint(target, "posttrain", training, **kept)
 
-    follow(run, "posttrain", training, schedule.posttrain_schedule(args), data, keep_best)
+    epochs = schedule.posttrain_schedule(args)
+    resume(run, "posttrain", training, epochs)
+    follow(run, "posttrain", training, epochs, data, keep_best)
     best = run.require(target, "POSTTRAIN", "model")
     model.load_state_dict(best["model"])
     training.weights = restore(model, best["weights"])
@@ -229,9 +235,6 @@ def follow(
     after_epoch: Callable[[Epoch, float], None],
 ) -> None:
     """Train through `epochs`; after each: evaluate, log, `after_epoch`, save a resume point."""
-    resume_point = run.args.model.with_name(f"{run.args.model.stem}_{stage}.resume")
-    if run.args.resume and resume_point.exists():
-        resume(training, load_checkpoint(resume_point, run.recipe.net), epochs)
     model = training.model
     while training.epochs_done < len(epochs):
         started = time.monotonic()
@@ -276,12 +279,20 @@ def follow(
             "model": plain_state(model),
             "optimizers": [optimizer.state_dict() for optimizer in training.optimizers],
         }
-        save_checkpoint(resume_point, state)
-    resume_point.unlink(missing_ok=True)
+        save_checkpoint(resume_path(run.args, stage), state)
 
 
-def resume(training: Training, state: dict, epochs: list[Epoch]) -> None:
-    """Put `training` back to where `state` was saved."""
+def resume_path(args: Namespace, stage: str) -> Path:
+    """Where `stage` saves what --resume needs. Stays until the whole command has finished."""
+    return args.model.with_name(f"{args.model.stem}_{stage}.resume")
+
+
+def resume(run: Run, stage: str, training: Training, epochs: list[Epoch]) -> None:
+    """With --resume, put `training` back to the end of the last epoch that `stage` finished."""
+    path = resume_path(run.args, stage)
+    if not (run.args.resume and path.exists()):
+        return
+    state = load_checkpoint(path, run.recipe.net)
     if state["epochs"] != [dataclasses.asdict(epoch) for epoch in epochs]:
         raise InputError(
             "--resume: the flags give another schedule than the run that was interrupted"

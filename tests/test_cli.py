@@ -82,13 +82,27 @@ def test_the_log_holds_the_evidence(finished) -> None:
     assert lr[2:5] == lr[5:8] == pytest.approx([8e-4, 6.4e-4, 6.4e-4])
     assert lr[8:] == pytest.approx([9.5e-4, 1e-3 * 0.95**2, 1e-3 * 0.95**2 * 0.9])
     for epoch in epochs[2:]:
-        assert list(epoch["bitwidths"]) == ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]
+        assert list(epoch["bitwidths"]) == [
+            "conv1.weight",
+            "conv2.weight",
+            "fc1.weight",
+            "fc2.weight",
+        ]
         assert 0 <= epoch["val_accuracy"] <= 100 and epoch["seconds"] >= 0
     bits = [epoch["bitwidth"] for epoch in epochs if epoch["kind"] == "prune"]
     assert 6 > bits[0] > bits[1] > 0
     results = events(finished, "result")
     assert [result["stage"] for result in results] == ["pretrain", "alq", "posttrain"]
-    fields = {"event", "time", "stage", "top1_fp", "top1", "bitwidth", "storage_bytes", "file_bytes"}
+    fields = {
+        "event",
+        "time",
+        "stage",
+        "top1_fp",
+        "top1",
+        "bitwidth",
+        "storage_bytes",
+        "file_bytes",
+    }
     for result in results:
         assert set(result) == fields | {"seconds"}
         assert result["top1_fp"] == results[0]["top1_fp"]
@@ -114,7 +128,9 @@ def test_the_split_is_drawn_once(finished) -> None:
     assert torch.equal(*held_out) and len(held_out[0].unique()) == 100
 
 
-@pytest.mark.parametrize(("stage", "stop_after"), [("pretrain", 1), ("alq", 2), ("alq", 4), ("posttrain", 2)])
+@pytest.mark.parametrize(
+    ("stage", "stop_after"), [("pretrain", 1), ("alq", 2), ("alq", 4), ("posttrain", 2)]
+)
 def test_resume_goes_on_as_if_never_interrupted(finished, tmp_path, monkeypatch, stage, stop_after):
     """Interrupted between two epochs of a stage, the run ends in the same files."""
     run_epoch, count = alq.stages.train_epoch, {"alq": 2, "posttrain": 8}.get(stage, 0) + stop_after
@@ -170,7 +186,9 @@ def test_bad_input_is_one_line_with_the_flag_and_the_fix(tmp_path, capsys, flags
         (["--top_k", "0.005"], "--top_k 0.005: too few candidates"),
     ],
 )
-def test_a_request_that_does_not_fit_the_network(finished, tmp_path, capsys, flags, message) -> None:
+def test_a_request_that_does_not_fit_the_network(
+    finished, tmp_path, capsys, flags, message
+) -> None:
     (tmp_path / "ori.pth").write_bytes((finished / "ori.pth").read_bytes())
     with pytest.raises(SystemExit) as stop:
         lenet5.main(["--ALQ", *SHORT, *files(tmp_path), *flags])
@@ -212,7 +230,11 @@ def test_help_explains_every_flag(capsys) -> None:
         lenet5.main(["-h"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for flag in "data val_size model_ori model PRETRAIN ALQ POSTTRAIN lr R epoch_prune epoch_basis".split():
+    for flag in (
+        "data val_size model_ori model PRETRAIN ALQ POSTTRAIN lr R epoch_prune epoch_basis".split()
+    ):
         assert f"--{flag} " in text
-    for flag in "ld_basis epoch_coord ld_coord wd pr top_k structure subc max_bit batch_size".split():
+    for (
+        flag
+    ) in "ld_basis epoch_coord ld_coord wd pr top_k structure subc max_bit batch_size".split():
         assert f"--{flag} " in text

@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from test_steps import CASES, give_gradient, make_layer
 from torch import nn
 
 import alq
 from alq.structures import make_grouping
+from test_steps import CASES, give_gradient, make_layer
 
 
 def small_network() -> nn.Sequential:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference import Reference, nearest_signs, prune, sketch_group
 from torch import nn
 
 import alq
@@ -13,6 +12,7 @@ from alq.codes import level_table, nearest_codes, sign_table
 from alq.loss_model import pseudo_gradient_and_hessian, update_moments
 from alq.sketch import sketch
 from alq.steps import choose_pruned, solve_coordinates
+from reference import Reference, nearest_signs, prune, sketch_group
 
 # structure, subc, max_bit, weight shape: every structure, I = 1 to 8, n below I, a 1 x 1 kernel.
 CASES = [
