@@ -16,7 +16,8 @@ class OneLineParser(argparse.ArgumentParser):
     """Refuses bad input with one line on stderr and exit code 2."""
 
     def error(self, message: str) -> None:
-        print(f"{self.prog}: error: {message} (-h explains every flag)", file=sys.stderr)
+        line = " ".join(message.split())
+        print(f"{self.prog}: error: {line} (-h explains every flag)", file=sys.stderr)
         raise SystemExit(2)
 
 
