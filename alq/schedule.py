@@ -18,6 +18,31 @@ class Epoch:
     round: int = 0
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The numbers of quantization and post-training, named as the scripts' flags (-h).
+
+    The scripts pass their flags where a `Schedule` is asked for. Defaults: LeNet5's of the paper.
+    """
+
+    lr: float = 1e-3
+    R: int = 4
+    epoch_basis: int = 20
+    ld_basis: float = 0.8
+    epoch_coord: int = 10
+    ld_coord: float = 0.8
+    wd: float = 0.0
+    epoch_prune: int = 1
+    pr: float = 0.8
+    top_k: float = 0.005
+    epoch_ste: int = 50
+    ld_ste: float = 0.95
+    epoch_post_coord: int = 20
+    ld_post_coord: float = 0.9
+    lr_post_coord: float | None = None
+    seed: int = 0
+
+
 def pretrain_schedule(args: Namespace) -> list[Epoch]:
     """Linear warm-up over the first epochs, then a rate cut at each milestone."""
     epochs = []
@@ -28,7 +53,7 @@ def pretrain_schedule(args: Namespace) -> list[Epoch]:
     return epochs
 
 
-def alq_schedule(args: Namespace) -> list[Epoch]:
+def alq_schedule(args: Schedule | Namespace) -> list[Epoch]:
     """R times: basis epochs, coordinate epochs, pruning epochs at the rate reached."""
     epochs = []
     for number in range(1, args.R + 1):
@@ -43,7 +68,7 @@ def alq_schedule(args: Namespace) -> list[Epoch]:
     return epochs
 
 
-def posttrain_schedule(args: Namespace) -> list[Epoch]:
+def posttrain_schedule(args: Schedule | Namespace) -> list[Epoch]:
     """STE epochs, then coordinate epochs."""
     epochs, lr = [], args.lr
     for _ in range(args.epoch_ste):

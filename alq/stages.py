@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from . import schedule
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data import Split
 from .errors import InputError
 from .flags import one_or_each
-from .multibit import MultiBitWeight, average_bitwidth, quantize, restore, storage_bytes
-from .optimizer import ALQ
+from .loop import Training, quantized_training, score, size_of, train_through
+from .multibit import quantize, restore
 from .runlog import RunLog, plain_flags
 from .schedule import Epoch
-from .training import evaluate, train_epoch
+from .training import evaluate
 
 
 @dataclass(frozen=True)
@@ -43,19 +41,6 @@ class Recipe:
     load_data: Callable[[Namespace, torch.Tensor | None], tuple[Split, torch.Tensor]]
     pretrain_optimizer: Callable[..., Optimizer]
     published: dict[str, float]
-
-
-@dataclass
-class Training:
-    """What a stage trains: the network, its optimizers, and the step each kind of epoch takes."""
-
-    model: nn.Module
-    optimizers: list[Optimizer]
-    steps: dict[str, Callable[[], None]]
-    weights: list[MultiBitWeight] = field(default_factory=list)
-    best: float = -1.0  # validation accuracy of the best epoch so far, percent
-    epochs_done: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,9 +95,9 @@ def pretrain(run: Run) -> dict:
     optimizer = run.recipe.pretrain_optimizer(model.parameters(), args)
     training = Training(model, [optimizer], {"pretrain": optimizer.step})
 
-    def keep_best(epoch: Epoch, val_accuracy: float) -> None:
-        if val_accuracy > training.best:
-            training.best = val_accuracy
+    def keep_best(epoch: Epoch, val: dict) -> None:
+        if score(val) > training.best:
+            training.best = score(val)
             run.checkpoint(args.model_ori, "pretrain", training, val_indices=val_indices)
 
     epochs = schedule.pretrain_schedule(args)
@@ -134,14 +119,14 @@ def alq(run: Run) -> dict:
     weights = quantize(
         model, one_or_each(args.structure), one_or_each(args.subc), one_or_each(args.max_bit)
     )
-    training = quantized_training(run, model, weights, len(data.train))
+    training = quantized_training(model, weights, args, len(data.train))
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
     epochs = schedule.alq_schedule(args)
     resume(run, "alq", training, epochs)
     if training.epochs_done == 0:
         run.checkpoint(args.model, "alq", training, **kept)
 
-    def after_pruning(epoch: Epoch, val_accuracy: float) -> None:
+    def after_pruning(epoch: Epoch, val: dict) -> None:
         last_of_round = (
             training.epochs_done == len(epochs) or epochs[training.epochs_done].round != epoch.round
         )
@@ -163,13 +148,13 @@ def posttrain(run: Run) -> dict:
     model.load_state_dict(source["model"])
     data, val_indices = run.recipe.load_data(args, source["val_indices"])
     weights = restore(model, source["weights"])
-    training = quantized_training(run, model, weights, len(data.train))
+    training = quantized_training(model, weights, args, len(data.train))
     kept = {"val_indices": val_indices, "top1_fp": source["top1_fp"]}
     target = posttrained_path(args)
 
-    def keep_best(epoch: Epoch, val_accuracy: float) -> None:
-        if val_accuracy > training.best:
-            training.best = val_accuracy
+    def keep_best(epoch: Epoch, val: dict) -> None:
+        if score(val) > training.best:
+            training.best = score(val)
             run.checkpoint(target, "posttrain", training, **kept)
 
     epochs = schedule.posttrain_schedule(args)
@@ -188,98 +173,30 @@ STAGES = {"PRETRAIN": pretrain, "ALQ": alq, "POSTTRAIN": posttrain}
 # ---------------------------------------------------------------------------- what they share
 
 
-def quantized_training(
-    run: Run, model: nn.Module, weights: list[MultiBitWeight], batches: int
-) -> Training:
-    """ALQ for the multi-bit weights, Adam for the biases and normalisation parameters."""
-    args = run.args
-    quantizer = ALQ(
-        weights,
-        lr=args.lr,
-        weight_decay=args.wd,
-        generator=torch.Generator().manual_seed(args.seed),
-    )
-    quantized = {id(weight.parameter) for weight in weights}
-    rest = [p for p in model.parameters() if id(p) not in quantized]
-    adam = torch.optim.Adam(rest, lr=args.lr)
-    # M_p: the share of the candidates removed at each batch of the pruning epochs (SPEC section 5)
-    M_p = (args.pr / args.top_k) / (args.epoch_prune * batches)
-    if M_p > 1:
-        raise InputError(
-            f"--top_k {args.top_k}: too few candidates to prune a share --pr {args.pr} in "
-            f"{args.epoch_prune * batches} batches; use --top_k {args.top_k * M_p:.2g} or more"
-        )
-
-    def both(step: Callable[[], None]) -> Callable[[], None]:
-        def take() -> None:
-            step()
-            adam.step()
-
-        return take
-
-    steps = {
-        "basis": both(quantizer.basis_step),
-        "coordinate": both(quantizer.coordinate_step),
-        "ste": both(quantizer.ste_step),
-        "prune": both(lambda: quantizer.prune_step(args.top_k, M_p)),
-    }
-    return Training(model, [quantizer, adam], steps, weights)
-
-
 def follow(
     run: Run,
     stage: str,
     training: Training,
     epochs: list[Epoch],
     data: Split,
-    after_epoch: Callable[[Epoch, float], None],
+    after_epoch: Callable[[Epoch, dict], None],
 ) -> None:
-    """Train through `epochs`; after each: evaluate, log, `after_epoch`, save a resume point."""
-    model = training.model
-    while training.epochs_done < len(epochs):
-        started = time.monotonic()
-        number, epoch = training.epochs_done, epochs[training.epochs_done]
-        for optimizer in training.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = epoch.lr
-        model.train(epoch.kind != "prune")  # a pruning epoch keeps the running statistics
-        data.train.set_epoch(number)
-        title = f"{stage} {number + 1}/{len(epochs)} {epoch.kind}"
-        with tqdm(data.train, desc=title, unit="batch", disable=None) as batches:
-            train = train_epoch(model, batches, training.steps[epoch.kind])
-            val = evaluate(model, data.val)
-            size = size_of(training.weights)
-            batches.set_postfix_str(
-                f"loss {train['loss']:.4f}, val {val['accuracy']:.2f} %"
-                + (f", {size['bitwidth']:.3f} bit" if training.weights else "")
-            )
-        seconds = time.monotonic() - started
-        training.seconds += seconds
-        training.epochs_done += 1
-        run.log.write(
-            "epoch",
-            stage=stage,
-            epoch=number + 1,
-            **dataclasses.asdict(epoch),
-            loss=train["loss"],
-            train_accuracy=train["accuracy"],
-            val_loss=val["loss"],
-            val_accuracy=val["accuracy"],
-            **size,
-            bitwidths={w.name: w.bitwidth for w in training.weights},
-            seconds=round(seconds, 2),
-        )
-        after_epoch(epoch, val["accuracy"])
+    """`train_through` with the run's log, and a resume point after each epoch."""
+
+    def then_save(epoch: Epoch, val: dict) -> None:
+        after_epoch(epoch, val)
         state = {
             "net": run.recipe.net,
             "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
             "epochs_done": training.epochs_done,
             "seconds": training.seconds,
             "best": training.best,
-            "model": plain_state(model),
+            "model": plain_state(training.model),
             "optimizers": [optimizer.state_dict() for optimizer in training.optimizers],
         }
         save_checkpoint(resume_path(run.args, stage), state)
+
+    train_through(stage, training, epochs, data.train, data.val, run.log.write, then_save)
 
 
 def resume_path(args: Namespace, stage: str) -> Path:
@@ -302,13 +219,6 @@ def resume(run: Run, stage: str, training: Training, epochs: list[Epoch]) -> Non
         optimizer.load_state_dict(saved)
     training.epochs_done, training.seconds = state["epochs_done"], state["seconds"]
     training.best = state["best"]
-
-
-def size_of(weights: list[MultiBitWeight]) -> dict:
-    """The network's average bitwidth and its storage in bytes; None where nothing is quantized."""
-    if not weights:
-        return {"bitwidth": None, "storage_bytes": None}
-    return {"bitwidth": average_bitwidth(weights), "storage_bytes": storage_bytes(weights)}
 
 
 def finish(

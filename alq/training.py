@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LossFunction = Callable[[nn.Module, object], tuple[Tensor, Tensor, int]]
+# (model, batch) -> mean loss, number of correct answers (None: nothing to count), number of samples
+LossFunction = Callable[[nn.Module, object], tuple[Tensor, "Tensor | None", int]]
 
 
 def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
@@ -23,11 +24,12 @@ def train_epoch(
     batches: Iterable,
     step: Callable[[], None],
     loss_function: LossFunction = classification,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Run `step` once after every batch's backward pass.
 
     Leaves the model in the train or eval mode it was given in (a pruning epoch runs in eval
-    mode). Returns {"loss", "accuracy"}: means over the epoch's samples, accuracy in percent.
+    mode). Returns {"loss", "accuracy"}: means over the epoch's samples, accuracy in percent, None
+    where the loss function counts no answers.
     Nothing is read back from the device before the epoch's end.
     """
     totals = Totals()
@@ -43,7 +45,7 @@ def train_epoch(
 @torch.no_grad()
 def evaluate(
     model: nn.Module, batches: Iterable, loss_function: LossFunction = classification
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """{"loss", "accuracy"} of the model in eval mode; its mode is restored."""
     was_training = model.training
     model.eval()
@@ -60,13 +62,11 @@ class Totals:
     def __init__(self) -> None:
         self.loss, self.correct, self.count = 0.0, 0, 0
 
-    def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
+    def add(self, loss: Tensor, correct: Tensor | None, count: int) -> None:
         self.loss = self.loss + loss * count
-        self.correct = self.correct + correct
+        self.correct = None if correct is None else self.correct + correct
         self.count += count
 
-    def means(self) -> dict[str, float]:
-        return {
-            "loss": float(self.loss) / self.count,
-            "accuracy": 100 * float(self.correct) / self.count,
-        }
+    def means(self) -> dict[str, float | None]:
+        accuracy = None if self.correct is None else 100 * float(self.correct) / self.count
+        return {"loss": float(self.loss) / self.count, "accuracy": accuracy}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import alq.stages
+import alq.loop
 import lenet5
 import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
 
@@ -133,7 +133,7 @@ def test_the_split_is_drawn_once(finished) -> None:
 )
 def test_resume_goes_on_as_if_never_interrupted(finished, tmp_path, monkeypatch, stage, stop_after):
     """Interrupted between two epochs of a stage, the run ends in the same files."""
-    run_epoch, count = alq.stages.train_epoch, {"alq": 2, "posttrain": 8}.get(stage, 0) + stop_after
+    run_epoch, count = alq.loop.train_epoch, {"alq": 2, "posttrain": 8}.get(stage, 0) + stop_after
 
     def interrupted(*args, **kwargs):
         nonlocal count
@@ -142,7 +142,7 @@ def test_resume_goes_on_as_if_never_interrupted(finished, tmp_path, monkeypatch,
         count -= 1
         return run_epoch(*args, **kwargs)
 
-    monkeypatch.setattr(alq.stages, "train_epoch", interrupted)
+    monkeypatch.setattr(alq.loop, "train_epoch", interrupted)
     stages = ("--PRETRAIN", "--ALQ", "--POSTTRAIN")
     with pytest.raises(SystemExit) as stop:
         run(tmp_path, *stages)
@@ -183,7 +183,7 @@ def test_bad_input_is_one_line_with_the_flag_and_the_fix(tmp_path, capsys, flags
         (["--subc", "0", "0", "3", "1"], "fc1.weight: subc 3 does not divide its rows of 800"),
         (["--structure", "pixelwise"], "fc1.weight: structure 'pixelwise' needs a convolution"),
         (["--max_bit", "6", "6"], "max_bit: 2 values for 4 quantized layers"),
-        (["--top_k", "0.005"], "--top_k 0.005: too few candidates"),
+        (["--top_k", "0.005"], "top_k 0.005: too few candidates"),
     ],
 )
 def test_a_request_that_does_not_fit_the_network(

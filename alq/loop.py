@@ -1,0 +1,168 @@
+"""Training through a schedule: what the scripts' stages and `alq.fit` stand on."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from .errors import InputError
+from .multibit import MultiBitWeight, average_bitwidth, storage_bytes
+from .optimizer import ALQ
+from .schedule import Epoch, Schedule
+from .training import LossFunction, classification, evaluate, train_epoch
+
+
+@dataclass
+class Training:
+    """What a stage trains: the network, its optimizers, and the step each kind of epoch takes."""
+
+    model: nn.Module
+    optimizers: list[Optimizer]
+    steps: dict[str, Callable[[], None]]
+    weights: list[MultiBitWeight] = field(default_factory=list)
+    loss: LossFunction = classification
+    best: float = -float("inf")  # score of the best epoch so far (`score`)
+    epochs_done: int = 0
+    seconds: float = 0.0
+
+
+def quantized_training(
+    model: nn.Module,
+    weights: list[MultiBitWeight],
+    schedule: Schedule | Namespace,
+    batches: int,
+    loss: LossFunction = classification,
+) -> Training:
+    """ALQ for the multi-bit weights, Adam for all other parameters.
+
+    `batches` is the number of batches an epoch.
+    """
+    quantizer = ALQ(
+        weights,
+        lr=schedule.lr,
+        weight_decay=schedule.wd,
+        generator=torch.Generator().manual_seed(schedule.seed),
+    )
+    quantized = {id(weight.parameter) for weight in weights}
+    rest = [p for p in model.parameters() if id(p) not in quantized]
+    optimizers = [quantizer, torch.optim.Adam(rest, lr=schedule.lr)] if rest else [quantizer]
+
+    def all_of(step: Callable[[], None]) -> Callable[[], None]:
+        def take() -> None:
+            step()
+            for optimizer in optimizers[1:]:
+                optimizer.step()
+
+        return take
+
+    steps = {
+        "basis": quantizer.basis_step,
+        "coordinate": quantizer.coordinate_step,
+        "ste": quantizer.ste_step,
+        "prune": pruning(quantizer, schedule, batches),
+    }
+    steps = {kind: all_of(step) for kind, step in steps.items()}
+    return Training(model, optimizers, steps, weights, loss)
+
+
+def pruning(quantizer: ALQ, schedule: Schedule | Namespace, batches: int) -> Callable[[], None]:
+    """The prune step that removes about the share `pr` of the coordinates in a round."""
+    # M_p: the share of the candidates removed at each batch of the pruning epochs (SPEC section 5)
+    M_p = (schedule.pr / schedule.top_k) / (schedule.epoch_prune * batches)
+    if M_p > 1:
+        raise InputError(
+            f"top_k {schedule.top_k}: too few candidates to prune a share pr {schedule.pr} in "
+            f"{schedule.epoch_prune * batches} batches; "
+            f"use top_k {schedule.top_k * M_p:.2g} or more"
+        )
+    return lambda: quantizer.prune_step(schedule.top_k, M_p)
+
+
+def train_through(
+    stage: str,
+    training: Training,
+    epochs: list[Epoch],
+    train: Iterable,
+    val: Iterable,
+    log: Callable[..., None],
+    after_epoch: Callable[[Epoch, dict], None],
+    progress: bool | None = None,
+) -> None:
+    """Train through what is left of `epochs`; after each: evaluate, log, `after_epoch`.
+
+    Arguments:
+        train, val: batches, in the form that `training.loss` takes; `train` has a length.
+        log: called with an event's name and its fields.
+        after_epoch: called with the epoch and its means on `val` (`training.evaluate`).
+        progress: shows a bar; None shows it where the output is a terminal.
+    """
+    while training.epochs_done < len(epochs):
+        started = time.monotonic()
+        number, epoch = training.epochs_done, epochs[training.epochs_done]
+        for optimizer in training.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = epoch.lr
+        training.model.train(epoch.kind != "prune")  # a pruning epoch keeps the running statistics
+        set_epoch(train, number)
+        title = f"{stage} {number + 1}/{len(epochs)} {epoch.kind}"
+        disable = None if progress is None else not progress
+        with tqdm(train, desc=title, unit="batch", disable=disable) as batches:
+            step = training.steps[epoch.kind]
+            means = train_epoch(training.model, batches, step, training.loss)
+            val_means = evaluate(training.model, val, training.loss)
+            size = size_of(training.weights)
+            batches.set_postfix_str(
+                f"loss {means['loss']:.4f}, val {describe(val_means)}"
+                + (f", {size['bitwidth']:.3f} bit" if training.weights else "")
+            )
+        seconds = time.monotonic() - started
+        training.seconds += seconds
+        training.epochs_done += 1
+        log(
+            "epoch",
+            stage=stage,
+            epoch=number + 1,
+            **dataclasses.asdict(epoch),
+            loss=means["loss"],
+            train_accuracy=means["accuracy"],
+            val_loss=val_means["loss"],
+            val_accuracy=val_means["accuracy"],
+            **size,
+            bitwidths={w.name: w.bitwidth for w in training.weights},
+            seconds=round(seconds, 2),
+        )
+        after_epoch(epoch, val_means)
+
+
+def set_epoch(loader: Iterable, number: int) -> None:
+    """Tell a loader, or its sampler, which order is next, if it wants to know."""
+    for owner in (loader, getattr(loader, "sampler", None)):
+        if hasattr(owner, "set_epoch"):
+            owner.set_epoch(number)
+
+
+def score(means: dict) -> float:
+    """What "best by validation" ranks by: the accuracy, or the loss where there is none."""
+    return -means["loss"] if means["accuracy"] is None else means["accuracy"]
+
+
+def describe(means: dict) -> str:
+    """The accuracy, or the loss where there is none, for a reader."""
+    if means["accuracy"] is None:
+        return f"loss {means['loss']:.4f}"
+    return f"{means['accuracy']:.2f} %"
+
+
+def size_of(weights: list[MultiBitWeight]) -> dict:
+    """The network's average bitwidth and its storage in bytes; None where nothing is quantized."""
+    if not weights:
+        return {"bitwidth": None, "storage_bytes": None}
+    return {"bitwidth": average_bitwidth(weights), "storage_bytes": storage_bytes(weights)}
