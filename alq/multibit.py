@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .codes import level_table, pack_bits
 from .errors import InputError
+from .layers import Skip, quantizable, transposed_groups
 from .sketch import sketch
 from .structures import Grouping, make_grouping
 
@@ -140,6 +141,7 @@ class MultiBitWeight:
             "structure": self.structure,
             "shape": list(self.grouping.shape),
             "subc": self.grouping.subc,
+            "transposed": self.grouping.transposed,
             "codes": self.codes.cpu(),
             "alpha": self.alpha.cpu(),
             "mask": self.mask.cpu(),
@@ -152,11 +154,10 @@ class MultiBitWeight:
             ("structure", self.structure),
             ("shape", list(self.grouping.shape)),
             ("subc", self.grouping.subc),
+            ("transposed", self.grouping.transposed),
         ):
-            if state[key] != own:
-                raise InputError(
-                    f"{self.name}: the saved weight has {key} {state[key]}, this one {own}"
-                )
+            if (saved := state.get(key, 0)) != own:  # older files have no "transposed"
+                raise InputError(f"{self.name}: the saved weight has {key} {saved}, this one {own}")
         device = self.parameter.device
         self.codes, self.alpha, self.mask = (
             state[k].to(device).clone() for k in ("codes", "alpha", "mask")
@@ -176,20 +177,12 @@ def live_counts(weights: Sequence[MultiBitWeight]) -> list[list[int]]:
 # ---------------------------------------------------------------------------- whole networks
 
 
-def quantizable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The tensors named `weight` with more than one dimension, in `named_parameters` order."""
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name.rpartition(".")[2] == "weight" and parameter.dim() > 1
-    }
-
-
 def quantize(
     model: nn.Module,
     structure: str | Sequence[str] | None = None,
     subc: int | Sequence[int] | None = None,
     max_bit: int | Sequence[int] = 6,
+    skip: Skip = (),
 ) -> list[MultiBitWeight]:
     """Sketch every quantizable weight of `model` in place: each parameter then holds its w_hat.
 
@@ -197,10 +190,11 @@ def quantize(
         structure, subc, max_bit: one value for all layers or one per layer, in
             `named_parameters` order. None chooses by the kind of layer (`alq.structures`). In a
             list, `subc` is 0 for layers whose structure has no pieces.
+        skip: parameters left alone: their names, or a predicate on (name, parameter).
 
     Raises: InputError names the layer that a value does not fit.
     """
-    parameters = quantizable(model)
+    parameters = quantizable(model, skip)
     if not parameters:
         raise InputError(
             "the model has no weight to quantize (a `weight` with two or more dimensions)"
@@ -210,7 +204,13 @@ def quantize(
     pieces = per_layer("subc", subc, names)
     bits = per_layer("max_bit", max_bit, names)
     groupings = [
-        make_grouping(name, tuple(parameters[name].shape), structures[k], pieces[k])
+        make_grouping(
+            name,
+            tuple(parameters[name].shape),
+            structures[k],
+            pieces[k],
+            transposed_groups(model, name),
+        )
         for k, name in enumerate(names)
     ]
     weights = [
@@ -223,16 +223,23 @@ def quantize(
 
 
 def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
-    """The multi-bit weights of `model` from what their `state_dict`s gave; parameters get w_hat."""
+    """The multi-bit weights of `model` from what their `state_dict`s gave; parameters get w_hat.
+
+    Layers are found by name; those without a state (`skip` of `quantize`) are left alone.
+    """
     parameters = quantizable(model)
     saved = [state["name"] for state in states]
-    if list(parameters) != saved:
+    if not set(saved) <= set(parameters):
         raise InputError(f"the saved weights are {saved}, the network's {list(parameters)}")
     weights = []
     for state in states:
         parameter = parameters[state["name"]]
         grouping = make_grouping(
-            state["name"], tuple(parameter.shape), state["structure"], state["subc"] or None
+            state["name"],
+            tuple(parameter.shape),
+            state["structure"],
+            state["subc"] or None,
+            transposed_groups(model, state["name"]),
         )
         parts = [state[key].to(parameter.device) for key in ("codes", "alpha", "mask")]
         weight = MultiBitWeight(state["name"], parameter, grouping, *parts)

@@ -218,7 +218,10 @@ class ALQ(Optimizer):
     @staticmethod
     def _gradient(weight: MultiBitWeight) -> Tensor:
         if weight.parameter.grad is None:
-            raise InputError(f"{weight.name}: no gradient; call backward() before the step")
+            raise InputError(
+                f"{weight.name}: no gradient; call backward() before the step, "
+                "or leave the layer out with skip= if no batch reaches it"
+            )
         return weight.grouping.to_groups(weight.parameter.grad)
 
 
