@@ -82,6 +82,13 @@ STAGE_FLAGS = {
             "SHARE",
             "share of a layer that is a candidate at a batch",
         ),
+        (
+            "target_bit",
+            rate,
+            "BITS",
+            "prune to this average bitwidth, whatever rounds it takes",
+        ),
+        ("target_kb", rate, "KB", "prune to this storage of the weights (1e3 bytes), likewise"),
     ],
     "post-training (--POSTTRAIN)": [
         ("epoch_ste", count, "N", "epochs of basis steps on a full-precision copy"),
@@ -153,6 +160,8 @@ def make_parser(
     shared = {
         "warmup_pretrain": 0,
         "lr_post_coord": None,
+        "target_bit": None,
+        "target_kb": None,
         "wd": 0.0,
         "seed": 0,
         "device": default_device(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -13,9 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from .errors import InputError
 from .multibit import MultiBitWeight, average_bitwidth, storage_bytes
 from .optimizer import ALQ
+from .pruning import PruneByRatio, PruneToTarget
 from .schedule import Epoch, Schedule
 from .training import LossFunction, classification, evaluate, train_epoch
 
@@ -38,13 +38,10 @@ def quantized_training(
     model: nn.Module,
     weights: list[MultiBitWeight],
     schedule: Schedule | Namespace,
-    batches: int,
     loss: LossFunction = classification,
+    plan: PruneByRatio | PruneToTarget | None = None,
 ) -> Training:
-    """ALQ for the multi-bit weights, Adam for all other parameters.
-
-    `batches` is the number of batches an epoch.
-    """
+    """ALQ for the multi-bit weights, Adam for all other parameters. Without `plan`, no pruning."""
     quantizer = ALQ(
         weights,
         lr=schedule.lr,
@@ -67,23 +64,11 @@ def quantized_training(
         "basis": quantizer.basis_step,
         "coordinate": quantizer.coordinate_step,
         "ste": quantizer.ste_step,
-        "prune": pruning(quantizer, schedule, batches),
     }
+    if plan is not None:
+        steps["prune"] = lambda: plan.step(quantizer)
     steps = {kind: all_of(step) for kind, step in steps.items()}
     return Training(model, optimizers, steps, weights, loss)
-
-
-def pruning(quantizer: ALQ, schedule: Schedule | Namespace, batches: int) -> Callable[[], None]:
-    """The prune step that removes about the share `pr` of the coordinates in a round."""
-    # M_p: the share of the candidates removed at each batch of the pruning epochs (SPEC section 5)
-    M_p = (schedule.pr / schedule.top_k) / (schedule.epoch_prune * batches)
-    if M_p > 1:
-        raise InputError(
-            f"top_k {schedule.top_k}: too few candidates to prune a share pr {schedule.pr} in "
-            f"{schedule.epoch_prune * batches} batches; "
-            f"use top_k {schedule.top_k * M_p:.2g} or more"
-        )
-    return lambda: quantizer.prune_step(schedule.top_k, M_p)
 
 
 def train_through(
@@ -114,12 +99,12 @@ def train_through(
         set_epoch(train, number)
         title = f"{stage} {number + 1}/{len(epochs)} {epoch.kind}"
         disable = None if progress is None else not progress
-        with tqdm(train, desc=title, unit="batch", disable=disable) as batches:
+        with tqdm(total=len(train), desc=title, unit="batch", disable=disable) as bar:
             step = training.steps[epoch.kind]
-            means = train_epoch(training.model, batches, step, training.loss)
+            means = train_epoch(training.model, counted(train, bar), step, training.loss)
             val_means = evaluate(training.model, val, training.loss)
             size = size_of(training.weights)
-            batches.set_postfix_str(
+            bar.set_postfix_str(
                 f"loss {means['loss']:.4f}, val {describe(val_means)}"
                 + (f", {size['bitwidth']:.3f} bit" if training.weights else "")
             )
@@ -140,6 +125,13 @@ def train_through(
             seconds=round(seconds, 2),
         )
         after_epoch(epoch, val_means)
+
+
+def counted(batches: Iterable, bar: tqdm) -> Iterator:
+    """The batches; the bar stays open after the last one, for what `evaluate` then finds."""
+    for batch in batches:
+        yield batch
+        bar.update()
 
 
 def set_epoch(loader: Iterable, number: int) -> None:

@@ -95,13 +95,20 @@ class ALQ(Optimizer):
             weight.write()
 
     @torch.no_grad()
-    def prune_step(self, top_k: float, M_p: float) -> None:
+    def prune_step(
+        self,
+        top_k: float,
+        M_p: float,
+        prices: Sequence[float] | None = None,
+        budget: float = float("inf"),
+    ) -> None:
         """Remove coordinates, the cheapest over all layers first; alpha does not move.
 
         f = -p_a*alpha + 1/2*alpha^2*h_a
         candidates: in each layer the `top_k` share of its live coordinates with the least f,
                     the count's fraction rounded up at random with that probability
-        remove the `M_p` share of all candidates with the least f, rounded down
+        remove the `M_p` share of all candidates with the least f, rounded down; given `prices`,
+                    what one coordinate of each layer takes, only until `budget` is freed
         """
         costs, candidates = [], []
         for weight, state in self._layers():
@@ -111,13 +118,18 @@ class ALQ(Optimizer):
             draw = torch.rand((), generator=self.generator).item()  # on the host: no device waits
             candidates.append(int(share) + (draw < share - int(share)))
         masks = [weight.mask for weight in self.weights]
-        dead = choose_pruned(costs, masks, candidates, M_p)
+        dead = choose_pruned(costs, masks, candidates, M_p, prices, budget)
         for weight, flags in zip(self.weights, dead, strict=True):
             weight.prune(flags)
         # The one point where the host waits for the device.
         for weight, counts in zip(self.weights, live_counts(self.weights), strict=True):
             weight.count_live(*counts)
             weight.write()
+
+    @property
+    def steps_done(self) -> int:
+        """Steps taken since the moments were 0, of whatever kind."""
+        return self.state[self.weights[0].parameter]["step"]
 
     def step(self, closure: None = None) -> None:
         """Not defined: choose one of the four steps."""

@@ -41,6 +41,8 @@ class Schedule:
     ld_post_coord: float = 0.9
     lr_post_coord: float | None = None
     seed: int = 0
+    target_bit: float | None = None
+    target_kb: float | None = None
 
 
 def pretrain_schedule(args: Namespace) -> list[Epoch]:
@@ -53,10 +55,10 @@ def pretrain_schedule(args: Namespace) -> list[Epoch]:
     return epochs
 
 
-def alq_schedule(args: Schedule | Namespace) -> list[Epoch]:
-    """R times: basis epochs, coordinate epochs, pruning epochs at the rate reached."""
+def alq_schedule(args: Schedule | Namespace, rounds: int) -> list[Epoch]:
+    """`rounds` times: basis epochs, coordinate epochs, pruning epochs at the rate reached."""
     epochs = []
-    for number in range(1, args.R + 1):
+    for number in range(1, rounds + 1):
         lr = args.lr
         for _ in range(args.epoch_basis):
             lr *= args.ld_basis

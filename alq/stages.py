@@ -19,6 +19,7 @@ from .errors import InputError
 from .flags import one_or_each
 from .loop import Training, quantized_training, score, size_of, train_through
 from .multibit import quantize, restore
+from .pruning import pruning_plan
 from .runlog import RunLog, plain_flags
 from .schedule import Epoch
 from .training import evaluate
@@ -110,7 +111,7 @@ def pretrain(run: Run) -> dict:
 
 
 def alq(run: Run) -> dict:
-    """Sketch --model_ori, then R rounds of basis, coordinate and pruning epochs -> --model."""
+    """Sketch --model_ori, then rounds of basis, coordinate and pruning epochs -> --model."""
     args = run.args
     source = run.require(args.model_ori, "PRETRAIN", "model_ori")
     model = run.network()
@@ -119,9 +120,11 @@ def alq(run: Run) -> dict:
     weights = quantize(
         model, one_or_each(args.structure), one_or_each(args.subc), one_or_each(args.max_bit)
     )
-    training = quantized_training(model, weights, args, len(data.train))
+    plan = pruning_plan(args, weights, len(data.train))
+    run.log.write("plan", plan=str(plan), rounds=plan.rounds)
+    training = quantized_training(model, weights, args, plan=plan)
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
-    epochs = schedule.alq_schedule(args)
+    epochs = schedule.alq_schedule(args, plan.rounds)
     resume(run, "alq", training, epochs)
     if training.epochs_done == 0:
         run.checkpoint(args.model, "alq", training, **kept)
@@ -148,7 +151,7 @@ def posttrain(run: Run) -> dict:
     model.load_state_dict(source["model"])
     data, val_indices = run.recipe.load_data(args, source["val_indices"])
     weights = restore(model, source["weights"])
-    training = quantized_training(model, weights, args, len(data.train))
+    training = quantized_training(model, weights, args)
     kept = {"val_indices": val_indices, "top1_fp": source["top1_fp"]}
     target = posttrained_path(args)
 

@@ -73,12 +73,18 @@ def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:
 
 
 def choose_pruned(
-    costs: Sequence[Tensor], masks: Sequence[Tensor], candidates: Sequence[int], M_p: float
+    costs: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    candidates: Sequence[int],
+    M_p: float,
+    prices: Sequence[float] | None = None,
+    budget: float = float("inf"),
 ) -> list[Tensor]:
     """Which coordinates to remove: the cheapest `M_p` share of all layers' candidates together.
 
     Arguments: per layer the costs (G, I), the mask (G, I), the number of candidates (its live
-    coordinates of smallest cost). The share of their sum is rounded down.
+    coordinates of smallest cost). The share of their sum is rounded down. With `prices`, what a
+    coordinate of each layer takes, no more are removed than it needs to free `budget`.
     Returns: per layer (G, I) bool.
     """
     values, places, offset = [], [], 0
@@ -88,7 +94,13 @@ def choose_pruned(
         places.append(cheapest.indices + offset)
         offset += mask.numel()
     removed = int(M_p * sum(candidates))
-    chosen = torch.cat(values).topk(removed, largest=False).indices
+    chosen = torch.cat(values).topk(removed, largest=False).indices  # cheapest first
+    if prices is not None:
+        freed = torch.tensor(prices, dtype=torch.float64).repeat_interleave(
+            torch.tensor(candidates)
+        )[chosen.cpu()]
+        before = freed.cumsum(0) - freed  # by the cheaper ones
+        chosen = chosen[: int((before < budget).sum())]
     dead = torch.zeros(offset, dtype=torch.bool, device=masks[0].device)
     dead[torch.cat(places)[chosen]] = True
     return [
