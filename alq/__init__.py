@@ -1,6 +1,17 @@
 """Adaptive Loss-aware Quantization for multi-bit networks (Qu et al., CVPR 2020)."""
 
+from .fit import fit
 from .multibit import MultiBitWeight, average_bitwidth, quantize, restore, storage_bytes
 from .optimizer import ALQ
+from .schedule import Schedule
 
-__all__ = ["ALQ", "MultiBitWeight", "average_bitwidth", "quantize", "restore", "storage_bytes"]
+__all__ = [
+    "ALQ",
+    "MultiBitWeight",
+    "Schedule",
+    "average_bitwidth",
+    "fit",
+    "quantize",
+    "restore",
+    "storage_bytes",
+]

@@ -1,0 +1,261 @@
+"""`alq.fit` with any batch and any loss; pruning to a target; the example of the README."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import alq
+import lenet5
+import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
+from alq.pruning import coordinate_prices, pruning_plan, size_in
+from alq.steps import choose_pruned
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = alq.Schedule(
+    R=2, epoch_basis=1, epoch_coord=1, pr=0.5, top_k=0.5, epoch_ste=2, epoch_post_coord=1
+)
+
+
+def test_the_example_of_the_readme(monkeypatch, capsys) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "alq.fit(" in block]
+    monkeypatch.chdir(ROOT)
+    torch.manual_seed(0)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    result = names["result"]
+    assert 0.99 < result["bitwidth"] <= 1.0 and result["val_accuracy"] > 85
+    printed = capsys.readouterr().out
+    assert "target_bit 1 from 4 in 2 rounds" in printed
+    assert "4.weight" in printed and "7.weight" not in printed
+    assert f"bit a weight, {result['storage_bytes'] / 1e3:.1f} KB" in printed
+    assert f"validation {result['val_accuracy']:.2f} %" in printed
+
+
+def regression(batches: int = 6) -> tuple[nn.Module, list[dict]]:
+    """A network with batch normalisation, and dict batches of a function it can learn."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
+    x = torch.randn(batches, 16, 8)
+    return model, [{"x": part, "more": {"y": part[:, :2].sin()}} for part in x]
+
+
+def squared_error(model: nn.Module, batch: dict) -> torch.Tensor:
+    return F.mse_loss(model(batch["x"]), batch["more"]["y"])
+
+
+def test_dict_batches_and_a_loss_without_accuracy(tmp_path, capsys) -> None:
+    model, batches = regression()
+    weights = alq.quantize(model, max_bit=3)
+    result = alq.fit(
+        model, weights, batches[:4], batches[4:], squared_error, SHORT,
+        log=tmp_path / "log.jsonl", progress=False,
+    )  # fmt: skip
+    assert capsys.readouterr().out == ""
+    events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    epochs = [event for event in events if event["event"] == "epoch"]
+    kinds = [epoch["kind"] for epoch in epochs]
+    assert kinds == [*["basis", "coordinate", "prune"] * 2, "ste", "ste", "coordinate"]
+    # The best post-training epoch is kept, in the model and in the weights.
+    best = min(epoch["val_loss"] for epoch in epochs if epoch["stage"] == "posttrain")
+    assert result["val_loss"] == pytest.approx(best, rel=1e-6) and result["val_accuracy"] is None
+    assert not model.training
+    with torch.no_grad():
+        again = sum(float(squared_error(model, batch)) for batch in batches[4:]) / 2
+    assert again == pytest.approx(best, rel=1e-5)
+    for w in weights:
+        assert torch.equal(w.parameter, w.w_hat())
+    assert result["bitwidth"] == alq.average_bitwidth(weights) == epochs[-1]["bitwidth"]
+    assert result["storage_bytes"] == alq.storage_bytes(weights)
+
+
+def test_tuple_batches_and_the_default_loss_learn(capsys) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(400, 6)
+    y = (x[:, 0] > 0).long()
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2, bias=False))
+    loader = list(zip(x.split(40), y.split(40), strict=True))
+    weights = alq.quantize(model, max_bit=4)
+    schedule = alq.Schedule(
+        lr=0.01, R=1, epoch_basis=4, epoch_coord=2, pr=0.5, top_k=0.2, epoch_ste=4,
+        epoch_post_coord=1,
+    )  # fmt: skip
+    result = alq.fit(model, weights, loader[:8], loader[8:], schedule=schedule)
+    assert result["val_accuracy"] > 90
+    assert "1 round at pr 0.5" in capsys.readouterr().out
+
+
+def test_a_loss_may_count_its_answers_itself() -> None:
+    model, batches = regression()
+
+    def close(model: nn.Module, batch: dict) -> tuple:
+        output, y = model(batch["x"]), batch["more"]["y"]
+        return F.mse_loss(output, y), ((output - y).abs().amax(1) < 0.5).sum(), len(y)
+
+    weights = alq.quantize(model, max_bit=2)
+    result = alq.fit(model, weights, batches, batches, close, SHORT, progress=False)
+    assert 0 < result["val_accuracy"] <= 100
+
+
+def test_a_network_of_quantized_weights_alone_and_no_post_training() -> None:
+    model = nn.Sequential(nn.Linear(8, 2, bias=False))
+    weights = alq.quantize(model)
+    _, batches = regression()
+    schedule = alq.Schedule(**{**vars(SHORT), "epoch_ste": 0, "epoch_post_coord": 0})
+    result = alq.fit(model, weights, batches, batches, squared_error, schedule, progress=False)
+    assert 0 < result["bitwidth"] < 6
+
+
+def test_what_fit_cannot_do_is_said() -> None:
+    model, batches = regression()
+    weights = alq.quantize(model)
+    with pytest.raises(ValueError, match="train_loader: needs a length"):
+        alq.fit(model, weights, iter(batches), batches, squared_error, SHORT)
+    unused = nn.ModuleList([model, nn.Linear(3, 3)])
+    weights = alq.quantize(unused)
+    with pytest.raises(ValueError, match=r"1\.weight: no gradient; .* skip="):
+        alq.fit(
+            unused, weights, batches, batches, lambda model, batch: squared_error(model[0], batch),
+            SHORT, progress=False,
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- targets
+
+
+def network() -> list[alq.MultiBitWeight]:
+    """Layers whose coordinates differ much in size."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3), nn.Linear(144, 40), nn.Linear(40, 10)]
+    return alq.quantize(
+        nn.Sequential(*layers), ["kernelwise", "pixelwise", "subchannelwise", "subchannelwise"]
+    )
+
+
+def prune_all(plan, weights: list[alq.MultiBitWeight], schedule, batches: int, steps=None) -> list:
+    """Go through the rounds on random gradients; the sizes after each round."""
+    quantizer = alq.ALQ(weights, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    before = (schedule.epoch_basis + schedule.epoch_coord) * batches
+    sizes = []
+    for _ in range(plan.rounds):
+        for number in range(before + schedule.epoch_prune * batches):
+            for w in weights:
+                w.parameter.grad = torch.randn(w.parameter.shape, generator=generator)
+            if number < before:
+                quantizer.coordinate_step()
+            else:
+                plan.step(quantizer)
+            if steps is not None and quantizer.steps_done == steps:  # as --resume does
+                state = copy.deepcopy(quantizer.state_dict())
+                quantizer = alq.ALQ(weights, generator=torch.Generator())
+                quantizer.load_state_dict(state)
+        sizes.append(size_in(plan.unit, weights))
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("target", "pr", "top_k", "batches", "rounds"),
+    [
+        ({"target_bit": 1.0}, 0.8, 0.005, 20, 3),
+        ({"target_bit": 0.05}, 0.8, 0.005, 10, 6),
+        ({"target_bit": 5.5}, 0.8, 0.005, 20, 1),
+        ({"target_bit": 0.5}, 1.0, 0.05, 1, 1),
+        ({"target_kb": 2.0}, 0.4, 0.002, 20, 5),
+        ({"target_kb": 0.05}, 0.8, 1.0, 20, 7),
+    ],
+)
+def test_the_target_is_reached_to_the_coordinate(target, pr, top_k, batches, rounds) -> None:
+    weights = network()
+    schedule = alq.Schedule(**target, pr=pr, top_k=top_k, epoch_basis=0, epoch_coord=1)
+    plan = pruning_plan(schedule, weights, batches)
+    ((unit, value),) = target.items()
+    assert plan.rounds == rounds and 0 < plan.last_pr <= pr + 1e-9
+    price = max(coordinate_prices(unit, weights))
+    sizes = prune_all(plan, weights, schedule, batches)
+    for number, size in enumerate(sizes[:-1], 1):
+        assert plan.aim(number) - price < size <= plan.aim(number) * (1 + 1e-9)
+    assert value - price < sizes[-1] <= value * (1 + 1e-9)
+    own = {"target_bit": alq.average_bitwidth, "target_kb": alq.storage_bytes}[unit](weights)
+    assert sizes[-1] == pytest.approx(own / (1e3 if unit == "target_kb" else 1))
+    if pr < 1:  # what the paper's rounds leave: (1 - pr/b)^b
+        assert plan.aim(1) == max(value, plan.start * (1 - pr / batches) ** batches)
+
+
+def test_a_round_prunes_a_little_at_each_batch() -> None:
+    weights = network()
+    schedule = alq.Schedule(target_bit=2.0, pr=2.0, epoch_basis=0, epoch_coord=0, epoch_prune=2)
+    plan = pruning_plan(schedule, weights, 10)
+    assert plan.rounds == 1
+    quantizer = alq.ALQ(weights)
+    live = [sum(w.live_total for w in weights)]
+    for _ in range(20):
+        for w in weights:
+            w.parameter.grad = torch.randn_like(w.parameter)
+        plan.step(quantizer)
+        live.append(sum(w.live_total for w in weights))
+    shares = [1 - after / before for before, after in itertools.pairwise(live)]
+    assert all(0.02 < share < 0.15 for share in shares)
+
+
+def test_a_resumed_run_prunes_the_same() -> None:
+    schedule = alq.Schedule(target_bit=1.0, epoch_basis=0, epoch_coord=1)
+    results = []
+    for steps in (None, 17, 40):
+        weights = network()
+        plan = pruning_plan(schedule, weights, 10)
+        prune_all(plan, weights, schedule, 10, steps)
+        results.append([w.mask for w in weights])
+    for masks in results[1:]:
+        assert all(map(torch.equal, masks, results[0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_bit": 7.0}, "target_bit 7: the network has 6 bit before any pruning"),
+        ({"target_kb": 100.0}, "target_kb 100: the network has 10.88 KB before any pruning"),
+        ({"target_bit": 1e-6}, "target_bit 1e-06: not one coordinate would be left"),
+        ({"target_kb": 0.0}, "target_kb 0: not one coordinate would be left"),
+        ({"target_bit": 1.0, "target_kb": 1.0}, "target_bit and target_kb: give one"),
+        ({"top_k": 0.005}, "top_k 0.005: too few candidates"),
+    ],
+)
+def test_an_impossible_target_is_refused(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        pruning_plan(alq.Schedule(**options), network(), 10)
+
+
+def test_pruning_stops_at_the_coordinate_that_frees_enough() -> None:
+    costs = [torch.tensor([[5.0, 1.0], [9.0, 2.0]]), torch.tensor([[3.0, 0.0, 4.0]])]
+    masks = [torch.tensor([[True, True], [True, True]]), torch.tensor([[True, False, True]])]
+    for budget, count in ((0.0, 0), (0.5, 1), (10.0, 1), (10.5, 2), (20.5, 3), (99.0, 6)):
+        first, second = choose_pruned(costs, masks, [4, 2], 1.0, [10.0, 3.0], budget)
+        order = [first[0, 1], first[1, 1], second[0, 0], second[0, 2], first[0, 0], first[1, 0]]
+        assert order == [True] * count + [False] * (6 - count)
+
+
+@pytest.mark.parametrize("flag", ["--target_bit", "--target_kb"])
+def test_the_script_prunes_to_a_target(flag, tmp_path) -> None:
+    value = {"--target_bit": 1.5, "--target_kb": 150.0}[flag]
+    lenet5.main([
+        "--PRETRAIN", "--ALQ", flag, str(value), "--data", str(ROOT / "data"),
+        "--model_ori", str(tmp_path / "ori.pth"), "--model", str(tmp_path / "model.pth"),
+        *"--val_size 200 --batch_size 50 --epoch_pretrain 1 --epoch_basis 0 --max_bit 3".split(),
+        *"--epoch_coord 1 --threads 1".split(),
+    ])  # fmt: skip
+    events = [json.loads(line) for line in (tmp_path / "model.jsonl").read_text().splitlines()]
+    (plan,) = [event for event in events if event["event"] == "plan"]
+    assert sum(event["event"] == "round" for event in events) == plan["rounds"]
+    result = events[-1]
+    size = result["bitwidth"] if flag == "--target_bit" else result["storage_bytes"] / 1e3
+    assert 0.99 * value < size <= value
