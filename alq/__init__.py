@@ -2,5 +2,15 @@
 
 from .multibit import MultiBitWeight, average_bitwidth, quantize, restore, storage_bytes
 from .optimizer import ALQ
+from .packed import load_packed, save_packed
 
-__all__ = ["ALQ", "MultiBitWeight", "average_bitwidth", "quantize", "restore", "storage_bytes"]
+__all__ = [
+    "ALQ",
+    "MultiBitWeight",
+    "average_bitwidth",
+    "load_packed",
+    "quantize",
+    "restore",
+    "save_packed",
+    "storage_bytes",
+]
