@@ -34,6 +34,7 @@ from .errors import InputError
 from .multibit import MultiBitWeight, restore
 from .packing import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weights
 
+ENDING = ".alq"
 VERSION = 1
 KEY = "alq-packed"  # the one entry of safetensors' metadata, which keeps no order of several
 NO_CHECKSUM = b"0" * 64
