@@ -3,6 +3,7 @@
 from .fit import fit
 from .multibit import MultiBitWeight, average_bitwidth, quantize, restore, storage_bytes
 from .optimizer import ALQ
+from .packed import load_packed, save_packed
 from .schedule import Schedule
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "Schedule",
     "average_bitwidth",
     "fit",
+    "load_packed",
     "quantize",
     "restore",
+    "save_packed",
     "storage_bytes",
 ]

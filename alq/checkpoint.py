@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -14,25 +17,35 @@ FORMAT = "alq-checkpoint"
 VERSION = 1
 
 
-def save_checkpoint(path: str | Path, content: dict) -> None:
-    """Write `content` to `path` in full or not at all: temporary file, flush, rename."""
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill the file `path` in full or not at all: temporary file, flush, rename."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str | Path, net: str) -> dict:
+def save_checkpoint(path: str | Path, content: dict) -> None:
+    """Write `content`, tensors and plain values, to `path` in full or not at all."""
+    content = {"format": FORMAT, "version": VERSION, **content}
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def load_checkpoint(path: str | Path, net: str | None) -> dict:
     """Read what `save_checkpoint` wrote, on the CPU; InputError says what is wrong with the file.
 
-    `net` is the network the caller has: a checkpoint of another one is refused.
+    `net` is the network the caller has: a checkpoint of another one is refused. None
+    takes any.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -46,6 +59,6 @@ def load_checkpoint(path: str | Path, net: str) -> dict:
         raise InputError(
             f"{path} has format version {content['version']}; this code reads {VERSION}"
         )
-    if content["net"] != net:
+    if net is not None and content["net"] != net:
         raise InputError(f"{path} holds network '{content['net']}', not '{net}'")
     return content

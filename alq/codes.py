@@ -26,8 +26,19 @@ def sign_table(L: int, like: Tensor) -> Tensor:
 
 
 def level_table(alpha: Tensor) -> Tensor:
-    """Live coordinates (G, L), 0 where a group has fewer -> levels (G, 2^L)."""
-    return alpha @ sign_table(alpha.shape[1], alpha).T
+    """Live coordinates (G, L), 0 where a group has fewer -> levels (G, 2^L).
+
+    Summed in the order of the bases: the same coordinates give the same bits in every block, on
+    every device, and after the sign of one and its bits in the codes flip together. A matrix
+    product promises none of this.
+    """
+    L = alpha.shape[1]
+    levels = alpha.new_zeros(alpha.shape[0], 2**L)
+    for l in range(L):
+        half, a = 2**l, alpha[:, l : l + 1]
+        torch.add(levels[:, :half], a, out=levels[:, half : 2 * half])
+        levels[:, :half] -= a
+    return levels
 
 
 def pack_bits(flags: Tensor) -> Tensor:

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from .errors import InputError
-from .report import layer_table, summary_table
+from .loop import size_of
+from .packed import ENDING, load_packed, read_packed
+from .report import layer_table, parts_line, summary_table
 from .runlog import RunLog, describe_run
 from .stages import STAGES, Recipe, Run, resume_path
+from .training import evaluate
 
 
 def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | None = None) -> None:
     """Parse the flags, run the stages they name and print the table."""
     args = parser.parse_args(argv)
     named = [name for name in STAGES if getattr(args, name)]
-    if not named:
+    if not named and not args.EVAL:
         parser.error(
-            "nothing to do: give one or more of " + " ".join(f"--{name}" for name in STAGES)
+            "nothing to do: give one or more of "
+            + " ".join(f"--{name}" for name in STAGES)
+            + ", or --EVAL FILE"
         )
+    if named and args.EVAL:
+        parser.error(f"--EVAL {args.EVAL}: tests a finished file; give it without --{named[0]}")
+    if args.model.suffix == ENDING:
+        parser.error(f"--model {args.model}: {ENDING} is the packed file's ending; use .pth")
     if args.threads:
         torch.set_num_threads(args.threads)
     # Moments of weights that get no gradient decay into denormals, 13x slower on CPUs.
     torch.set_flush_denormal(True)
     try:
+        if args.EVAL:
+            print_result(recipe, evaluate_packed(recipe, args))
+            return
         log = RunLog(args.model.with_suffix(".jsonl"))
         log.write("start", net=recipe.net, stages=named, **describe_run(args))
         resume_points = [resume_path(args, name.lower()) for name in named]
@@ -50,6 +62,23 @@ def remove(paths: list[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
+def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
+    """The test accuracy of the packed file that --EVAL names, from that file alone."""
+    model = recipe.network().to(args.device, memory_format=torch.channels_last)
+    weights = load_packed(args.EVAL, model)
+    data, _ = recipe.load_data(args, None)
+    return {
+        "stage": "packing",
+        "top1_fp": None,
+        "top1": evaluate(model, data.test)["accuracy"],
+        **size_of(weights),
+        "file_bytes": args.EVAL.stat().st_size,
+        "packed": args.EVAL,
+        "parts": read_packed(args.EVAL).sizes,
+        "weights": weights,
+    }
+
+
 def print_result(recipe: Recipe, result: dict) -> None:
     """The last stage's tables."""
     if not result["weights"]:
@@ -59,3 +88,5 @@ def print_result(recipe: Recipe, result: dict) -> None:
     print(
         layer_table(result["weights"]), summary_table(result, recipe.published, numel), sep="\n\n"
     )
+    if result["packed"]:
+        print(f"\n{result['packed']}: {parts_line(result['parts'])}")

@@ -114,6 +114,11 @@ def make_parser(
         "--POSTTRAIN", action="store_true", help="train the quantized --model further"
     )
 
+    stages.add_argument(
+        "--EVAL", type=Path, metavar="FILE",
+        help="test the packed FILE (.alq) and nothing else; no stage and no checkpoint is needed",
+    )  # fmt: skip
+
     files = parser.add_argument_group("data and files")
     files.add_argument("--data", type=Path, metavar="DIR", help="where the data set lies")
     files.add_argument(

@@ -158,6 +158,11 @@ class MultiBitWeight:
         ):
             if (saved := state.get(key, 0)) != own:  # older files have no "transposed"
                 raise InputError(f"{self.name}: the saved weight has {key} {saved}, this one {own}")
+        G, I = self.G, state["mask"].shape[-1]
+        for key, shape in {"codes": (G, self.n), "alpha": (G, I), "mask": (G, I)}.items():
+            if tuple(state[key].shape) != shape:
+                found = tuple(state[key].shape)
+                raise InputError(f"{self.name}: the saved {key} has shape {found}, not {shape}")
         device = self.parameter.device
         self.codes, self.alpha, self.mask = (
             state[k].to(device).clone() for k in ("codes", "alpha", "mask")
@@ -244,8 +249,9 @@ def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
         parts = [state[key].to(parameter.device) for key in ("codes", "alpha", "mask")]
         weight = MultiBitWeight(state["name"], parameter, grouping, *parts)
         weight.load_state_dict(state)
-        weight.write()
         weights.append(weight)
+    for weight in weights:  # once all have been found to fit
+        weight.write()
     return weights
 
 

@@ -17,6 +17,12 @@ def format_bytes(count: float | None) -> str:
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} KB"
 
 
+def parts_line(parts: Mapping[str, int]) -> str:
+    """The bytes of a packed file, part by part."""
+    listed = " + ".join(f"{name} {size}" for name, size in parts.items())
+    return f"{sum(parts.values())} bytes = {listed}"
+
+
 def layer_table(weights: Sequence[MultiBitWeight]) -> str:
     """One line per layer and their total."""
     lines = [LAYER.format("layer", "structure", "groups", "n", "bits", "storage")]

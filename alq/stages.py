@@ -19,6 +19,7 @@ from .errors import InputError
 from .flags import one_or_each
 from .loop import Training, quantized_training, score, size_of, train_through
 from .multibit import quantize, restore
+from .packed import ENDING, save_packed
 from .pruning import pruning_plan
 from .runlog import RunLog, plain_flags
 from .schedule import Epoch
@@ -227,13 +228,18 @@ def resume(run: Run, stage: str, training: Training, epochs: list[Epoch]) -> Non
 def finish(
     run: Run, stage: str, training: Training, path: Path, **accuracies: float | None
 ) -> dict:
-    """Log and return the stage's result."""
+    """Log and return the stage's result; the last quantizing stage writes the packed file too."""
+    packed, parts = None, None
+    if training.weights and (stage == "posttrain" or not run.args.POSTTRAIN):
+        packed = path.with_suffix(ENDING)
+        parts = save_packed(packed, training.model, training.weights)
     result = {
         "stage": stage,
         **accuracies,
         **size_of(training.weights),
-        "file_bytes": path.stat().st_size,
+        "file_bytes": (packed or path).stat().st_size,
         "seconds": round(training.seconds, 1),
     }
     run.log.write("result", **result)
-    return {**result, "file": path, "weights": training.weights}
+    files = {"file": path, "packed": packed, "parts": parts}
+    return {**result, **files, "weights": training.weights}

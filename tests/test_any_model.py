@@ -200,3 +200,20 @@ def test_a_saved_weight_knows_that_it_was_transposed() -> None:
     states = [w.state_dict() for w in alq.quantize(grouped)]
     with pytest.raises(ValueError, match=r"0\.weight: the saved weight has transposed 2"):
         alq.restore(plain, states)
+
+
+def test_any_network_goes_through_the_packed_file(tmp_path) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 10, (5, 7))
+
+    def network() -> nn.Module:
+        grouped = nn.ConvTranspose1d(10, 6, 3, groups=2)
+        return nn.Sequential(Tied(), nn.Flatten(2), nn.Conv1d(7, 10, 3), grouped, nn.Linear(10, 2))
+
+    model, other = network(), network()
+    weights = alq.quantize(model, skip=["4.weight"])
+    alq.save_packed(tmp_path / "small.alq", model, weights)
+    again = alq.load_packed(tmp_path / "small.alq", other)
+    assert [w.grouping for w in again] == [w.grouping for w in weights]
+    assert other[0].head.weight is other[0].table.weight
+    assert torch.equal(other(tokens), model(tokens))
