@@ -22,6 +22,8 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
         parser.error(
             "nothing to do: give one or more of " + " ".join(f"--{name}" for name in STAGES)
         )
+    if getattr(args, "DOWNLOAD", False) and not args.PRETRAIN:
+        parser.error("--DOWNLOAD goes with --PRETRAIN: it fetches what that would train")
     if args.threads:
         torch.set_num_threads(args.threads)
     # Moments of weights that get no gradient decay into denormals, 13x slower on CPUs.

@@ -93,11 +93,17 @@ STAGE_FLAGS = {
 
 
 def make_parser(
-    description: str, defaults: dict, prog: str | None = None
+    description: str,
+    defaults: dict,
+    prog: str | None = None,
+    parents: Sequence[argparse.ArgumentParser] = (),
 ) -> argparse.ArgumentParser:
     """The shared flags with one script's `defaults`; a script may add its own afterwards."""
     parser = OneLineParser(
-        prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog=prog,
+        description=description,
+        parents=parents,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     stages = parser.add_argument_group("stages (any of them, run in this order)")
     stages.add_argument("--PRETRAIN", action="store_true", help="train the full-precision network")

@@ -94,19 +94,15 @@ def md5_tables(root: Path) -> dict[str, object]:
     }
 
 
-def write_imagenet(root: Path, count: int, side: int = 64) -> None:
-    """`root`/train and `root`/val with a folder of JPEGs for each of the ten digits."""
-    for part, kind, pictures in (("train", "train", count), ("val", "t10k", count // 5)):
-        for k, (picture, label) in enumerate(
-            zip(*coloured_digits(kind, pictures, side), strict=True)
-        ):
-            folder = root / part / f"n{10000000 + label}"
+def write_imagenet(root: Path, count: int, side: int = 64, classes: int = 10) -> None:
+    """`root`/train and `root`/val with a folder of JPEGs for each digit modulo `classes`."""
+    for part, kind, number in (("train", "train", count), ("val", "t10k", count // 5)):
+        pictures = zip(*coloured_digits(kind, number, side), strict=True)
+        for k, (picture, label) in enumerate(pictures):
+            folder = root / part / f"n{10000000 + label % classes}"
             folder.mkdir(parents=True, exist_ok=True)
-            name = f"n{10000000 + label}_{k}.JPEG" if part == "train" else f"val_{k:08d}.JPEG"
+            name = f"{folder.name}_{k}.JPEG" if part == "train" else f"val_{k:08d}.JPEG"
             Image.fromarray(picture.transpose(1, 2, 0)).save(folder / name, "JPEG", quality=95)
-    for label in range(10):  # val has every class that train has
-        for part in ("train", "val"):
-            (root / part / f"n{10000000 + label}").mkdir(exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from functools import partial
 
 import pytest
@@ -19,35 +20,11 @@ from alq.errors import InputError
 from alq.multibit import quantizable, restore
 
 # A schedule of seconds: one or two batches an epoch, one epoch of everything.
-SHORT = [
-    "--batch_size",
-    "32",
-    "--val_size",
-    "20",
-    "--epoch_pretrain",
-    "2",
-    "--milestones_pretrain",
-    "--lr_pretrain",
-    "1e-3",
-    "--R",
-    "2",
-    "--epoch_basis",
-    "1",
-    "--epoch_coord",
-    "1",
-    "--pr",
-    "0.4",
-    "--top_k",
-    "0.4",
-    "--epoch_ste",
-    "1",
-    "--epoch_post_coord",
-    "1",
-    "--max_bit",
-    "3",
-    "--device",
-    "cpu",
-]
+SHORT = shlex.split(
+    "--batch_size 32 --val_size 20 --epoch_pretrain 2 --milestones_pretrain --lr_pretrain 1e-3 "
+    "--R 2 --epoch_basis 1 --epoch_coord 1 --pr 0.4 --top_k 0.4 --epoch_ste 1 --epoch_post_coord 1 "
+    "--max_bit 3 --device cpu"
+)
 
 
 @pytest.fixture
@@ -66,8 +43,8 @@ def log_of(path) -> list[dict]:
 def test_the_network_is_that_of_the_paper() -> None:
     weights = quantizable(vgg.VGG())
     assert sum(w.numel() for w in weights.values()) == 14_022_016  # 56.09 MB
-    kinds = [["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]] * 3
-    kinds = [*sum(kinds, []), "Flatten", *["Linear", "BatchNorm1d", "ReLU"] * 2, "Linear"]
+    pair = ["Conv2d", "BatchNorm2d", "ReLU", "Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]
+    kinds = [*pair * 3, "Flatten", *["Linear", "BatchNorm1d", "ReLU"] * 2, "Linear"]
     assert [type(layer).__name__ for layer in vgg.VGG()] == kinds
     assert len(weights) == len(vgg.DEFAULTS["structure"]) == len(vgg.DEFAULTS["subc"])
 
