@@ -9,13 +9,23 @@ from pathlib import Path
 import torch
 
 from .errors import InputError
+from .parallel import is_main, wait
 
 FORMAT = "alq-checkpoint"
 VERSION = 1
 
 
 def save_checkpoint(path: str | Path, content: dict) -> None:
-    """Write `content` to `path` in full or not at all: temporary file, flush, rename."""
+    """Write `content` to `path` in full or not at all: temporary file, flush, rename.
+
+    Of several processes the main one writes; the others wait for it.
+    """
+    if is_main():
+        _write(path, content)
+    wait()
+
+
+def _write(path: str | Path, content: dict) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")

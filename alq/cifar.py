@@ -11,8 +11,10 @@ from torch.nn import functional as F
 from torchvision import datasets
 
 from .errors import InputError
+from .parallel import main_first
 
 
+@main_first()
 def read_cifar10(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """((images, labels) of the training set, of the test set); images (N, 3, 32, 32) uint8.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from .errors import InputError
+from .parallel import main_first, shares
 
 EVAL_BATCH = 1000  # images per evaluation batch; has no influence on the result
 
@@ -35,6 +36,11 @@ MNIST_SHA256 = {
 
 class Loader(Protocol):
     """What training needs of a data set: (x, y) batches, and a new order for each epoch."""
+
+    @property
+    def weights(self) -> list[float]:
+        """Each batch's factor on its mean loss (`alq.parallel`)."""
+        ...
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
@@ -68,7 +74,8 @@ class TensorLoader:
     Arguments:
         images: (N, C, H, W) uint8.
         labels: (N,) int64, on the same device.
-        batch_size: images per batch; the last batch holds the rest.
+        batch_size: images per batch, the last batch holding the rest; of several processes each
+            gets its share of every batch.
         mean, std: per channel, of pixel values in 0..1.
         seed: shuffles with a fresh order per epoch, a function of seed and epoch alone; None
             keeps the order.
@@ -87,9 +94,10 @@ class TensorLoader:
         seed: int | None = None,
         augment: Augmentation | None = None,
     ) -> None:
-        self.images, self.labels, self.batch_size, self.seed = images, labels, batch_size, seed
+        self.images, self.labels, self.seed = images, labels, seed
         self.augment = augment
         self.epoch = 0
+        self.shares = shares(len(labels), batch_size, training=seed is not None)
         per_channel = {"dtype": torch.float32, "device": images.device}
         # (x/255 - mean) / std  =  x * scale + shift
         self.scale = (1 / (255 * torch.tensor(std, **per_channel))).view(1, -1, 1, 1)
@@ -98,7 +106,11 @@ class TensorLoader:
         )
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        return len(self.shares)
+
+    @property
+    def weights(self) -> list[float]:
+        return [share.weight for share in self.shares]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass, as torch's DistributedSampler does."""
@@ -106,13 +118,13 @@ class TensorLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order, draws = self._plan()
-        for start in range(0, len(order), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            images = self.images[order[part]]
+        for share in self.shares:
+            index = order[share.part]
+            images = self.images[index]
             if draws is not None:
-                images = self.augment(images, draws[part])
+                images = self.augment(images, draws[share.part])
             x = torch.addcmul(self.shift, images.float(), self.scale)
-            yield x.contiguous(memory_format=torch.channels_last), self.labels[order[part]]
+            yield x.contiguous(memory_format=torch.channels_last), self.labels[index]
 
     def _plan(self) -> tuple[Tensor, Tensor | None]:
         """The epoch's order (N,) and, where images are augmented, the draw for each place in it."""
@@ -166,6 +178,7 @@ def split_loaders(
 # ---------------------------------------------------------------------------- MNIST
 
 
+@main_first()
 def read_mnist(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """((images, labels) of the training set, of the test set); images (N, 1, 28, 28) uint8.
 

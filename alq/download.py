@@ -10,8 +10,10 @@ from urllib.parse import urlparse
 from torch import Tensor, hub
 
 from .errors import InputError
+from .parallel import main_first
 
 
+@main_first()
 def fetch_weights(url: str) -> dict[str, Tensor]:
     """The state dict behind `url`, kept in torch.hub's folder.
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from . import parallel
 from .errors import InputError
 from .report import layer_table, summary_table
 from .runlog import RunLog, describe_run
@@ -16,6 +17,10 @@ from .stages import STAGES, Recipe, Run
 
 def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | None = None) -> None:
     """Parse the flags, run the stages they name and print the table."""
+    try:
+        parallel.claim_device()
+    except InputError as error:
+        parser.error(str(error))
     args = parser.parse_args(argv)
     named = [name for name in STAGES if getattr(args, name)]
     if not named:
@@ -29,14 +34,18 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
     # Moments of weights that get no gradient decay into denormals, 13x slower on CPUs.
     torch.set_flush_denormal(True)
     try:
-        log = RunLog(args.model.with_suffix(".jsonl"))
-        log.write("start", net=recipe.net, stages=named, **describe_run(args))
-        results = [STAGES[name](Run(recipe, args, log)) for name in named]
+        with parallel.joined(args.device):
+            log = RunLog(args.model.with_suffix(".jsonl"))
+            log.write("start", net=recipe.net, stages=named, **describe_run(args))
+            results = [STAGES[name](Run(recipe, args, log)) for name in named]
+            main = parallel.is_main()
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the last finished epoch", file=sys.stderr)
         raise SystemExit(130) from None
+    if not main:
+        return
     for result in results:
         print(f"{result['stage']}: {result['seconds']:.0f} s, saved {result['file']}")
     print_result(recipe, results[-1])

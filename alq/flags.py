@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ class OneLineParser(argparse.ArgumentParser):
     """Refuses bad input with one line on stderr and exit code 2."""
 
     def error(self, message: str) -> None:
-        print(f"{self.prog}: error: {message} (-h explains every flag)", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of a torchrun
+            print(f"{self.prog}: error: {message} (-h explains every flag)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -117,7 +119,9 @@ def make_parser(
     files.add_argument(
         "--val_size", type=positive, metavar="N", help="training images held out for validation"
     )
-    files.add_argument("--batch_size", type=positive, metavar="N", help="images a batch")
+    files.add_argument(
+        "--batch_size", type=positive, metavar="N", help="images a batch, over all processes"
+    )
     files.add_argument("--model_ori", type=Path, metavar="FILE", help="full-precision checkpoint")
     files.add_argument(
         "--model", type=Path, metavar="FILE", help="quantized checkpoint; its log is beside it"

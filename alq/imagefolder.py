@@ -15,6 +15,7 @@ from torchvision.datasets.folder import default_loader
 
 from .data import Split, draw_val_indices
 from .errors import InputError
+from .parallel import shares
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in 0..1
 RESIZE, CROP = 256, 224  # shorter side of a test picture before its crop; pixels of every crop
@@ -42,14 +43,18 @@ class Pictures(Dataset):
 
 
 class Batches(Sampler[list[tuple[int, int]]]):
-    """The (place, seed) pairs of each batch; with a seed in a new order at every epoch."""
+    """The (place, seed) pairs of each batch; with a seed in a new order at every epoch.
+
+    Of several processes each gets its share of every batch.
+    """
 
     def __init__(self, count: int, batch_size: int, seed: int | None) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.count, self.seed = count, seed
         self.epoch = 0
+        self.shares = shares(count, batch_size, training=seed is not None)
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return len(self.shares)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order, seeds = torch.arange(self.count), torch.zeros(self.count, dtype=torch.long)
@@ -58,8 +63,8 @@ class Batches(Sampler[list[tuple[int, int]]]):
             order = torch.randperm(self.count, generator=generator)
             seeds = torch.randint(2**62, (self.count,), generator=generator)
         items = list(zip(order.tolist(), seeds.tolist(), strict=True))
-        for start in range(0, self.count, self.batch_size):
-            yield items[start : start + self.batch_size]
+        for share in self.shares:
+            yield items[share.part]
 
 
 class PictureLoader:
@@ -88,6 +93,10 @@ class PictureLoader:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    @property
+    def weights(self) -> list[float]:
+        return [share.weight for share in self.batches.shares]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the random transforms of the next pass."""

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from . import schedule
+from . import parallel, schedule
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data import Split
 from .errors import InputError
@@ -58,6 +58,13 @@ class Training:
     best: float = -1.0  # validation accuracy of the best epoch so far, percent
     epochs_done: int = 0
     seconds: float = 0.0
+
+    def check_same_everywhere(self, when: str) -> None:
+        """Of several processes: give all the same running statistics, compare all the rest."""
+        parallel.share_buffers(self.model)
+        states = [list(optimizer.state.values()) for optimizer in self.optimizers]
+        weights = [vars(weight) for weight in self.weights]
+        parallel.check_same([self.model.state_dict(), states, weights], when)
 
 
 @dataclass(frozen=True)
@@ -224,8 +231,9 @@ def quantized_training(
 
     def both(step: Callable[[], None]) -> Callable[[], None]:
         def take() -> None:
-            step()
-            adam.step()
+            with parallel.same_arithmetic():
+                step()
+                adam.step()
 
         return take
 
@@ -251,6 +259,7 @@ def follow(
     if run.args.resume and resume_point.exists():
         resume(training, load_checkpoint(resume_point, run.recipe.net), epochs)
     model = training.model
+    network = parallel.replicate(model)
     while training.epochs_done < len(epochs):
         started = time.monotonic()
         number, epoch = training.epochs_done, epochs[training.epochs_done]
@@ -260,8 +269,11 @@ def follow(
         model.train(epoch.kind != "prune")  # a pruning epoch keeps the running statistics
         data.train.set_epoch(number)
         title = f"{stage} {number + 1}/{len(epochs)} {epoch.kind}"
-        with tqdm(data.train, desc=title, unit="batch", disable=None) as batches:
-            train = train_epoch(model, batches, training.steps[epoch.kind])
+        quiet = None if parallel.is_main() else True
+        with tqdm(data.train, desc=title, unit="batch", disable=quiet) as batches:
+            step = training.steps[epoch.kind]
+            train = train_epoch(network, batches, step, weights=data.train.weights)
+            training.check_same_everywhere(title)
             val = evaluate(model, data.val)
             size = size_of(training.weights)
             batches.set_postfix_str(
