@@ -17,6 +17,7 @@ from alq.download import fetch_weights
 from alq.experiment import run_stages
 from alq.flags import OneLineParser, count, make_parser
 from alq.imagefolder import folder_split
+from alq.results import PUBLISHED
 from alq.stages import Recipe
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # of the full-precision training
