@@ -12,14 +12,23 @@ from typing import BinaryIO
 import torch
 
 from .errors import InputError
+from .parallel import is_main, wait
 
 FORMAT = "alq-checkpoint"
 VERSION = 1
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill the file `path` in full or not at all: temporary file, flush, rename."""
-    path = Path(path)
+    """Let `write` fill the file `path` in full or not at all: temporary file, flush, rename.
+
+    Of several processes the main one writes; the others wait for it.
+    """
+    if is_main():
+        _write(Path(path), write)
+    wait()
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

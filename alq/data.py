@@ -10,8 +10,10 @@ import gzip
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from urllib.error import URLError
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from .errors import InputError
+from .parallel import main_first, shares
 
 EVAL_BATCH = 1000  # images per evaluation batch; has no influence on the result
 
@@ -31,13 +34,38 @@ MNIST_SHA256 = {
 }
 
 
+class Loader(Protocol):
+    """What training needs of a data set: (x, y) batches, and a new order for each epoch."""
+
+    @property
+    def weights(self) -> list[float]:
+        """Each batch's factor on its mean loss (`alq.parallel`)."""
+        ...
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+class Augmentation(Protocol):
+    """A random change of training images, drawn on the host and made on the images' device."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count, k) int64: what happens to each of `count` images."""
+        ...
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """(batch, C, H, W) uint8 -> the same, changed as `draws` (batch, k) says."""
+        ...
+
+
 @dataclass(frozen=True)
 class Split:
     """The three loaders of a run. Only `train` is shuffled and augmented."""
 
-    train: TensorLoader
-    val: TensorLoader
-    test: TensorLoader
+    train: Loader
+    val: Loader
+    test: Loader
 
 
 class TensorLoader:
@@ -46,10 +74,12 @@ class TensorLoader:
     Arguments:
         images: (N, C, H, W) uint8.
         labels: (N,) int64, on the same device.
-        batch_size: images per batch; the last batch holds the rest.
+        batch_size: images per batch, the last batch holding the rest; of several processes each
+            gets its share of every batch.
         mean, std: per channel, of pixel values in 0..1.
         seed: shuffles with a fresh order per epoch, a function of seed and epoch alone; None
             keeps the order.
+        augment: changes the images, also as a function of seed and epoch alone; needs a seed.
 
     Yields (x, y): x (batch, C, H, W) float32 in channels_last, y (batch,) int64.
     """
@@ -62,9 +92,12 @@ class TensorLoader:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         seed: int | None = None,
+        augment: Augmentation | None = None,
     ) -> None:
-        self.images, self.labels, self.batch_size, self.seed = images, labels, batch_size, seed
+        self.images, self.labels, self.seed = images, labels, seed
+        self.augment = augment
         self.epoch = 0
+        self.shares = shares(len(labels), batch_size, training=seed is not None)
         per_channel = {"dtype": torch.float32, "device": images.device}
         # (x/255 - mean) / std  =  x * scale + shift
         self.scale = (1 / (255 * torch.tensor(std, **per_channel))).view(1, -1, 1, 1)
@@ -73,25 +106,36 @@ class TensorLoader:
         )
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        return len(self.shares)
+
+    @property
+    def weights(self) -> list[float]:
+        return [share.weight for share in self.shares]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass, as torch's DistributedSampler does."""
         self.epoch = epoch
 
-    def __iter__(self):
-        order = self._order()
-        for start in range(0, len(order), self.batch_size):
-            index = order[start : start + self.batch_size]
-            x = torch.addcmul(self.shift, self.images[index].float(), self.scale)
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order, draws = self._plan()
+        for share in self.shares:
+            index = order[share.part]
+            images = self.images[index]
+            if draws is not None:
+                images = self.augment(images, draws[share.part])
+            x = torch.addcmul(self.shift, images.float(), self.scale)
             yield x.contiguous(memory_format=torch.channels_last), self.labels[index]
 
-    def _order(self) -> Tensor:
+    def _plan(self) -> tuple[Tensor, Tensor | None]:
+        """The epoch's order (N,) and, where images are augmented, the draw for each place in it."""
         count, device = len(self.labels), self.labels.device
         if self.seed is None:
-            return torch.arange(count, device=device)
+            return torch.arange(count, device=device), None
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return torch.randperm(count, generator=generator).to(device)
+        order = torch.randperm(count, generator=generator).to(device)
+        if self.augment is None:
+            return order, None
+        return order, self.augment.draw(count, generator).to(device)
 
 
 def draw_val_indices(count: int, val_size: int, seed: int) -> Tensor:
@@ -114,25 +158,27 @@ def split_loaders(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     seed: int,
+    augment: Augmentation | None = None,
 ) -> Split:
     """Loaders over (images, labels) pairs, the validation images taken off the training set."""
     images, labels = train
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     held_out[val_indices] = True
 
-    def loader(images: Tensor, labels: Tensor, batch: int, seed: int | None) -> TensorLoader:
-        return TensorLoader(images.to(device), labels.to(device), batch, mean, std, seed)
+    def loader(images: Tensor, labels: Tensor, batch: int, *train: object) -> TensorLoader:
+        return TensorLoader(images.to(device), labels.to(device), batch, mean, std, *train)
 
     return Split(
-        train=loader(images[~held_out], labels[~held_out], batch_size, seed),
-        val=loader(images[held_out], labels[held_out], EVAL_BATCH, None),
-        test=loader(*test, EVAL_BATCH, None),
+        train=loader(images[~held_out], labels[~held_out], batch_size, seed, augment),
+        val=loader(images[held_out], labels[held_out], EVAL_BATCH),
+        test=loader(*test, EVAL_BATCH),
     )
 
 
 # ---------------------------------------------------------------------------- MNIST
 
 
+@main_first()
 def read_mnist(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """((images, labels) of the training set, of the test set); images (N, 1, 28, 28) uint8.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from . import parallel
 from .errors import InputError
 from .loop import size_of
 from .packed import ENDING, load_packed, read_packed
@@ -20,6 +21,10 @@ from .training import evaluate
 
 def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | None = None) -> None:
     """Parse the flags, run the stages they name and print the table."""
+    try:
+        parallel.claim_device()
+    except InputError as error:
+        parser.error(str(error))
     args = parser.parse_args(argv)
     named = [name for name in STAGES if getattr(args, name)]
     if not named and not args.EVAL:
@@ -32,6 +37,8 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
         parser.error(f"--EVAL {args.EVAL}: tests a finished file; give it without --{named[0]}")
     if args.model.suffix == ENDING:
         parser.error(f"--model {args.model}: {ENDING} is the packed file's ending; use .pth")
+    if getattr(args, "DOWNLOAD", False) and not args.PRETRAIN:
+        parser.error("--DOWNLOAD goes with --PRETRAIN: it fetches what that would train")
     if args.threads:
         torch.set_num_threads(args.threads)
     # Moments of weights that get no gradient decay into denormals, 13x slower on CPUs.
@@ -40,26 +47,39 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
         if args.EVAL:
             print_result(recipe, evaluate_packed(recipe, args))
             return
-        log = RunLog(args.model.with_suffix(".jsonl"))
-        log.write("start", net=recipe.net, stages=named, **describe_run(args))
-        resume_points = [resume_path(args, name.lower()) for name in named]
-        if not args.resume:  # of an older run
-            remove(resume_points)
-        results = [STAGES[name](Run(recipe, args, log)) for name in named]
-        remove(resume_points)
+        with parallel.joined(args.device):
+            results = run_named(recipe, args, named)
+            main = parallel.is_main()
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the last finished epoch", file=sys.stderr)
         raise SystemExit(130) from None
+    if not main:
+        return
     for result in results:
         print(f"{result['stage']}: {result['seconds']:.0f} s, saved {result['file']}")
     print_result(recipe, results[-1])
 
 
+def run_named(recipe: Recipe, args: Namespace, named: list[str]) -> list[dict]:
+    """The results of the named stages, one after the other."""
+    log = RunLog(args.model.with_suffix(".jsonl"))
+    log.write("start", net=recipe.net, stages=named, **describe_run(args))
+    resume_points = [resume_path(args, name.lower()) for name in named]
+    if not args.resume:  # of an older run
+        remove(resume_points)
+    results = [STAGES[name](Run(recipe, args, log)) for name in named]
+    remove(resume_points)
+    return results
+
+
 def remove(paths: list[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
+    parallel.wait()
+    if parallel.is_main():
+        for path in paths:
+            path.unlink(missing_ok=True)
+    parallel.wait()
 
 
 def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ class OneLineParser(argparse.ArgumentParser):
     """Refuses bad input with one line on stderr and exit code 2."""
 
     def error(self, message: str) -> None:
-        line = " ".join(message.split())
-        print(f"{self.prog}: error: {line} (-h explains every flag)", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of a torchrun
+            line = " ".join(message.split())
+            print(f"{self.prog}: error: {line} (-h explains every flag)", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -101,11 +103,17 @@ STAGE_FLAGS = {
 
 
 def make_parser(
-    description: str, defaults: dict, prog: str | None = None
+    description: str,
+    defaults: dict,
+    prog: str | None = None,
+    parents: Sequence[argparse.ArgumentParser] = (),
 ) -> argparse.ArgumentParser:
     """The shared flags with one script's `defaults`; a script may add its own afterwards."""
     parser = OneLineParser(
-        prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        prog=prog,
+        description=description,
+        parents=parents,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     stages = parser.add_argument_group("stages (any of them, run in this order)")
     stages.add_argument("--PRETRAIN", action="store_true", help="train the full-precision network")
@@ -124,7 +132,9 @@ def make_parser(
     files.add_argument(
         "--val_size", type=positive, metavar="N", help="training images held out for validation"
     )
-    files.add_argument("--batch_size", type=positive, metavar="N", help="images a batch")
+    files.add_argument(
+        "--batch_size", type=positive, metavar="N", help="images a batch, over all processes"
+    )
     files.add_argument("--model_ori", type=Path, metavar="FILE", help="full-precision checkpoint")
     files.add_argument(
         "--model", type=Path, metavar="FILE", help="quantized checkpoint; its log is beside it"

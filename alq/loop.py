@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from . import parallel
 from .multibit import MultiBitWeight, average_bitwidth, storage_bytes
 from .optimizer import ALQ
 from .pruning import PruneByRatio, PruneToTarget
@@ -32,6 +33,13 @@ class Training:
     best: float = -float("inf")  # score of the best epoch so far (`score`)
     epochs_done: int = 0
     seconds: float = 0.0
+
+    def check_same_everywhere(self, when: str) -> None:
+        """Of several processes: give all the same running statistics, compare all the rest."""
+        parallel.share_buffers(self.model)
+        states = [list(optimizer.state.values()) for optimizer in self.optimizers]
+        weights = [vars(weight) for weight in self.weights]
+        parallel.check_same([self.model.state_dict(), states, weights], when)
 
 
 def quantized_training(
@@ -54,9 +62,10 @@ def quantized_training(
 
     def all_of(step: Callable[[], None]) -> Callable[[], None]:
         def take() -> None:
-            step()
-            for optimizer in optimizers[1:]:
-                optimizer.step()
+            with parallel.same_arithmetic():
+                step()
+                for optimizer in optimizers[1:]:
+                    optimizer.step()
 
         return take
 
@@ -89,6 +98,9 @@ def train_through(
         after_epoch: called with the epoch and its means on `val` (`training.evaluate`).
         progress: shows a bar; None shows it where the output is a terminal.
     """
+    network = parallel.replicate(training.model)
+    if not parallel.is_main():
+        progress = False
     while training.epochs_done < len(epochs):
         started = time.monotonic()
         number, epoch = training.epochs_done, epochs[training.epochs_done]
@@ -101,7 +113,9 @@ def train_through(
         disable = None if progress is None else not progress
         with tqdm(total=len(train), desc=title, unit="batch", disable=disable) as bar:
             step = training.steps[epoch.kind]
-            means = train_epoch(training.model, counted(train, bar), step, training.loss)
+            shares = getattr(train, "weights", None)  # of each batch's loss: `parallel.Share`
+            means = train_epoch(network, counted(train, bar), step, training.loss, shares)
+            training.check_same_everywhere(title)
             val_means = evaluate(training.model, val, training.loss)
             size = size_of(training.weights)
             bar.set_postfix_str(

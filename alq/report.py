@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from .multibit import MultiBitWeight, average_bitwidth, storage_bytes
 
-LAYER = "{:<24} {:<15} {:>7} {:>6} {:>9} {:>12}"
+LAYER = "{:<28} {:<15} {:>7} {:>6} {:>9} {:>12}"
 SUMMARY = "{:<24} {:>9} {:>12} {:>9} {:>9}"
 
 

@@ -14,15 +14,22 @@ import numpy
 import torch
 import torchvision
 
+from .parallel import is_main, world
+
 
 class RunLog:
-    """Appends events to `path`, one JSON object a line, each with its time of day."""
+    """Appends events to `path`, one JSON object a line, each with its time of day.
+
+    Of several processes the main one writes.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def write(self, event: str, **fields: object) -> None:
+        if not is_main():
+            return
         line = json.dumps({"event": event, **fields, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
         with open(self.path, "a") as file:
             file.write(line + "\n")
@@ -41,6 +48,7 @@ def describe_run(args: Namespace) -> dict:
             "numpy": numpy.__version__,
         },
         "device": describe_device(args.device),
+        "processes": world(),
         "threads": torch.get_num_threads(),
         "commit": _commit(),
     }

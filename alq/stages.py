@@ -36,6 +36,7 @@ class Recipe:
         load_data: (flags, indices of the held-out images or None to draw them) -> loaders, indices.
         pretrain_optimizer: (parameters, flags) -> optimizer of the full-precision training.
         published: the paper's row: bitwidth, storage in bytes, top-1 in percent.
+        fetch: flags -> full-precision weights to take instead of training, or None to train.
     """
 
     net: str
@@ -43,6 +44,7 @@ class Recipe:
     load_data: Callable[[Namespace, torch.Tensor | None], tuple[Split, torch.Tensor]]
     pretrain_optimizer: Callable[..., Optimizer]
     published: dict[str, float]
+    fetch: Callable[[Namespace], dict | None] = lambda args: None
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def posttrained_path(args: Namespace) -> Path:
 
 
 def pretrain(run: Run) -> dict:
-    """Train in full precision; the best epoch by validation accuracy is saved as --model_ori."""
+    """Train or fetch the full-precision network; its best epoch on validation -> --model_ori."""
     args = run.args
     torch.manual_seed(args.seed)
     model = run.network()
@@ -104,6 +106,11 @@ def pretrain(run: Run) -> dict:
 
     epochs = schedule.pretrain_schedule(args)
     resume(run, "pretrain", training, epochs)
+    fetched = run.recipe.fetch(args)
+    if fetched is not None:
+        load_fetched(model, fetched, args)
+        run.checkpoint(args.model_ori, "pretrain", training, val_indices=val_indices)
+        epochs = []
     follow(run, "pretrain", training, epochs, data, keep_best)
     model.load_state_dict(run.require(args.model_ori, "PRETRAIN", "model_ori")["model"])
     top1 = evaluate(model, data.test)["accuracy"]
@@ -175,6 +182,16 @@ STAGES = {"PRETRAIN": pretrain, "ALQ": alq, "POSTTRAIN": posttrain}
 
 
 # ---------------------------------------------------------------------------- what they share
+
+
+def load_fetched(model: nn.Module, fetched: dict, args: Namespace) -> None:
+    """Take over fetched full-precision weights."""
+    try:
+        model.load_state_dict(fetched)
+    except RuntimeError as error:
+        raise InputError(
+            f"--model_ori_urls {args.model_ori_urls}: not the weights of --net {args.net}"
+        ) from error
 
 
 def follow(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .parallel import sum_over_processes
 
 # (model, batch) -> mean loss, number of correct answers (None: nothing to count), number of samples
 LossFunction = Callable[[nn.Module, object], tuple[Tensor, "Tensor | None", int]]
@@ -24,8 +27,11 @@ def train_epoch(
     batches: Iterable,
     step: Callable[[], None],
     loss_function: LossFunction = classification,
+    weights: Iterable[float] | None = None,
 ) -> dict[str, float | None]:
     """Run `step` once after every batch's backward pass.
+
+    `weights` are the factors of the batches' losses, those of `alq.parallel` (None: all are 1).
 
     Leaves the model in the train or eval mode it was given in (a pruning epoch runs in eval
     mode). Returns {"loss", "accuracy"}: means over the epoch's samples, accuracy in percent, None
@@ -33,12 +39,13 @@ def train_epoch(
     Nothing is read back from the device before the epoch's end.
     """
     totals = Totals()
-    for batch in batches:
+    for batch, weight in zip(batches, weights or itertools.repeat(1.0), strict=False):
         loss, correct, count = loss_function(model, batch)
         model.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * weight).backward()
         step()
-        totals.add(loss.detach(), correct, count)
+        if weight:  # else the samples are another process's
+            totals.add(loss.detach(), correct, count)
     return totals.means()
 
 
@@ -57,7 +64,7 @@ def evaluate(
 
 
 class Totals:
-    """Running sums of loss and correct answers, kept on the device."""
+    """Running sums of loss and correct answers, kept on the device, over all processes."""
 
     def __init__(self) -> None:
         self.loss, self.correct, self.count = 0.0, 0, 0
@@ -68,5 +75,7 @@ class Totals:
         self.count += count
 
     def means(self) -> dict[str, float | None]:
-        accuracy = None if self.correct is None else 100 * float(self.correct) / self.count
-        return {"loss": float(self.loss) / self.count, "accuracy": accuracy}
+        counted = self.correct is not None
+        sums = [float(self.loss), float(self.correct) if counted else 0.0, self.count]
+        loss, correct, count = sum_over_processes(sums)
+        return {"loss": loss / count, "accuracy": 100 * correct / count if counted else None}

@@ -1,0 +1,36 @@
+"""`python -m alq info FILE`: look into a packed file or a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import InputError
+from .flags import OneLineParser
+from .info import info_text, inspect, plot
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = OneLineParser(prog="python -m alq", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    info = commands.add_parser("info", help="bits and bytes, layer by layer")
+    info.add_argument("file", type=Path, metavar="FILE", help="packed file or checkpoint")
+    info.add_argument("--json", action="store_true", help="print JSON, for programs")
+    info.add_argument(
+        "--plot", type=Path, metavar="PNG", help="draw the bitwidths into this file (matplotlib)"
+    )
+    args = parser.parse_args(argv)
+    try:
+        found = inspect(args.file)
+        if args.plot:
+            plot(found, args.plot)
+        print(json.dumps(found, indent=1) if args.json else info_text(found))
+    except InputError as error:
+        info.error(str(error))
+    except BrokenPipeError:  # the reader, for instance `head`, has seen enough
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

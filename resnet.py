@@ -1,0 +1,101 @@
+"""ResNet18 or ResNet34 on ILSVRC12: get, quantize, post-train.
+
+`python resnet.py --PRETRAIN --DOWNLOAD --ALQ --POSTTRAIN --net resnet18 --data DIR`
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+from alq.download import fetch_weights
+from alq.experiment import run_stages
+from alq.flags import OneLineParser, count, make_parser
+from alq.imagefolder import folder_split
+from alq.stages import Recipe
+
+MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # of the full-precision training
+LAYERS = {"resnet18": 21, "resnet34": 37}  # quantized ones, those of the shortcuts included
+
+
+def defaults(net: str) -> dict:
+    """The flags' defaults for `net`."""
+    inner = LAYERS[net] - 2
+    return {
+        "data": Path("data/ILSVRC12"),
+        "val_size": 50000,
+        "batch_size": 256,
+        "model_ori": Path(f"checkpoints/{net}_model_ori.pth"),
+        "model": Path(f"checkpoints/{net}_model.pth"),
+        "model_ori_urls": torchvision.models.get_model_weights(net).IMAGENET1K_V1.url,
+        "workers": 8,
+        "structure": ["channelwise"] + ["pixelwise"] * inner + ["subchannelwise"],
+        "subc": [0] * (inner + 1) + [2],
+        "max_bit": [8],
+        "epoch_pretrain": 90,
+        "lr_pretrain": 0.4,
+        "milestones_pretrain": [30, 60, 80],
+        "ld_pretrain": 0.1,
+        "warmup_pretrain": 5,
+        "lr": 2e-4,
+        "R": 5,
+        "epoch_basis": 10,
+        "ld_basis": 0.8,
+        "epoch_coord": 5,
+        "ld_coord": 0.6,
+        "epoch_prune": 1,
+        "pr": 0.15,
+        "top_k": 0.0005,
+        "epoch_ste": 80,
+        "ld_ste": 0.95,
+        "lr_post_coord": 5e-6,
+        "epoch_post_coord": 20,
+        "ld_post_coord": 0.9,
+    }
+
+
+def pretrain_optimizer(
+    parameters: Iterable[nn.Parameter], args: Namespace
+) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        parameters, args.lr_pretrain, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
+    )
+
+
+def fetch(args: Namespace) -> dict | None:
+    """The published weights, with --DOWNLOAD."""
+    return fetch_weights(args.model_ori_urls) if args.DOWNLOAD else None
+
+
+def recipe(net: str) -> Recipe:
+    return Recipe(
+        net=net,
+        network=getattr(torchvision.models, net),
+        load_data=folder_split,
+        pretrain_optimizer=pretrain_optimizer,
+        published=PUBLISHED[net],
+        fetch=fetch,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    net_flag = OneLineParser(add_help=False)
+    net_flag.add_argument("--net", choices=LAYERS, default="resnet18", help="which network")
+    net = net_flag.parse_known_args(argv)[0].net  # the other flags' defaults depend on it
+    parser = make_parser(__doc__, defaults(net), parents=[net_flag])
+    fetching = parser.add_argument_group("published weights (--PRETRAIN --DOWNLOAD)")
+    fetching.add_argument(
+        "--DOWNLOAD", action="store_true", help="--PRETRAIN fetches weights and does not train"
+    )
+    fetching.add_argument("--model_ori_urls", metavar="URL", help="where from; the hash is checked")
+    parser.add_argument("--workers", type=count, metavar="N", help="processes that read pictures")
+    run_stages(recipe(net), parser, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Small sets of real pictures in the file formats of CIFAR-10 and ILSVRC12: coloured MNIST digits.
+
+    python tests/small_sets.py cifar DIR [COUNT]        cifar-10-python.tar.gz in DIR
+    python tests/small_sets.py imagenet DIR [COUNT]     DIR/train/n.../*.JPEG, DIR/val/n.../*.JPEG
+
+COUNT is the number of training pictures; there is one test picture for every five of them.
+torchvision compares CIFAR-10's files with MD5 tables: `md5_tables` has those of the small set, for
+tests to put in their place.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import pickle
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+MNIST = Path(__file__).parents[1] / "data" / "MNIST" / "raw"
+FOLDER = "cifar-10-batches-py"
+
+
+def coloured_digits(kind: str, count: int, side: int = 32) -> tuple[np.ndarray, list[int]]:
+    """(count, 3, side, side) uint8 and labels: the first digits of MNIST's `kind` (train, t10k)."""
+    with gzip.open(MNIST / f"{kind}-images-idx3-ubyte.gz") as file:
+        digits = np.frombuffer(file.read(16 + count * 784), np.uint8, offset=16)
+    with gzip.open(MNIST / f"{kind}-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read(8 + count), np.uint8, offset=8)
+    digits = np.pad(digits.reshape(count, 28, 28), ((0, 0), (2, 2), (2, 2)))
+    digits = digits.repeat(side // 32, axis=1).repeat(side // 32, axis=2)
+    random = np.random.default_rng(0)
+    ink = random.uniform(0.5, 1, (count, 3, 1, 1))
+    paper = random.uniform(0, 0.5, (count, 3, 1, 1)) * 255
+    pictures = paper + digits[:, None] * (ink - paper / 255)
+    return pictures.round().astype(np.uint8), labels.tolist()
+
+
+def write_cifar10(root: Path, count: int) -> None:
+    """cifar-10-python.tar.gz in `root`: five training batches, a test batch, the class names."""
+    root.mkdir(parents=True, exist_ok=True)
+    pictures, labels = coloured_digits("train", count)
+    batches = {
+        f"data_batch_{k + 1}": (part, labels[part[0] : part[-1] + 1])
+        for k, part in enumerate(np.array_split(np.arange(count), 5))
+    }
+    files = {
+        name: _batch(f"training batch {name[-1]} of 5", pictures[part], own)
+        for name, (part, own) in batches.items()
+    }
+    files["test_batch"] = _batch("testing batch 1 of 1", *coloured_digits("t10k", count // 5))
+    names = [f"digit {k}" for k in range(10)]
+    files["batches.meta"] = {"num_cases_per_batch": count // 5, "label_names": names}
+    files["batches.meta"]["num_vis"] = 3072
+    with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as archive:
+        for name, content in files.items():
+            data = pickle.dumps(content, protocol=2)
+            entry = tarfile.TarInfo(f"{FOLDER}/{name}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def _batch(title: str, pictures: np.ndarray, labels: list[int]) -> dict:
+    return {
+        "batch_label": title,
+        "labels": labels,
+        "data": pictures.reshape(len(pictures), 3072),
+        "filenames": [f"digit_{k:06d}.png" for k in range(len(pictures))],
+    }
+
+
+def md5_tables(root: Path) -> dict[str, object]:
+    """torchvision.datasets.CIFAR10's class attributes that fit the archive in `root`."""
+
+    def md5(data: bytes) -> str:
+        return hashlib.md5(data).hexdigest()
+
+    path = root / "cifar-10-python.tar.gz"
+    with tarfile.open(path) as archive:
+        sums = {Path(entry.name).name: md5(archive.extractfile(entry).read()) for entry in archive}
+    return {
+        "tgz_md5": md5(path.read_bytes()),
+        "train_list": [[f"data_batch_{k}", sums[f"data_batch_{k}"]] for k in range(1, 6)],
+        "test_list": [["test_batch", sums["test_batch"]]],
+        "meta": {
+            "filename": "batches.meta",
+            "key": "label_names",
+            "md5": sums["batches.meta"],
+        },
+    }
+
+
+def write_imagenet(root: Path, count: int, side: int = 64, classes: int = 10) -> None:
+    """`root`/train and `root`/val with a folder of JPEGs for each digit modulo `classes`."""
+    for part, kind, number in (("train", "train", count), ("val", "t10k", count // 5)):
+        pictures = zip(*coloured_digits(kind, number, side), strict=True)
+        for k, (picture, label) in enumerate(pictures):
+            folder = root / part / f"n{10000000 + label % classes}"
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"{folder.name}_{k}.JPEG" if part == "train" else f"val_{k:08d}.JPEG"
+            Image.fromarray(picture.transpose(1, 2, 0)).save(folder / name, "JPEG", quality=95)
+
+
+if __name__ == "__main__":
+    write = {"cifar": write_cifar10, "imagenet": write_imagenet}[sys.argv[1]]
+    write(Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 500)
