@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sized
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .loop import Training, describe, quantized_training, score, size_of, train_through
+from .loop import describe, quantized_training, score, size_of, train_through
 from .multibit import MultiBitWeight
 from .pruning import pruning_plan
 from .report import format_bytes, layer_table
@@ -38,8 +39,8 @@ def fit(
     Arguments:
         model: on its device; batches are moved there.
         weights: what `alq.quantize(model, ...)` returned.
-        train_loader, val_loader: anything that can be iterated over again and again, the first with
-            a length, such as a `DataLoader`; a batch is a tuple, list or dict, as `loss` takes it.
+        train_loader, val_loader: anything with a length that can be iterated over again and again,
+            such as a `DataLoader`; a batch is a tuple, list or dict, as `loss` takes it.
         loss: (model, batch) -> mean loss over the batch; or -> (mean loss, number of correct
             answers, number of samples). The default takes batches (x, y) and is the cross entropy.
         schedule: epochs, rates, pruning and targets; None takes the paper's for LeNet5.
@@ -51,34 +52,18 @@ def fit(
     Raises: InputError for what cannot be done as asked; it names the layer or the value.
     """
     schedule = schedule or Schedule()
-    if not isinstance(train_loader, Sized) or not len(train_loader):
-        raise InputError("train_loader: needs a length, its number of batches, of at least 1")
-    write = RunLog(Path(log)).write if log else lambda event, **fields: None
+    _check(weights, train_loader, val_loader)
+    write = RunLog(Path(log)).write if log else _no_log
     loss = _loss_function(loss, weights[0].parameter.device)
     plan = pruning_plan(schedule, weights, len(train_loader))
     write("plan", plan=str(plan), rounds=plan.rounds)
     if progress:
         print(plan)
-
-    def go(stage: str, training: Training, epochs: list[Epoch], after: Callable) -> float:
-        loaders = (train_loader, val_loader)
-        train_through(stage, training, epochs, *loaders, write, after, progress)
-        return training.seconds
+    go = partial(train_through, train=train_loader, val=val_loader, log=write, progress=progress)
 
     training = quantized_training(model, weights, schedule, loss, plan)
-    epochs = alq_schedule(schedule, plan.rounds)
-    seconds = go("alq", training, epochs, lambda epoch, val: None)
-
-    training = quantized_training(model, weights, schedule, loss)
-    best = _snapshot(model, weights)
-
-    def keep_best(epoch: Epoch, val: dict) -> None:
-        nonlocal best
-        if score(val) > training.best:
-            training.best, best = score(val), _snapshot(model, weights)
-
-    seconds += go("posttrain", training, posttrain_schedule(schedule), keep_best)
-    _put_back(best, model, weights)
+    go("alq", training, alq_schedule(schedule, plan.rounds), after_epoch=lambda epoch, val: None)
+    seconds = training.seconds + _posttrain(model, weights, schedule, loss, go)
     val = evaluate(model.eval(), val_loader, loss)
     result = {
         **size_of(weights),
@@ -91,6 +76,39 @@ def fit(
     if progress:
         print(layer_table(weights), summary(weights, val), sep="\n\n")
     return result
+
+
+def _posttrain(
+    model: nn.Module,
+    weights: list[MultiBitWeight],
+    schedule: Schedule,
+    loss: LossFunction,
+    go: Callable,
+) -> float:
+    """Post-train and go back to the best epoch; the seconds it took."""
+    training = quantized_training(model, weights, schedule, loss)
+    best = _snapshot(model, weights)
+
+    def keep_best(epoch: Epoch, val: dict) -> None:
+        nonlocal best
+        if score(val) > training.best:
+            training.best, best = score(val), _snapshot(model, weights)
+
+    go("posttrain", training, posttrain_schedule(schedule), after_epoch=keep_best)
+    _put_back(best, model, weights)
+    return training.seconds
+
+
+def _check(weights: list[MultiBitWeight], train: Iterable, val: Iterable) -> None:
+    if not weights:
+        raise InputError("weights: none given; pass what alq.quantize(model) returned")
+    for name, loader in (("train_loader", train), ("val_loader", val)):
+        if not isinstance(loader, Sized) or not len(loader):
+            raise InputError(f"{name}: needs a length, its number of batches, of at least 1")
+
+
+def _no_log(event: str, **fields: object) -> None:
+    pass
 
 
 def summary(weights: list[MultiBitWeight], val: dict) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import dataclass
 
+from .errors import InputError
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -43,6 +45,14 @@ class Schedule:
     seed: int = 0
     target_bit: float | None = None
     target_kb: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "pr", "top_k", "R", "epoch_prune"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} {getattr(self, name)}: must be above 0")
+        for name in ("pr", "top_k"):
+            if getattr(self, name) > 1:
+                raise InputError(f"{name} {getattr(self, name)}: is a share, at most 1")
 
 
 def pretrain_schedule(args: Namespace) -> list[Epoch]:
