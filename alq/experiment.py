@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
 import torch
@@ -29,10 +29,7 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
         )
     if getattr(args, "DOWNLOAD", False) and not args.PRETRAIN:
         parser.error("--DOWNLOAD goes with --PRETRAIN: it fetches what that would train")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    # Moments of weights that get no gradient decay into denormals, 13x slower on CPUs.
-    torch.set_flush_denormal(True)
+    set_arithmetic(args)
     try:
         with parallel.joined(args.device):
             log = RunLog(args.model.with_suffix(".jsonl"))
@@ -49,6 +46,15 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
     for result in results:
         print(f"{result['stage']}: {result['seconds']:.0f} s, saved {result['file']}")
     print_result(recipe, results[-1])
+
+
+def set_arithmetic(args: Namespace) -> None:
+    """Threads and precision."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = args.tf32  # matrix products never use it unless asked to
+    # Moments of weights that get no gradient decay into denormals, 13x slower on CPUs.
+    torch.set_flush_denormal(True)
 
 
 def print_result(recipe: Recipe, result: dict) -> None:
