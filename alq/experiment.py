@@ -39,10 +39,7 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
         parser.error(f"--model {args.model}: {ENDING} is the packed file's ending; use .pth")
     if getattr(args, "DOWNLOAD", False) and not args.PRETRAIN:
         parser.error("--DOWNLOAD goes with --PRETRAIN: it fetches what that would train")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    # Moments of weights that get no gradient decay into denormals, 13x slower on CPUs.
-    torch.set_flush_denormal(True)
+    set_arithmetic(args)
     try:
         if args.EVAL:
             print_result(recipe, evaluate_packed(recipe, args))
@@ -97,6 +94,15 @@ def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
         "parts": read_packed(args.EVAL).sizes,
         "weights": weights,
     }
+
+
+def set_arithmetic(args: Namespace) -> None:
+    """Threads and precision."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.backends.cudnn.allow_tf32 = args.tf32  # matrix products never use it unless asked to
+    # Moments of weights that get no gradient decay into denormals, 13x slower on CPUs.
+    torch.set_flush_denormal(True)
 
 
 def print_result(recipe: Recipe, result: dict) -> None:

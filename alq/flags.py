@@ -171,6 +171,20 @@ def make_parser(
     machine.add_argument(
         "--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)"
     )
+    machine.add_argument(
+        "--amp",
+        action="store_true",
+        help="the network's forward and backward pass in bfloat16 where that is safe; gradients, "
+        "moments, alpha and all of the quantizer stay float32",
+    )
+    machine.add_argument(
+        "--tf32",
+        action="store_true",
+        help="convolutions in TensorFloat-32 on CUDA; without it, and in all else, float32",
+    )
+    machine.add_argument(
+        "--compile", action="store_true", help="torch.compile the network: minutes at the start"
+    )
     machine.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
     shared = {
         "warmup_pretrain": 0,

@@ -23,7 +23,7 @@ from .packed import ENDING, save_packed
 from .pruning import pruning_plan
 from .runlog import RunLog, plain_flags
 from .schedule import Epoch
-from .training import evaluate
+from .training import compute_in_bfloat16, evaluate
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,12 @@ class Run:
 
     def network(self) -> nn.Module:
         """A new network on the device. channels_last is what convolutions run fastest in."""
-        return self.recipe.network().to(self.args.device, memory_format=torch.channels_last)
+        model = self.recipe.network().to(self.args.device, memory_format=torch.channels_last)
+        if self.args.amp:
+            compute_in_bfloat16(model, self.args.device)
+        if self.args.compile:
+            model.compile()
+        return model
 
     def checkpoint(self, path: Path, stage: str, training: Training, **more: object) -> None:
         """Save the network, its multi-bit weights and what the next stage needs to know."""

@@ -22,6 +22,16 @@ def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tens
     return F.cross_entropy(logits, y), (logits.argmax(dim=1) == y).sum(), len(y)
 
 
+def compute_in_bfloat16(model: nn.Module, device: torch.device) -> None:
+    """Autocast the forward pass, and with it the backward pass; outputs and gradients: float32.
+
+    Only the network's own products are computed in bfloat16. Its parameters, and all that the
+    quantizer does with them, keep their type.
+    """
+    forward = torch.autocast(device.type, torch.bfloat16)(model.forward)
+    model.forward = lambda *inputs: forward(*inputs).float()
+
+
 def train_epoch(
     model: nn.Module,
     batches: Iterable,

@@ -3,6 +3,8 @@
     python tests/small_sets.py cifar DIR [COUNT]        cifar-10-python.tar.gz in DIR
     python tests/small_sets.py imagenet DIR [COUNT]     DIR/train/n.../*.JPEG, DIR/val/n.../*.JPEG
 
+    python tests/small_sets.py vgg DIR FLAGS            vgg.py on such an archive
+
 COUNT is the number of training pictures; there is one test picture for every five of them.
 torchvision compares CIFAR-10's files with MD5 tables: `md5_tables` has those of the small set, for
 tests to put in their place.
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torchvision import datasets
 
 MNIST = Path(__file__).parents[1] / "data" / "MNIST" / "raw"
 FOLDER = "cifar-10-batches-py"
@@ -105,6 +108,18 @@ def write_imagenet(root: Path, count: int, side: int = 64, classes: int = 10) ->
             Image.fromarray(picture.transpose(1, 2, 0)).save(folder / name, "JPEG", quality=95)
 
 
-if __name__ == "__main__":
+def run_vgg(root: Path, flags: list[str]) -> None:
+    """vgg.py with the MD5 tables of the archive in `root`."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import vgg
+
+    for name, table in md5_tables(root).items():
+        setattr(datasets.CIFAR10, name, table)
+    vgg.main(["--data", str(root), *flags])
+
+
+if __name__ == "__main__" and sys.argv[1] == "vgg":
+    run_vgg(Path(sys.argv[2]), sys.argv[3:])
+elif __name__ == "__main__":
     write = {"cifar": write_cifar10, "imagenet": write_imagenet}[sys.argv[1]]
     write(Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 500)

@@ -142,3 +142,19 @@ def test_three_stages_in_three_commands(cifar, capsys, monkeypatch) -> None:
     weights = restore(network, final["weights"])
     assert all(torch.equal(w.parameter.cpu(), final["model"][w.name]) for w in weights)
     assert "published (paper)" in capsys.readouterr().out
+
+
+def test_precision_and_compile_flags(cifar, monkeypatch) -> None:
+    """bfloat16 stays within the network, of which every stage compiles its own."""
+    narrow = partial(vgg.VGG, (16, 32, 64), 64)
+    monkeypatch.setattr(vgg, "RECIPE", dataclasses.replace(vgg.RECIPE, network=narrow))
+    compiled: list[torch.nn.Module] = []  # only noted: compiling takes a minute
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net: compiled.append(net))
+    files = ["--data", str(cifar), "--model_ori", str(cifar / "ori"), "--model", str(cifar / "m")]
+    vgg.main(["--PRETRAIN", "--ALQ", *files, *SHORT, "--amp", "--compile"])
+    source, final = (torch.load(cifar / name, weights_only=True) for name in ("ori", "m"))
+    assert len(compiled) == 2
+    assert all(w["alpha"].dtype == torch.float32 for w in final["weights"])
+    for state in (source["model"], final["model"]):
+        assert list(state) == list(narrow().state_dict())
+        assert {v.dtype for k, v in state.items() if "num_batches" not in k} == {torch.float32}

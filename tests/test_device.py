@@ -1,0 +1,116 @@
+"""Whole scripts on a pretend CUDA device: the CPU's results to the bit, and who waits for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision import datasets
+from torchvision.models.resnet import BasicBlock, ResNet
+
+import alq.optimizer
+import alq.runlog
+import few_digits
+import lenet5
+import resnet
+import vgg
+from alq import imagefolder
+from shadow_device import Shadow, ShadowDevice, Stats
+from small_sets import md5_tables, write_cifar10, write_imagenet
+
+ROOT = Path(__file__).parents[1]
+SHORT = shlex.split(
+    "--PRETRAIN --ALQ --POSTTRAIN --val_size 20 --batch_size 32 --epoch_pretrain 1 --R 1 "
+    "--epoch_basis 1 --epoch_coord 1 --pr 0.4 --top_k 0.4 --epoch_ste 1 --epoch_post_coord 1 "
+    "--max_bit 3"
+)
+
+
+@pytest.fixture
+def waits(monkeypatch) -> dict[str, list[int]]:
+    """How often the host waited for the device, in each step of each kind."""
+    counts: dict[str, list[int]] = {}
+
+    def counted(name: str):
+        step = getattr(alq.ALQ, name)
+
+        def take(self, *arguments) -> None:
+            before = Stats.syncs
+            step(self, *arguments)
+            counts.setdefault(name, []).append(Stats.syncs - before)
+
+        return take
+
+    for name in ("basis_step", "coordinate_step", "ste_step", "prune_step"):
+        monkeypatch.setattr(alq.ALQ, name, counted(name))
+    # Blocks of one size, so that both devices sum in the same order.
+    monkeypatch.setattr(alq.optimizer, "DEVICE_BLOCK", alq.optimizer.CPU_BLOCK)
+    monkeypatch.setattr(alq.runlog, "describe_device", str)
+    return counts
+
+
+def check(main, flags: list[str], folder: Path, waits: dict[str, list[int]]) -> None:
+    """`main` on both devices: the same files, and no waiting within the steps."""
+
+    def run(device: str) -> None:
+        own = ["--model_ori", str(folder / device / "ori.pth"), "--device", device]
+        main([*SHORT, *flags, *own, "--model", str(folder / device / "model.pth")])
+
+    run("cpu")
+    waits.clear()
+    with ShadowDevice("cuda"):
+        run("cuda")
+        assert Stats.ops > 1000
+    prune = waits.pop("prune_step")
+    assert prune and max(prune) <= 1, prune
+    assert sorted(waits) == ["basis_step", "coordinate_step", "ste_step"]
+    assert not any(sum(counts) for counts in waits.values()), waits
+    for file in ("ori.pth", "model.pth", "model_posttrained.pth"):
+        cpu, cuda = (torch.load(folder / d / file, weights_only=True) for d in ("cpu", "cuda"))
+        assert not any(isinstance(x, Shadow) for x in cuda["model"].values())
+        assert all(torch.equal(cpu["model"][key], cuda["model"][key]) for key in cpu["model"])
+        for a, b in zip(cpu["weights"], cuda["weights"], strict=True):
+            assert all(torch.equal(a[key], b[key]) for key in ("codes", "alpha", "mask"))
+
+
+def test_lenet5(tmp_path, monkeypatch, waits) -> None:
+    monkeypatch.setattr(lenet5, "read_mnist", few_digits.few(60, lenet5.read_mnist))
+    check(lenet5.main, ["--data", str(ROOT / "data")], tmp_path, waits)
+
+
+def test_vgg(tmp_path, monkeypatch, waits) -> None:
+    write_cifar10(tmp_path, 60)
+    for name, table in md5_tables(tmp_path).items():
+        monkeypatch.setattr(datasets.CIFAR10, name, table)
+    narrow = dataclasses.replace(vgg.RECIPE, network=partial(vgg.VGG, (16, 32, 64), 64))
+    monkeypatch.setattr(vgg, "RECIPE", narrow)
+    check(vgg.main, ["--data", str(tmp_path)], tmp_path, waits)
+
+
+class NarrowResNet(ResNet):
+    """Four blocks an eighth as wide as ResNet18's, each with a downsampling branch."""
+
+    def __init__(self) -> None:
+        super().__init__(BasicBlock, [1, 1, 1, 1])
+        self.fc = nn.Linear(64, 10)
+
+    def _make_layer(self, block: type, planes: int, *rest: object, **options: object):
+        return super()._make_layer(block, planes // 8, *rest, **options)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+def test_resnet(tmp_path, monkeypatch, waits) -> None:
+    write_imagenet(tmp_path / "data", 50, classes=2)
+    monkeypatch.setattr(imagefolder, "RESIZE", 36)
+    monkeypatch.setattr(imagefolder, "CROP", 32)
+    recipe = resnet.recipe("resnet18")
+    short = dataclasses.replace(recipe, network=NarrowResNet)
+    monkeypatch.setattr(resnet, "recipe", lambda net: short)
+    structure = ["channelwise", *["pixelwise"] * 12, "subchannelwise"]
+    flags = ["--data", str(tmp_path / "data"), "--workers", "0", "--structure", *structure]
+    check(resnet.main, [*flags, "--subc", "2", "--max_bit", "2"], tmp_path, waits)
