@@ -14,10 +14,23 @@ Sums and look-ups by code replace the products with the (G, L, n) array B, which
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import torch
 from torch import Tensor
+
+# Weights worked on at a time. On a CPU a block's temporaries stay in cache and outweigh the time of
+# the calls; elsewhere a block is large, for few kernels, and bounds the memory.
+CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**24
+
+
+def blocks(codes: Tensor) -> Iterator[slice]:
+    """The groups of `codes` (G, n) in blocks."""
+    G, n = codes.shape
+    groups = max(1, (CPU_BLOCK if codes.device.type == "cpu" else DEVICE_BLOCK) // n)
+    for start in range(0, G, groups):
+        yield slice(start, start + groups)
 
 
 def sign_table(L: int, like: Tensor) -> Tensor:
@@ -47,6 +60,14 @@ def _place_values(L: int, device: torch.device) -> Tensor:
 def level_table(alpha: Tensor) -> Tensor:
     """Live coordinates (G, L), 0 where a group has fewer -> levels (G, 2^L)."""
     return alpha @ sign_table(alpha.shape[1], alpha).T
+
+
+def look_up(table: Tensor, codes: Tensor) -> Tensor:
+    """The entries of `table` (G, 2^L) that the codes (G, n) point to."""
+    found = table.new_empty(codes.shape)
+    for block in blocks(codes):
+        torch.gather(table[block], 1, codes[block].long(), out=found[block])
+    return found
 
 
 def pack_bits(flags: Tensor) -> Tensor:
