@@ -14,15 +14,47 @@ Sums and look-ups by code replace the products with the (G, L, n) array B, which
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
+
 import torch
 from torch import Tensor
 
+# Weights worked on at a time. On a CPU a block's temporaries stay in cache and outweigh the time of
+# the calls; elsewhere a block is large, for few kernels, and bounds the memory.
+CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**24
+
+
+def blocks(codes: Tensor) -> Iterator[slice]:
+    """The groups of `codes` (G, n) in blocks."""
+    G, n = codes.shape
+    groups = max(1, (CPU_BLOCK if codes.device.type == "cpu" else DEVICE_BLOCK) // n)
+    for start in range(0, G, groups):
+        yield slice(start, start + groups)
+
 
 def sign_table(L: int, like: Tensor) -> Tensor:
-    """(2^L, L) of -1 and +1, in the type and on the device of `like`."""
-    code = torch.arange(2**L, device=like.device).unsqueeze(1)
-    bit = torch.arange(L, device=like.device)
-    return ((code >> bit) & 1).to(like.dtype) * 2 - 1
+    """(2^L, L) of -1 and +1, in the type and on the device of `like`. Not to be written to."""
+    return _sign_table(L, like.dtype, like.device)
+
+
+@cache
+def _sign_table(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    code = torch.arange(2**L, device=device).unsqueeze(1)
+    bit = torch.arange(L, device=device)
+    return ((code >> bit) & 1).to(dtype) * 2 - 1
+
+
+@cache
+def pair_table(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2^L, L*L): the products of every two signs of every code. Not to be written to."""
+    signs = _sign_table(L, dtype, device)
+    return (signs.unsqueeze(2) * signs.unsqueeze(1)).flatten(1)
+
+
+@cache
+def _place_values(L: int, device: torch.device) -> Tensor:
+    return 2 ** torch.arange(L, device=device, dtype=torch.uint8)
 
 
 def level_table(alpha: Tensor) -> Tensor:
@@ -41,10 +73,17 @@ def level_table(alpha: Tensor) -> Tensor:
     return levels
 
 
+def look_up(table: Tensor, codes: Tensor) -> Tensor:
+    """The entries of `table` (G, 2^L) that the codes (G, n) point to."""
+    found = table.new_empty(codes.shape)
+    for block in blocks(codes):
+        torch.gather(table[block], 1, codes[block].long(), out=found[block])
+    return found
+
+
 def pack_bits(flags: Tensor) -> Tensor:
     """(..., L) bool -> (...) uint8 with bit l set where flags[..., l] is."""
-    place = 2 ** torch.arange(flags.shape[-1], device=flags.device)
-    return (flags * place).sum(-1).to(torch.uint8)
+    return (flags * _place_values(flags.shape[-1], flags.device)).sum(-1, dtype=torch.uint8)
 
 
 def sum_by_code(x: Tensor, index: Tensor, L: int) -> Tensor:
@@ -58,31 +97,52 @@ def basis_products(x: Tensor, index: Tensor, live: Tensor) -> Tensor:
     return sum_by_code(x, index, L) @ sign_table(L, x) * live
 
 
+COUNTED = 3  # bisections done by counting: 7 comparisons cost less than 3 look-ups (not 15 than 4)
+
+
 def nearest_codes(target: Tensor, alpha: Tensor, live: Tensor) -> Tensor:
-    """The code of the level nearest to each target, exactly: (G, n), (G, L) twice -> (G, n) uint8.
+    """The code of the level nearest to each target, exactly: (G, n), (G, L) twice -> (G, n) int32.
 
     The levels are symmetric about 0, so the search is for |target| among the 2^(L-1) that are not
-    negative, by bisection of their midpoints: L-1 gathers and comparisons a weight, where comparing
-    with every level takes 2^L.
+    negative, and its rank the number of their midpoints below it.
     """
     L = alpha.shape[1]
     if L == 0:
-        return torch.zeros(target.shape, dtype=torch.uint8, device=target.device)
-    half = 2 ** (L - 1)
-    # One of each pair of opposite codes: those with bit 0 set (basis 0 is live if any is).
-    codes = torch.arange(half, device=alpha.device, dtype=torch.uint8) * 2 + 1  # (half,)
-    levels = level_table(alpha)[:, 1::2]  # (G, half)
-    codes = torch.where(levels < 0, ~codes, codes)  # (G, half): the code of +|level|
-    levels, order = levels.abs().sort(dim=1)
+        return torch.zeros(target.shape, dtype=torch.int32, device=target.device)
+    levels, positive = _positive_levels(alpha, live)  # (G, 2^(L-1)) twice
     every = pack_bits(live).unsqueeze(1)  # (G, 1): all live bits
-    positive = codes.gather(1, order) & every
     by_rank = torch.cat([positive, positive ^ every], dim=1)  # (G, 2^L), negative targets second
-    middle = (levels[:, 1:] + levels[:, :-1]) / 2  # (G, half - 1)
+    rank = _count_below(target.abs(), (levels[:, 1:] + levels[:, :-1]) / 2)
+    rank.add_(torch.lt(target, 0, out=torch.empty_like(target)), alpha=levels.shape[1])
+    return by_rank.gather(1, _long(rank))
 
-    distance = target.abs()
-    rank = torch.zeros(target.shape, dtype=torch.long, device=target.device)
-    step = half // 2
-    while step:  # rank = number of midpoints below the target, its highest bit first
-        rank.add_(distance > middle.gather(1, rank + (step - 1)), alpha=step)
-        step //= 2
-    return by_rank.gather(1, rank.add_(target < 0, alpha=half))
+
+def _positive_levels(alpha: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    """The 2^(L-1) levels that are not negative, ascending, and their codes: both (G, 2^(L-1))."""
+    L = alpha.shape[1]
+    # One of each pair of opposite codes: those with bit 0 set (basis 0 is live if any is).
+    codes = torch.arange(1, 2**L, 2, device=alpha.device, dtype=torch.int32)
+    levels = alpha @ sign_table(L, alpha)[1::2].T
+    codes = torch.where(levels < 0, ~codes, codes) & pack_bits(live).unsqueeze(1)
+    levels, order = levels.abs().sort(dim=1)
+    return levels, codes.gather(1, order)
+
+
+def _count_below(x: Tensor, middle: Tensor) -> Tensor:
+    """How many of `middle` (G, 2^D - 1), ascending, are below x (G, n): floats (G, n).
+
+    Bisection: D look-ups and comparisons a weight. The first ones count all their midpoints
+    instead. Comparisons write 0 or 1 as floats, which a CPU does four times as fast as bools.
+    """
+    first = max(1, (middle.shape[1] + 1) >> COUNTED)  # distance of the midpoints counted
+    rank, above = torch.zeros_like(x), torch.empty_like(x)
+    for k in range(first - 1, middle.shape[1], first):
+        rank.add_(torch.gt(x, middle[:, k : k + 1], out=above))
+    while (first := first // 2) > 0:
+        at = middle[:, first - 1 :: 2 * first].contiguous().gather(1, _long(rank))
+        rank = torch.add(at.lt_(x), rank, alpha=2)
+    return rank
+
+
+def _long(x: Tensor) -> Tensor:
+    return x.int().long()  # two conversions that have vector instructions instead of one without

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .codes import level_table, pack_bits
+from .codes import level_table, look_up, pack_bits
 from .errors import InputError
 from .layers import Skip, quantizable, transposed_groups
 from .sketch import sketch
@@ -101,7 +101,7 @@ class MultiBitWeight:
 
     def w_hat_groups(self) -> Tensor:
         """(G, n): the quantized weight, group by group."""
-        return level_table(self.live_first(self.alpha)).gather(1, self.codes.long())
+        return look_up(level_table(self.live_first(self.alpha)), self.codes)
 
     def w_hat(self) -> Tensor:
         """The quantized weight in the layer's shape."""
@@ -130,7 +130,7 @@ class MultiBitWeight:
         place = keep * 2.0 ** (keep.cumsum(1) - 1)  # (G, L): its bit from now on
         code = torch.arange(2**self.L, device=keep.device).unsqueeze(1)
         bits = ((code >> torch.arange(self.L, device=keep.device)) & 1).float()  # (2^L, L)
-        self.codes = (place @ bits.T).to(torch.uint8).gather(1, self.codes.long())
+        self.codes = look_up((place @ bits.T).to(torch.uint8), self.codes)
         self.mask = self.mask & ~dead
         self.alpha = self.alpha * self.mask
 

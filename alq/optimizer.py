@@ -8,15 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .codes import basis_products
+from .codes import basis_products, blocks
 from .errors import InputError
 from .loss_model import pseudo_gradient_and_hessian, update_moments
 from .multibit import MultiBitWeight, live_counts
 from .steps import alpha_moments, choose_pruned, optimise_bases, removal_cost
-
-# Weights worked on at a time. On a CPU a block's temporaries stay in cache; elsewhere a block is
-# large, for few kernels, and bounds the memory.
-CPU_BLOCK, DEVICE_BLOCK = 2**17, 2**24
 
 
 class ALQ(Optimizer):
@@ -180,7 +176,7 @@ class ALQ(Optimizer):
         state["step"] += 1
         state["step_a"] += 1
         state["alpha_moments"] = None
-        for block in _blocks(weight):
+        for block in blocks(weight.codes):
             p, h = self._update_moments(g[block], state, block)
             weight.codes[block], alpha[block], w_hat[block], t = optimise_bases(
                 base[block], p, h, alpha[block], live[block]
@@ -208,7 +204,7 @@ class ALQ(Optimizer):
         derive = state["alpha_moments"] is None
         g_a = torch.empty(live.shape, dtype=g.dtype, device=g.device)  # (G, L)
         derived = [torch.empty_like(g_a) for _ in range(3)] if derive else []
-        for block in _blocks(weight):
+        for block in blocks(weight.codes):
             index = weight.codes[block].long()
             moments = [state[key][block] for key in ("m", "v", "v_max")]
             if derive:
@@ -235,13 +231,6 @@ class ALQ(Optimizer):
                 "or leave the layer out with skip= if no batch reaches it"
             )
         return weight.grouping.to_groups(weight.parameter.grad)
-
-
-def _blocks(weight: MultiBitWeight) -> Iterator[slice]:
-    size = CPU_BLOCK if weight.codes.device.type == "cpu" else DEVICE_BLOCK
-    groups = max(1, size // weight.n)
-    for start in range(0, weight.G, groups):
-        yield slice(start, start + groups)
 
 
 def _map_tensors(state: dict, function) -> dict:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .codes import basis_products, level_table, nearest_codes, pack_bits, sign_table, sum_by_code
+from .codes import basis_products, level_table, nearest_codes, pack_bits, pair_table, sum_by_code
 
 RIDGE = 1e-6  # R of the coordinate solve, SPEC section 5
 
@@ -29,13 +29,13 @@ def optimise_bases(
     Arguments: w0, p, h (G, n); alpha, live (G, L).
     Returns: codes (G, n) uint8, alpha (G, L), w_hat (G, n), t (G, n).
     """
-    t = w0 - p / h  # (G, n)
+    t = torch.addcdiv(w0, p, h, value=-1)  # (G, n)
     codes = nearest_codes(t, alpha, live)  # (G, n)
     index = codes.long()
     alpha = solve_coordinates(index, live, w0, p, h)  # (G, L)
     w_hat = level_table(alpha).gather(1, index)  # (G, n); the flip does not change it
     flipped = pack_bits(alpha < 0).unsqueeze(1)  # (G, 1)
-    return codes ^ flipped, alpha.abs(), w_hat, t
+    return codes.to(torch.uint8).bitwise_xor_(flipped), alpha.abs(), w_hat, t
 
 
 def solve_coordinates(index: Tensor, live: Tensor, w0: Tensor, p: Tensor, h: Tensor) -> Tensor:
@@ -45,12 +45,11 @@ def solve_coordinates(index: Tensor, live: Tensor, w0: Tensor, p: Tensor, h: Ten
     B diag(h) B^T is the sum of h over the 2^L codes, each times its signs i and j.
     """
     L = live.shape[1]
-    signs = sign_table(L, h)  # (2^L, L)
-    pairs = (signs.unsqueeze(2) * signs.unsqueeze(1)).flatten(1)  # (2^L, L*L)
+    pairs = pair_table(L, h.dtype, h.device)  # (2^L, L*L)
     A = (sum_by_code(h, index, L) @ pairs).unflatten(1, (L, L))  # (G, L, L)
-    A = A * (live.unsqueeze(2) & live.unsqueeze(1))
+    A.mul_(live.unsqueeze(2) & live.unsqueeze(1))
     A.diagonal(dim1=1, dim2=2).add_(RIDGE + (~live).to(h.dtype))
-    b = basis_products(h * w0 - p, index, live)  # (G, L)
+    b = basis_products((h * w0).sub_(p), index, live)  # (G, L)
     return torch.linalg.solve_ex(A, b.unsqueeze(2))[0].squeeze(2) * live
 
 

@@ -1,0 +1,235 @@
+"""Time and memory of the quantizer's steps on the real layer shapes, beside what they compete with.
+
+    python benchmarks/steps.py --network vgg resnet18 --bits max 2 --json steps.json
+
+For each network, freshly sketched at its max_bit and again pruned to an average of 2 bits: the
+sketch, the four steps, torch's AMSGrad on the same tensors (foreach and fused), the naive basis
+step (all 2^I levels against every weight), and forward + backward of the network. The steps take
+turns in one process; medians, and their ratio to foreach AMSGrad.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import alq
+from alq.codes import sign_table
+from alq.loss_model import pseudo_gradient_and_hessian, update_moments
+from lenet5 import LeNet5
+
+
+def vgg() -> nn.Sequential:
+    """SPEC section 6: two convolutions of 128, 256 and 512 channels each, three linear layers."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 128), (128, 256), (256, 512)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers += [nn.Conv2d(outputs, outputs, 3, padding=1), nn.MaxPool2d(2)]
+        layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
+    layers.append(nn.Flatten())
+    for inputs in (8192, 1024):
+        layers += [nn.Linear(inputs, 1024), nn.BatchNorm1d(1024), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(1024, 10))
+
+
+def pixelwise(convolutions: int) -> list[str]:
+    return ["channelwise", *["pixelwise"] * (convolutions - 1)]
+
+
+# network, picture, batch size, structures, subc, max_bit: the defaults of the entry scripts
+NETWORKS = {
+    "lenet5": (
+        LeNet5, (1, 28, 28), 128,
+        ["kernelwise"] * 2 + ["subchannelwise"] * 2, [0, 0, 2, 1], 6,
+    ),
+    "vgg": (
+        vgg, (3, 32, 32), 128,
+        pixelwise(6) + ["subchannelwise"] * 3, [0] * 6 + [16, 2, 2], 6,
+    ),
+    "resnet18": (
+        torchvision.models.resnet18, (3, 224, 224), 256,
+        [*pixelwise(20), "subchannelwise"], [0] * 20 + [2], 8,
+    ),
+    "resnet34": (
+        torchvision.models.resnet34, (3, 224, 224), 256,
+        [*pixelwise(36), "subchannelwise"], [0] * 36 + [2], 8,
+    ),
+}  # fmt: skip
+
+
+@torch.no_grad()
+def naive_basis_step(weight: alq.MultiBitWeight, g: Tensor, moments: Tensor, lr: float) -> None:
+    """The basis step as first written down: every weight against all 2^I levels, B as floats."""
+    betas, eps = (0.9, 0.999), 1e-8
+    g = weight.grouping.to_groups(g)  # (G, n)
+    w0 = weight.grouping.to_groups(weight.parameter)
+    update_moments(g, *moments, betas)
+    p, h = pseudo_gradient_and_hessian(moments[0], moments[2], 10, lr, betas, eps)
+    t = w0 - p / h
+    signs = sign_table(weight.I, t)  # (2^I, I)
+    ridge = 1e-6 * torch.eye(weight.I, device=t.device)
+    groups = max(1, 2**24 // (weight.n * len(signs)))  # 64 MB of distances at a time
+    for rows in (slice(k, k + groups) for k in range(0, weight.G, groups)):
+        levels = weight.alpha[rows] @ signs.T  # (G, 2^I)
+        nearest = (t[rows].unsqueeze(2) - levels.unsqueeze(1)).abs().argmin(2)  # (G, n)
+        B = signs[nearest].transpose(1, 2)  # (G, I, n)
+        A = (B * h[rows].unsqueeze(1)) @ B.transpose(1, 2) + ridge
+        b = B @ (h[rows] * w0[rows] - p[rows]).unsqueeze(2)
+        torch.linalg.solve_ex(A, b)[0].transpose(1, 2) @ B
+
+
+def times(
+    steps: dict[str, Callable[[], object]], repeats: int, sync: Callable[[], None], clock: Callable
+) -> dict[str, float]:
+    """Median seconds of each step; they take turns, after one round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats + 1):
+        for name, step in steps.items():
+            sync()
+            start = clock()
+            step()
+            sync()
+            seconds[name].append(clock() - start)
+    return {name: median(values[1:]) for name, values in seconds.items()}
+
+
+def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """Largest memory that `step` holds on top of what there was before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step()
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
+    """All figures of one network at one average bitwidth."""
+    make, picture, batch, structure, subc, max_bit = NETWORKS[name]
+    device = torch.device(args.device)
+    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    torch.manual_seed(0)
+    model = make().to(device)
+
+    x = torch.randn(min(batch, args.pictures), *picture, device=device)
+
+    def forward_backward() -> None:
+        model.zero_grad()
+        model(x).square().sum().backward()
+
+    network = times({"": forward_backward}, 1, sync, clock)[""] * batch / len(x)
+    plain = [p.detach().clone() for p in alq.multibit.quantizable(model).values()]
+    sketching = times({"": lambda: alq.quantize(model, structure, subc, max_bit)}, 1, sync, clock)
+    weights = alq.quantize(model, structure, subc, max_bit)
+    optimizer = alq.ALQ(weights, lr=1e-3)
+    for weight, tensor in zip(weights, plain, strict=True):
+        weight.parameter.grad = 1e-2 * torch.randn_like(weight.parameter)
+        tensor.grad = weight.parameter.grad.clone()
+    if bits != "max":
+        optimizer.prune_step(1.0, 1 - float(bits) / alq.average_bitwidth(weights))
+    steps = {
+        "amsgrad": torch.optim.Adam(plain, amsgrad=True, foreach=True).step,
+        "amsgrad fused": torch.optim.Adam([p.clone() for p in plain], amsgrad=True, fused=True),
+        "basis": optimizer.basis_step,
+        "ste": optimizer.ste_step,
+        "coordinate": optimizer.coordinate_step,
+        "prune": partial(optimizer.prune_step, 1e-3, 1e-3),
+    }
+    fused = steps["amsgrad fused"]
+    for p, q in zip(fused.param_groups[0]["params"], plain, strict=True):
+        p.grad = q.grad.clone()
+    steps["amsgrad fused"] = fused.step
+    bitwidth = alq.average_bitwidth(weights)
+    seconds = times(steps, args.repeats, sync, clock)
+    if args.naive:
+        moments = {weight: weight.alpha.new_zeros(3, weight.G, weight.n) for weight in weights}
+
+        def naive() -> None:
+            for weight in weights:
+                naive_basis_step(weight, weight.parameter.grad, moments[weight], 1e-3)
+
+        seconds["basis naive"] = times({"": naive}, 1, sync, clock)[""]
+    largest = 4 * max(weight.parameter.numel() for weight in weights)
+    return {
+        "network": name,
+        "max_bit": max_bit,
+        "bitwidth": bitwidth,
+        "weights": sum(weight.parameter.numel() for weight in weights),
+        "seconds": {"forward + backward": network, "sketch": sketching[""], **seconds},
+        "peak memory in largest layers": {
+            step: peak_bytes(steps[step], device) / largest
+            for step in ("amsgrad", "basis", "ste", "coordinate", "prune")
+        },
+    }
+
+
+def show(row: dict) -> None:
+    print(
+        f"\n{row['network']}: {row['weights'] / 1e6:.2f} M weights, max_bit {row['max_bit']}, "
+        f"{row['bitwidth']:.2f} bits on average"
+    )
+    floor = row["seconds"]["amsgrad"]
+    print(f"{'':20}{'ms':>10}{'x amsgrad':>11}{'peak memory':>13}")
+    for step, seconds in row["seconds"].items():
+        peak = row["peak memory in largest layers"].get(step)
+        memory = "" if peak is None else f"{peak:13.1f}"
+        print(f"{step:20}{1e3 * seconds:10.2f}{seconds / floor:11.1f}{memory}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--bits", nargs="+", default=["max", "2"], help="'max' or an average")
+    parser.add_argument("--repeats", type=int, default=7, help="timed rounds (7)")
+    parser.add_argument("--naive", action="store_true", help="also the naive basis step (slow)")
+    parser.add_argument(
+        "--pictures", type=int, default=128,
+        help="forward + backward on at most so many, scaled to the batch size (128)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time, for one thread on a busy machine"
+    )
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    print(
+        f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, "
+        f"{platform.processor() or platform.machine()}"
+    )
+    rows = []
+    for name in args.network:
+        for bits in args.bits:
+            rows.append(measure(name, bits, args))
+            show(rows[-1])
+    if args.json:
+        args.json.write_text(json.dumps({"arguments": sys.argv[1:], "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
