@@ -1,4 +1,8 @@
-"""`python -m alq info FILE`: look into a packed file or a checkpoint."""
+"""Tools beside the scripts.
+
+`python -m alq info FILE` looks into a packed file or a checkpoint;
+`python -m alq table` prints the README's results table from the logs of published runs.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from pathlib import Path
 from .errors import InputError
 from .flags import OneLineParser
 from .info import info_text, inspect, plot
+from .results import results_table
+
+PUBLISHED_RUNS = Path("checkpoints/published")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,7 +27,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     info.add_argument(
         "--plot", type=Path, metavar="PNG", help="draw the bitwidths into this file (matplotlib)"
     )
+    table = commands.add_parser("table", help="the results table, from logs")
+    table.add_argument(
+        "folder", type=Path, nargs="?", default=PUBLISHED_RUNS, metavar="FOLDER",
+        help="where the logs (*.jsonl) lie",
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    if args.command == "table":
+        print(results_table(args.folder.glob("*.jsonl")))
+        return
     try:
         found = inspect(args.file)
         if args.plot:

@@ -1,0 +1,46 @@
+"""The README's numbers come from the logs in checkpoints/published/, and the files keep them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import alq
+import lenet5
+from alq.checkpoint import load_checkpoint
+from alq.data import EVAL_BATCH, TensorLoader, read_mnist
+from alq.results import read_run, results_table
+from alq.training import evaluate
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "checkpoints" / "published"
+
+
+def test_the_readme_holds_the_table_of_the_logs() -> None:
+    assert results_table(RUNS.glob("*.jsonl")) in (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def test_set() -> TensorLoader:
+    _, (images, labels) = read_mnist(ROOT / "data")
+    return TensorLoader(images, labels, EVAL_BATCH, lenet5.MEAN, lenet5.STD)
+
+
+def test_the_published_small_file_has_the_accuracy_of_its_log(test_set) -> None:
+    model = lenet5.LeNet5().to(memory_format=torch.channels_last)
+    weights = alq.load_packed(RUNS / "lenet5.alq", model)
+    logged = read_run(RUNS / "lenet5_seed0.jsonl")["stages"]["posttrain"]
+    assert alq.average_bitwidth(weights) == pytest.approx(logged["bitwidth"])
+    assert alq.storage_bytes(weights) == pytest.approx(logged["storage_bytes"])
+    # Convolutions round differently on other machines: a picture in 10 000 may change sides.
+    assert evaluate(model, test_set)["accuracy"] == pytest.approx(logged["top1"], abs=0.02)
+
+
+def test_the_published_full_precision_network_has_the_accuracy_of_its_log(test_set) -> None:
+    model = lenet5.LeNet5().to(memory_format=torch.channels_last)
+    content = load_checkpoint(RUNS / "lenet5_model_ori.pth", "lenet5")
+    model.load_state_dict(content["model"])
+    logged = read_run(RUNS / "lenet5_seed0.jsonl")["stages"]["pretrain"]
+    assert evaluate(model, test_set)["accuracy"] == pytest.approx(logged["top1_fp"], abs=0.02)
