@@ -13,7 +13,7 @@ from torch import nn
 from torchvision import datasets
 from torchvision.models.resnet import BasicBlock, ResNet
 
-import alq.optimizer
+import alq.codes
 import alq.runlog
 import few_digits
 import lenet5
@@ -49,7 +49,7 @@ def waits(monkeypatch) -> dict[str, list[int]]:
     for name in ("basis_step", "coordinate_step", "ste_step", "prune_step"):
         monkeypatch.setattr(alq.ALQ, name, counted(name))
     # Blocks of one size, so that both devices sum in the same order.
-    monkeypatch.setattr(alq.optimizer, "DEVICE_BLOCK", alq.optimizer.CPU_BLOCK)
+    monkeypatch.setattr(alq.codes, "DEVICE_BLOCK", alq.codes.CPU_BLOCK)
     monkeypatch.setattr(alq.runlog, "describe_device", str)
     return counts
 
