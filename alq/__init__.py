@@ -1,7 +1,8 @@
 """Adaptive Loss-aware Quantization for multi-bit networks (Qu et al., CVPR 2020)."""
 
 from .fit import fit
-from .multibit import MultiBitWeight, average_bitwidth, quantize, restore, storage_bytes
+from .multibit import MultiBitWeight
+from .network import average_bitwidth, quantize, restore, storage_bytes
 from .optimizer import ALQ
 from .packed import load_packed, save_packed
 from .schedule import Schedule

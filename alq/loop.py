@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from . import parallel
-from .multibit import MultiBitWeight, average_bitwidth, storage_bytes
+from .multibit import MultiBitWeight
+from .network import average_bitwidth, storage_bytes
 from .optimizer import ALQ
 from .pruning import PruneByRatio, PruneToTarget
 from .schedule import Epoch, Schedule

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .codes import level_table, look_up, pack_bits
 from .errors import InputError
-from .layers import Skip, quantizable, transposed_groups
 from .sketch import sketch
-from .structures import Grouping, make_grouping
+from .structures import Grouping
 
-T = TypeVar("T")
 SKETCH_BLOCK = 2**22  # basis elements sketched at a time, which bounds the memory
 
 
@@ -177,102 +173,3 @@ def live_counts(weights: Sequence[MultiBitWeight]) -> list[list[int]]:
         live = weight.mask.sum(1)
         counts.append(torch.stack([live.sum(), live.max()]))
     return torch.stack(counts).tolist()
-
-
-# ---------------------------------------------------------------------------- whole networks
-
-
-def quantize(
-    model: nn.Module,
-    structure: str | Sequence[str] | None = None,
-    subc: int | Sequence[int] | None = None,
-    max_bit: int | Sequence[int] = 6,
-    skip: Skip = (),
-) -> list[MultiBitWeight]:
-    """Sketch every quantizable weight of `model` in place: each parameter then holds its w_hat.
-
-    Arguments:
-        structure, subc, max_bit: one value for all layers or one per layer, in
-            `named_parameters` order. None chooses by the kind of layer (`alq.structures`). In a
-            list, `subc` is 0 for layers whose structure has no pieces.
-        skip: parameters left alone: their names, or a predicate on (name, parameter).
-
-    Raises: InputError names the layer that a value does not fit.
-    """
-    parameters = quantizable(model, skip)
-    if not parameters:
-        raise InputError(
-            "the model has no weight to quantize (a `weight` with two or more dimensions)"
-        )
-    names = list(parameters)
-    structures = per_layer("structure", structure, names)
-    pieces = per_layer("subc", subc, names)
-    bits = per_layer("max_bit", max_bit, names)
-    groupings = [
-        make_grouping(
-            name,
-            tuple(parameters[name].shape),
-            structures[k],
-            pieces[k],
-            transposed_groups(model, name),
-        )
-        for k, name in enumerate(names)
-    ]
-    weights = [
-        MultiBitWeight.from_parameter(name, parameters[name], grouping, bit)
-        for name, grouping, bit in zip(names, groupings, bits, strict=True)
-    ]
-    for weight in weights:
-        weight.write()
-    return weights
-
-
-def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
-    """The multi-bit weights of `model` from what their `state_dict`s gave; parameters get w_hat.
-
-    Layers are found by name; those without a state (`skip` of `quantize`) are left alone.
-    """
-    parameters = quantizable(model)
-    saved = [state["name"] for state in states]
-    if not set(saved) <= set(parameters):
-        raise InputError(f"the saved weights are {saved}, the network's {list(parameters)}")
-    weights = []
-    for state in states:
-        parameter = parameters[state["name"]]
-        grouping = make_grouping(
-            state["name"],
-            tuple(parameter.shape),
-            state["structure"],
-            state["subc"] or None,
-            transposed_groups(model, state["name"]),
-        )
-        parts = [state[key].to(parameter.device) for key in ("codes", "alpha", "mask")]
-        weight = MultiBitWeight(state["name"], parameter, grouping, *parts)
-        weight.load_state_dict(state)
-        weights.append(weight)
-    for weight in weights:  # once all have been found to fit
-        weight.write()
-    return weights
-
-
-def per_layer(option: str, value: T | Sequence[T], names: Sequence[str]) -> list[T]:
-    """`value` for each of the layers `names`; InputError if a list has another length."""
-    if value is None or isinstance(value, (str, int)):
-        return [value] * len(names)
-    if len(value) != len(names):
-        raise InputError(
-            f"{option}: {len(value)} values for {len(names)} quantized layers "
-            f"({', '.join(names)}); give one for all or one for each"
-        )
-    return list(value)
-
-
-def average_bitwidth(weights: Sequence[MultiBitWeight]) -> float:
-    """Mean bitwidth over layers, weighted by their numbers of weights."""
-    numel = math.fsum(weight.grouping.numel for weight in weights)
-    return math.fsum(weight.bitwidth * weight.grouping.numel for weight in weights) / numel
-
-
-def storage_bytes(weights: Sequence[MultiBitWeight]) -> float:
-    """Bytes of all quantized weights (SPEC section 1)."""
-    return math.fsum(weight.storage_bytes for weight in weights)

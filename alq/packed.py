@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from .checkpoint import write_atomically
 from .errors import InputError
-from .multibit import MultiBitWeight, restore
+from .multibit import MultiBitWeight
+from .network import restore
 from .packing import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weights
 
 ENDING = ".alq"

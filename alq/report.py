@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .multibit import MultiBitWeight, average_bitwidth, storage_bytes
+from .multibit import MultiBitWeight
+from .network import average_bitwidth, storage_bytes
 
 LAYER = "{:<28} {:<15} {:>7} {:>6} {:>9} {:>12}"
 SUMMARY = "{:<24} {:>9} {:>12} {:>9} {:>9}"

@@ -18,7 +18,7 @@ from .data import Split
 from .errors import InputError
 from .flags import one_or_each
 from .loop import Training, quantized_training, score, size_of, train_through
-from .multibit import quantize, restore
+from .network import quantize, restore
 from .packed import ENDING, save_packed
 from .pruning import pruning_plan
 from .runlog import RunLog, plain_flags

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import alq
 from alq.codes import sign_table
 from alq.loss_model import pseudo_gradient_and_hessian, update_moments
+from alq.network import quantizable
 from lenet5 import LeNet5
 
 
@@ -140,7 +141,7 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
         model(x).square().sum().backward()
 
     network = times({"": forward_backward}, 1, sync, clock)[""] * batch / len(x)
-    plain = [p.detach().clone() for p in alq.multibit.quantizable(model).values()]
+    plain = [p.detach().clone() for p in quantizable(model).values()]
     sketching = times({"": lambda: alq.quantize(model, structure, subc, max_bit)}, 1, sync, clock)
     weights = alq.quantize(model, structure, subc, max_bit)
     optimizer = alq.ALQ(weights, lr=1e-3)

@@ -17,7 +17,7 @@ import resnet
 from alq import imagefolder
 from alq.errors import InputError
 from alq.flags import make_parser
-from alq.multibit import quantizable, restore
+from alq.network import quantizable, restore
 from small_sets import write_imagenet
 
 SHORT = shlex.split(

@@ -16,7 +16,7 @@ import vgg
 from alq.cifar import CropFlip, read_cifar10
 from alq.data import TensorLoader
 from alq.errors import InputError
-from alq.multibit import quantizable, restore
+from alq.network import quantizable, restore
 from small_sets import md5_tables, write_cifar10
 
 # A schedule of seconds: one or two batches an epoch, one epoch of everything.
