@@ -14,8 +14,9 @@ from .errors import InputError
 from .loop import size_of
 from .packed import ENDING, load_packed, read_packed
 from .report import layer_table, parts_line, summary_table
+from .resume import resume_path
 from .runlog import RunLog, describe_run
-from .stages import STAGES, Recipe, Run, resume_path
+from .stages import STAGES, Recipe, Run
 from .training import evaluate
 
 

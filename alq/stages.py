@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from .loop import Training, quantized_training, score, size_of, train_through
 from .network import quantize, restore
 from .packed import ENDING, save_packed
 from .pruning import pruning_plan
+from .resume import plain_state, resume, save_resume_point
 from .runlog import RunLog, plain_flags
 from .schedule import Epoch
 from .training import compute_in_bfloat16, evaluate
@@ -82,11 +82,6 @@ class Run:
         return load_checkpoint(path, self.recipe.net)
 
 
-def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict on the CPU, contiguous."""
-    return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-
-
 def posttrained_path(args: Namespace) -> Path:
     """Where --POSTTRAIN saves: beside --model, which it leaves as --ALQ made it."""
     return args.model.with_name(f"{args.model.stem}_posttrained{args.model.suffix}")
@@ -110,7 +105,7 @@ def pretrain(run: Run) -> dict:
             run.checkpoint(args.model_ori, "pretrain", training, val_indices=val_indices)
 
     epochs = schedule.pretrain_schedule(args)
-    resume(run, "pretrain", training, epochs)
+    resume(args, run.recipe.net, "pretrain", training)
     fetched = run.recipe.fetch(args)
     if fetched is not None:
         load_fetched(model, fetched, args)
@@ -138,7 +133,7 @@ def alq(run: Run) -> dict:
     training = quantized_training(model, weights, args, plan=plan)
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
     epochs = schedule.alq_schedule(args, plan.rounds)
-    resume(run, "alq", training, epochs)
+    resume(args, run.recipe.net, "alq", training)
     if training.epochs_done == 0:
         run.checkpoint(args.model, "alq", training, **kept)
 
@@ -174,7 +169,7 @@ def posttrain(run: Run) -> dict:
             run.checkpoint(target, "posttrain", training, **kept)
 
     epochs = schedule.posttrain_schedule(args)
-    resume(run, "posttrain", training, epochs)
+    resume(args, run.recipe.net, "posttrain", training)
     follow(run, "posttrain", training, epochs, data, keep_best)
     best = run.require(target, "POSTTRAIN", "model")
     model.load_state_dict(best["model"])
@@ -211,40 +206,9 @@ def follow(
 
     def then_save(epoch: Epoch, val: dict) -> None:
         after_epoch(epoch, val)
-        state = {
-            "net": run.recipe.net,
-            "epochs": [dataclasses.asdict(epoch) for epoch in epochs],
-            "epochs_done": training.epochs_done,
-            "seconds": training.seconds,
-            "best": training.best,
-            "model": plain_state(training.model),
-            "optimizers": [optimizer.state_dict() for optimizer in training.optimizers],
-        }
-        save_checkpoint(resume_path(run.args, stage), state)
+        save_resume_point(run.args, run.recipe.net, stage, training)
 
     train_through(stage, training, epochs, data.train, data.val, run.log.write, then_save)
-
-
-def resume_path(args: Namespace, stage: str) -> Path:
-    """Where `stage` saves what --resume needs. Stays until the whole command has finished."""
-    return args.model.with_name(f"{args.model.stem}_{stage}.resume")
-
-
-def resume(run: Run, stage: str, training: Training, epochs: list[Epoch]) -> None:
-    """With --resume, put `training` back to the end of the last epoch that `stage` finished."""
-    path = resume_path(run.args, stage)
-    if not (run.args.resume and path.exists()):
-        return
-    state = load_checkpoint(path, run.recipe.net)
-    if state["epochs"] != [dataclasses.asdict(epoch) for epoch in epochs]:
-        raise InputError(
-            "--resume: the flags give another schedule than the run that was interrupted"
-        )
-    training.model.load_state_dict(state["model"])
-    for optimizer, saved in zip(training.optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    training.epochs_done, training.seconds = state["epochs_done"], state["seconds"]
-    training.best = state["best"]
 
 
 def finish(

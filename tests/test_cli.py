@@ -13,6 +13,7 @@ import torch
 import alq.loop
 import lenet5
 import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
+from alq.training import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = (
@@ -153,6 +154,32 @@ def test_resume_goes_on_as_if_never_interrupted(finished, tmp_path, monkeypatch,
         assert_equal_checkpoints(finished / name, tmp_path / name)
     assert len(events(tmp_path, "epoch")) == len(events(finished, "epoch"))  # none was run twice
     assert not list(tmp_path.glob("*.resume")) and not list(tmp_path.glob("*.tmp"))
+
+
+def test_resuming_with_other_flags_is_refused(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(alq.loop, "evaluate", interrupt := Interrupt(after=1))
+    with pytest.raises(SystemExit):
+        run(tmp_path, "--PRETRAIN")
+    assert interrupt.calls == 2
+    monkeypatch.undo()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, "--PRETRAIN", "--resume", "--seed", "5")
+    assert stop.value.code == 2
+    assert "--seed 5: the run to resume had 0" in capsys.readouterr().err
+
+
+class Interrupt:
+    """`evaluate` that is interrupted after some calls."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.calls = after, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        if self.calls > self.after:
+            raise KeyboardInterrupt
+        return evaluate(*args)
 
 
 @pytest.mark.parametrize(
