@@ -58,7 +58,7 @@ def load_checkpoint(path: str | Path, net: str | None) -> dict:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise InputError(
             f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}"
         ) from error

@@ -14,7 +14,7 @@ Sums and look-ups by code replace the products with the (G, L, n) array B, which
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
@@ -25,10 +25,11 @@ from torch import Tensor
 CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**24
 
 
-def blocks(codes: Tensor) -> Iterator[slice]:
-    """The groups of `codes` (G, n) in blocks."""
+def blocks(codes: Tensor, L: int) -> Iterator[slice]:
+    """The groups of `codes` (G, n) in blocks, with L live bases: of n weights and 2^L levels."""
     G, n = codes.shape
-    groups = max(1, (CPU_BLOCK if codes.device.type == "cpu" else DEVICE_BLOCK) // n)
+    size = CPU_BLOCK if codes.device.type == "cpu" else DEVICE_BLOCK
+    groups = max(1, size // max(n, 2**L))
     for start in range(0, G, groups):
         yield slice(start, start + groups)
 
@@ -73,12 +74,12 @@ def level_table(alpha: Tensor) -> Tensor:
     return levels
 
 
-def look_up(table: Tensor, codes: Tensor) -> Tensor:
-    """The entries of `table` (G, 2^L) that the codes (G, n) point to."""
-    found = table.new_empty(codes.shape)
-    for block in blocks(codes):
-        torch.gather(table[block], 1, codes[block].long(), out=found[block])
-    return found
+def look_up(make_table: Callable[[Tensor], Tensor], x: Tensor, codes: Tensor) -> Tensor:
+    """What the codes (G, n) point to in the table (G, 2^L) that is made of x (G, L)."""
+    found = []
+    for block in blocks(codes, x.shape[1]):
+        found.append(make_table(x[block]).gather(1, codes[block].long()))
+    return torch.cat(found)
 
 
 def pack_bits(flags: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,11 @@ def split_loaders(
 ) -> Split:
     """Loaders over (images, labels) pairs, the validation images taken off the training set."""
     images, labels = train
+    if val_indices.max() >= len(labels):
+        raise InputError(
+            f"--data: has {len(labels)} training images, and the checkpoint's validation images "
+            f"go up to number {int(val_indices.max())}; give the data it was trained on"
+        )
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     held_out[val_indices] = True
 
@@ -216,7 +222,7 @@ def _unpack(packed: Path, target: Path) -> None:
         with gzip.open(packed) as source, open(temporary, "wb") as sink:
             shutil.copyfileobj(source, sink)
         os.replace(temporary, target)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{packed} is damaged or half downloaded ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)

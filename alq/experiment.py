@@ -36,6 +36,8 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
         )
     if named and args.EVAL:
         parser.error(f"--EVAL {args.EVAL}: tests a finished file; give it without --{named[0]}")
+    if args.model == args.model_ori:
+        parser.error(f"--model {args.model}: is --model_ori too, which would be overwritten")
     if args.model.suffix == ENDING:
         parser.error(f"--model {args.model}: {ENDING} is the packed file's ending; use .pth")
     if getattr(args, "DOWNLOAD", False) and not args.PRETRAIN:
@@ -64,11 +66,11 @@ def run_named(recipe: Recipe, args: Namespace, named: list[str]) -> list[dict]:
     """The results of the named stages, one after the other."""
     log = RunLog(args.model.with_suffix(".jsonl"))
     log.write("start", net=recipe.net, stages=named, **describe_run(args))
-    resume_points = [resume_path(args, name.lower()) for name in named]
-    if not args.resume:  # of an older run
-        remove(resume_points)
+    later = list(STAGES)[list(STAGES).index(named[0]) :]
+    if not args.resume:  # what an older run left, which started from other files
+        remove([resume_path(args, name.lower()) for name in later])
     results = [STAGES[name](Run(recipe, args, log)) for name in named]
-    remove(resume_points)
+    remove([resume_path(args, name.lower()) for name in named])
     return results
 
 

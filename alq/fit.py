@@ -124,11 +124,7 @@ def summary(weights: list[MultiBitWeight], val: dict) -> str:
 def _snapshot(model: nn.Module, weights: list[MultiBitWeight]) -> tuple[dict, list[dict]]:
     """Copies of all that makes the model."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    return state, [_cloned(weight.state_dict()) for weight in weights]
-
-
-def _cloned(state: dict) -> dict:
-    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}
+    return state, [weight.state_dict() for weight in weights]
 
 
 def _put_back(snapshot: tuple[dict, list[dict]], model: nn.Module, weights: list) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from . import parallel
+from .errors import InputError
 from .multibit import MultiBitWeight
 from .network import average_bitwidth, storage_bytes
 from .optimizer import ALQ
@@ -122,6 +124,11 @@ def train_through(
             bar.set_postfix_str(
                 f"loss {means['loss']:.4f}, val {describe(val_means)}"
                 + (f", {size['bitwidth']:.3f} bit" if training.weights else "")
+            )
+        if not math.isfinite(means["loss"]):
+            raise InputError(
+                f"{title}: the loss is {means['loss']}; try a lower rate (it was {epoch.lr:g}). "
+                "The files hold the epochs before"
             )
         seconds = time.monotonic() - started
         training.seconds += seconds

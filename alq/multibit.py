@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .codes import level_table, look_up, pack_bits
+from .codes import level_table, look_up, pack_bits, sign_table
 from .errors import InputError
 from .sketch import sketch
 from .structures import Grouping
@@ -97,7 +97,7 @@ class MultiBitWeight:
 
     def w_hat_groups(self) -> Tensor:
         """(G, n): the quantized weight, group by group."""
-        return look_up(level_table(self.live_first(self.alpha)), self.codes)
+        return look_up(level_table, self.live_first(self.alpha), self.codes)
 
     def w_hat(self) -> Tensor:
         """The quantized weight in the layer's shape."""
@@ -124,9 +124,12 @@ class MultiBitWeight:
         """Remove the coordinates flagged in `dead` (G, I); `count_live` must follow."""
         keep = self.live_first(self.mask & ~dead)  # (G, L)
         place = keep * 2.0 ** (keep.cumsum(1) - 1)  # (G, L): its bit from now on
-        code = torch.arange(2**self.L, device=keep.device).unsqueeze(1)
-        bits = ((code >> torch.arange(self.L, device=keep.device)) & 1).float()  # (2^L, L)
-        self.codes = look_up((place @ bits.T).to(torch.uint8), self.codes)
+        bits = sign_table(self.L, place) > 0  # (2^L, L)
+
+        def new_codes(place: Tensor) -> Tensor:  # (G, L) -> (G, 2^L)
+            return (place @ bits.to(place.dtype).T).to(torch.uint8)
+
+        self.codes = look_up(new_codes, place, self.codes)
         self.mask = self.mask & ~dead
         self.alpha = self.alpha * self.mask
 
@@ -138,9 +141,9 @@ class MultiBitWeight:
             "shape": list(self.grouping.shape),
             "subc": self.grouping.subc,
             "transposed": self.grouping.transposed,
-            "codes": self.codes.cpu(),
-            "alpha": self.alpha.cpu(),
-            "mask": self.mask.cpu(),
+            "codes": self.codes.to("cpu", copy=True),
+            "alpha": self.alpha.to("cpu", copy=True),
+            "mask": self.mask.to("cpu", copy=True),
         }
 
     def load_state_dict(self, state: dict) -> None:

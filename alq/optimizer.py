@@ -106,6 +106,8 @@ class ALQ(Optimizer):
         remove the `M_p` share of all candidates with the least f, rounded down; given `prices`,
                     what one coordinate of each layer takes, only until `budget` is freed
         """
+        if not (0 < top_k <= 1 and 0 <= M_p <= 1):
+            raise InputError(f"top_k {top_k}, M_p {M_p}: are shares, above 0 and at most 1")
         costs, candidates = [], []
         for weight, state in self._layers():
             p_a, h_a = self._update_both_moments(weight, state)
@@ -136,9 +138,7 @@ class ALQ(Optimizer):
         generator = None if self.generator is None else self.generator.get_state()
         return {
             "weights": [weight.state_dict() for weight in self.weights],
-            "state": [
-                _map_tensors(self.state[w.parameter], torch.Tensor.cpu) for w in self.weights
-            ],
+            "state": [_map_tensors(self.state[w.parameter], _copied) for w in self.weights],
             "param_groups": super().state_dict()["param_groups"],
             "generator": generator,
         }
@@ -176,7 +176,7 @@ class ALQ(Optimizer):
         state["step"] += 1
         state["step_a"] += 1
         state["alpha_moments"] = None
-        for block in blocks(weight.codes):
+        for block in blocks(weight.codes, weight.L):
             p, h = self._update_moments(g[block], state, block)
             weight.codes[block], alpha[block], w_hat[block], t = optimise_bases(
                 base[block], p, h, alpha[block], live[block]
@@ -204,7 +204,7 @@ class ALQ(Optimizer):
         derive = state["alpha_moments"] is None
         g_a = torch.empty(live.shape, dtype=g.dtype, device=g.device)  # (G, L)
         derived = [torch.empty_like(g_a) for _ in range(3)] if derive else []
-        for block in blocks(weight.codes):
+        for block in blocks(weight.codes, weight.L):
             index = weight.codes[block].long()
             moments = [state[key][block] for key in ("m", "v", "v_max")]
             if derive:
@@ -231,6 +231,10 @@ class ALQ(Optimizer):
                 "or leave the layer out with skip= if no batch reaches it"
             )
         return weight.grouping.to_groups(weight.parameter.grad)
+
+
+def _copied(x: Tensor) -> Tensor:
+    return x.to("cpu", copy=True)
 
 
 def _map_tensors(state: dict, function) -> dict:

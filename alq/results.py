@@ -23,8 +23,8 @@ TITLES = {
     "resnet34": "ResNet34, ILSVRC12",
 }
 HEADER = [
-    "| network, data | | bits | weights | top-1 % | full precision % | runs | hours | logs |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    "| network, data | | bits | weights | top-1 % | full precision % | hours | when, where, log |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
 ]
 
 
@@ -33,7 +33,10 @@ def read_run(log: Path) -> dict:
     run: dict = {"log": log.name, "stages": {}}
     for event in map(json.loads, log.read_text().splitlines()):
         if event["event"] == "start":
-            run["net"], run["device"] = event["net"], event["device"]
+            if "PRETRAIN" in event["stages"]:
+                run["stages"] = {}
+            run["net"], run["date"] = event["net"], event["time"][:10]
+            run["machine"] = f"{event['device']}, {event['threads']} threads"
         elif event["event"] == "result":
             run["stages"][event["stage"]] = event
     return run
@@ -54,10 +57,10 @@ def results_table(logs: Iterable[Path]) -> str:
         size = format_bytes(published["storage_bytes"])
         lines.append(
             f"| {TITLES[net]} | published | {published['bitwidth']:.2f} | {size} "
-            f"| {published['top1']:.1f} | | | | |"
+            f"| {published['top1']:.1f} | | | |"
         )
         own = [run for run in runs if run["net"] == net]
-        lines.append(measured_row(own) if own else "| | here | not measured here | | | | | | |")
+        lines.append(measured_row(own) if own else "| | here | not measured here | | | | | |")
     return "\n".join(lines)
 
 
@@ -69,11 +72,10 @@ def measured_row(runs: list[dict]) -> str:
         "",
         "here",
         spread((f["bitwidth"] for f in final), ".3f"),
-        spread((f["storage_bytes"] / 1e3 for f in final), ".1f") + " KB",
+        format_bytes(statistics.mean(f["storage_bytes"] for f in final)),
         spread((f["top1"] for f in final), ".2f"),
         spread((f["top1_fp"] for f in final), ".2f"),
-        str(len(runs)),
         spread(hours, ".1f"),
-        ", ".join(f"`{run['log']}`" for run in runs),
+        "; ".join(f"{run['date']}, {run['machine']}, `{run['log']}`" for run in runs),
     ]
     return "| " + " | ".join(cells) + " |"

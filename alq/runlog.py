@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import numpy
 import torch
 import torchvision
 
+from .errors import InputError
 from .parallel import is_main, world
 
 
@@ -25,7 +27,11 @@ class RunLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
+        except OSError as error:
+            raise InputError(f"--model: {path} cannot be written: {error.strerror}") from error
 
     def write(self, event: str, **fields: object) -> None:
         if not is_main():
@@ -38,7 +44,7 @@ class RunLog:
 def describe_run(args: Namespace) -> dict:
     """Resolved flags, versions, device and commit: what a reader needs to repeat the run."""
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
         "flags": plain_flags(args),
         "seed": args.seed,
         "versions": {

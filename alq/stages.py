@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ class Recipe:
     fetch: Callable[[Namespace], dict | None] = lambda args: None
 
 
+# Whose checkpoints serve where a stage's are asked for: post-training may go on from itself.
+MADE_BY = {"PRETRAIN": {"pretrain"}, "ALQ": {"alq", "posttrain"}, "POSTTRAIN": {"posttrain"}}
+
+
 @dataclass(frozen=True)
 class Run:
     """One command: its recipe, its flags, its log."""
@@ -64,11 +69,14 @@ class Run:
             model.compile()
         return model
 
-    def checkpoint(self, path: Path, stage: str, training: Training, **more: object) -> None:
+    def checkpoint(
+        self, path: Path, stage: str, training: Training, finished: bool, **more: object
+    ) -> None:
         """Save the network, its multi-bit weights and what the next stage needs to know."""
         content = {
             "net": self.recipe.net,
             "stage": stage,
+            "finished": finished,
             "flags": plain_flags(self.args),
             "model": plain_state(training.model),
             "weights": [weight.state_dict() for weight in training.weights],
@@ -77,9 +85,17 @@ class Run:
 
     def require(self, path: Path, maker: str, flag: str) -> dict:
         """The checkpoint that the stage before saved at `path`, which `flag` names."""
-        if not path.exists():
+        if not path.is_file():
             raise InputError(f"--{flag} {path}: no such file; --{maker} makes it")
-        return load_checkpoint(path, self.recipe.net)
+        content = load_checkpoint(path, self.recipe.net)
+        if content["stage"] not in MADE_BY[maker]:
+            raise InputError(
+                f"--{flag} {path}: holds what --{content['stage'].upper()} saved; "
+                f"give what --{maker} makes"
+            )
+        if not content["finished"]:
+            print(f"note: the stage that saved {path} was interrupted", file=sys.stderr)
+        return content
 
 
 def posttrained_path(args: Namespace) -> Path:
@@ -102,19 +118,21 @@ def pretrain(run: Run) -> dict:
     def keep_best(epoch: Epoch, val: dict) -> None:
         if score(val) > training.best:
             training.best = score(val)
-            run.checkpoint(args.model_ori, "pretrain", training, val_indices=val_indices)
+            run.checkpoint(args.model_ori, "pretrain", training, False, val_indices=val_indices)
 
-    epochs = schedule.pretrain_schedule(args)
     resume(args, run.recipe.net, "pretrain", training)
     fetched = run.recipe.fetch(args)
     if fetched is not None:
         load_fetched(model, fetched, args)
-        run.checkpoint(args.model_ori, "pretrain", training, val_indices=val_indices)
         epochs = []
+    else:
+        epochs = schedule.pretrain_schedule(args)
     follow(run, "pretrain", training, epochs, data, keep_best)
-    model.load_state_dict(run.require(args.model_ori, "PRETRAIN", "model_ori")["model"])
+    if epochs:
+        model.load_state_dict(load_checkpoint(args.model_ori, run.recipe.net)["model"])
     top1 = evaluate(model, data.test)["accuracy"]
-    run.checkpoint(args.model_ori, "pretrain", training, val_indices=val_indices, top1_fp=top1)
+    kept = {"val_indices": val_indices, "top1_fp": top1}
+    run.checkpoint(args.model_ori, "pretrain", training, True, **kept)
     return finish(run, "pretrain", training, args.model_ori, top1_fp=top1, top1=None)
 
 
@@ -135,16 +153,14 @@ def alq(run: Run) -> dict:
     epochs = schedule.alq_schedule(args, plan.rounds)
     resume(args, run.recipe.net, "alq", training)
     if training.epochs_done == 0:
-        run.checkpoint(args.model, "alq", training, **kept)
+        run.checkpoint(args.model, "alq", training, False, **kept)
 
     def after_pruning(epoch: Epoch, val: dict) -> None:
-        last_of_round = (
-            training.epochs_done == len(epochs) or epochs[training.epochs_done].round != epoch.round
-        )
-        if last_of_round:
+        finished = training.epochs_done == len(epochs)
+        if finished or epochs[training.epochs_done].round != epoch.round:
             top1 = evaluate(model, data.test)["accuracy"]
             run.log.write("round", round=epoch.round, top1=top1, **size_of(weights))
-            run.checkpoint(args.model, "alq", training, **kept)
+            run.checkpoint(args.model, "alq", training, finished, **kept)
 
     follow(run, "alq", training, epochs, data, after_pruning)
     top1 = evaluate(model, data.test)["accuracy"]
@@ -166,14 +182,17 @@ def posttrain(run: Run) -> dict:
     def keep_best(epoch: Epoch, val: dict) -> None:
         if score(val) > training.best:
             training.best = score(val)
-            run.checkpoint(target, "posttrain", training, **kept)
+            run.checkpoint(target, "posttrain", training, False, **kept)
 
     epochs = schedule.posttrain_schedule(args)
     resume(args, run.recipe.net, "posttrain", training)
+    if training.epochs_done == 0:
+        run.checkpoint(target, "posttrain", training, False, **kept)
     follow(run, "posttrain", training, epochs, data, keep_best)
-    best = run.require(target, "POSTTRAIN", "model")
+    best = load_checkpoint(target, run.recipe.net)
     model.load_state_dict(best["model"])
     training.weights = restore(model, best["weights"])
+    run.checkpoint(target, "posttrain", training, True, **kept)
     top1 = evaluate(model, data.test)["accuracy"]
     return finish(run, "posttrain", training, target, top1_fp=kept["top1_fp"], top1=top1)
 

@@ -32,7 +32,9 @@ def optimise_bases(
     t = torch.addcdiv(w0, p, h, value=-1)  # (G, n)
     codes = nearest_codes(t, alpha, live)  # (G, n)
     index = codes.long()
-    alpha = solve_coordinates(index, live, w0, p, h)  # (G, L)
+    solved = solve_coordinates(index, live, w0, p, h)  # (G, L)
+    # Bases that coincide under a large h are singular in float32, ridge or not: alpha stays.
+    alpha = torch.where(solved.isfinite().all(1, keepdim=True), solved, alpha)
     w_hat = level_table(alpha).gather(1, index)  # (G, n); the flip does not change it
     flipped = pack_bits(alpha < 0).unsqueeze(1)  # (G, 1)
     return codes.to(torch.uint8).bitwise_xor_(flipped), alpha.abs(), w_hat, t
