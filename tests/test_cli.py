@@ -265,3 +265,46 @@ def test_help_explains_every_flag(capsys) -> None:
         flag
     ) in "ld_basis epoch_coord ld_coord wd pr top_k structure subc max_bit batch_size".split():
         assert f"--{flag} " in text
+
+
+def test_post_training_of_no_epochs_keeps_the_model(finished, tmp_path) -> None:
+    for name in ("ori.pth", "model.pth", "model_posttrained.pth"):  # the last of another run
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    lenet5.main(
+        ["--POSTTRAIN", *SHORT, *files(tmp_path), "--epoch_ste", "0", "--epoch_post_coord", "0"]
+    )
+    model, posttrained = (load(tmp_path / f"model{end}.pth") for end in ("", "_posttrained"))
+    for a, b in zip(model["weights"], posttrained["weights"], strict=True):
+        assert torch.equal(a["codes"], b["codes"]) and torch.equal(a["alpha"], b["alpha"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--POSTTRAIN", "--model", "ori.pth", "--model_ori", "x.pth"],
+            "holds what --PRETRAIN saved; give what --ALQ",
+        ),
+        (["--ALQ", "--model_ori", "model.pth", "--model", "x.pth"], "holds what --ALQ saved"),
+        (["--ALQ", "--model", "ori.pth"], "is --model_ori too"),
+        (["--PRETRAIN", "--model", "ori.pth/x.pth"], "cannot be written"),
+    ],
+)
+def test_a_file_of_another_stage_is_refused(finished, tmp_path, capsys, flags, message) -> None:
+    for name in ("ori.pth", "model.pth"):
+        (tmp_path / name).write_bytes((finished / name).read_bytes())
+    flags = [str(tmp_path / flag) if ".pth" in flag else flag for flag in flags]
+    with pytest.raises(SystemExit) as stop:
+        lenet5.main([*SHORT, *files(tmp_path), *flags])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, capsys) -> None:
+    (tmp_path / "ori.pth").write_bytes((finished / "ori.pth").read_bytes())
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, "--ALQ", "--lr", "1e30", "--ld_basis", "1")
+    assert stop.value.code == 2
+    assert "the loss is" in capsys.readouterr().err
+    sketched = load(tmp_path / "model.pth")["weights"]
+    assert all(w["alpha"].isfinite().all() for w in sketched)

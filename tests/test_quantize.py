@@ -148,3 +148,18 @@ def test_restore_rebuilds_the_multi_bit_form() -> None:
         assert torch.equal(w.B, again.B) and torch.equal(w.parameter, again.parameter)
     with pytest.raises(ValueError, match="the saved weights are"):
         alq.restore(nn.Linear(3, 2), states)
+
+
+def test_state_dict_is_a_copy() -> None:
+    (w,) = weights = [make_layer(*CASES[0])]
+    optimizer = alq.ALQ(weights, lr=0.05)
+    generator = torch.Generator().manual_seed(0)
+    for mode in ("basis", "coordinate", "ste"):
+        give_gradient(w, generator)
+        getattr(optimizer, f"{mode}_step")()
+    saved, before = optimizer.state_dict(), w.w_hat()
+    give_gradient(w, generator)
+    optimizer.ste_step()
+    assert not torch.equal(w.w_hat(), before)
+    optimizer.load_state_dict(saved)
+    assert torch.equal(w.w_hat(), before) and torch.equal(w.parameter, before)

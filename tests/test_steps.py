@@ -11,7 +11,7 @@ import alq
 from alq.codes import level_table, nearest_codes, sign_table
 from alq.loss_model import pseudo_gradient_and_hessian, update_moments
 from alq.sketch import sketch
-from alq.steps import choose_pruned, solve_coordinates
+from alq.steps import choose_pruned, optimise_bases, solve_coordinates
 from reference import Reference, nearest_signs, prune, sketch_group
 
 # structure, subc, max_bit, weight shape: every structure, I = 1 to 8, n below I, a 1 x 1 kernel.
@@ -252,3 +252,22 @@ def test_a_step_without_gradient_names_the_layer() -> None:
     w = make_layer("channelwise", None, 2, (3, 2, 3, 3))
     with pytest.raises(ValueError, match="weight: no gradient"):
         alq.ALQ([w]).basis_step()
+
+
+def test_coinciding_bases_under_a_large_curvature_stay_finite() -> None:
+    """In float32 the ridge vanishes beside h: the system is singular, and alpha stays as it was."""
+    w0 = torch.ones(1, 25)
+    h = torch.full((1, 25), 10.0)
+    alpha = torch.full((1, 2), 0.5)
+    live = torch.ones(1, 2, dtype=torch.bool)
+    p = torch.zeros(1, 25)
+    assert not solve_coordinates(torch.full((1, 25), 3), live, w0, p, h).isfinite().all()
+    _, new_alpha, w_hat, _ = optimise_bases(w0, p, h, alpha, live)
+    assert torch.equal(new_alpha, alpha) and torch.equal(w_hat, w0)
+
+
+@pytest.mark.parametrize(("top_k", "M_p"), [(0.0, 0.5), (1.5, 0.5), (0.5, 1.5), (0.5, -0.1)])
+def test_shares_out_of_range_are_refused(top_k, M_p) -> None:
+    w = make_layer("channelwise", None, 2, (3, 2, 3, 3))
+    with pytest.raises(ValueError, match="are shares"):
+        alq.ALQ([w]).prune_step(top_k, M_p)
