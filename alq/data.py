@@ -39,7 +39,7 @@ class Loader(Protocol):
     """What training needs of a data set: (x, y) batches, and a new order for each epoch."""
 
     @property
-    def weights(self) -> list[float]:
+    def loss_shares(self) -> list[float]:
         """Each batch's factor on its mean loss (`alq.parallel`)."""
         ...
 
@@ -110,7 +110,7 @@ class TensorLoader:
         return len(self.shares)
 
     @property
-    def weights(self) -> list[float]:
+    def loss_shares(self) -> list[float]:
         return [share.weight for share in self.shares]
 
     def set_epoch(self, epoch: int) -> None:

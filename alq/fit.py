@@ -52,6 +52,7 @@ def fit(
     Raises: InputError for what cannot be done as asked; it names the layer or the value.
     """
     schedule = schedule or Schedule()
+    torch.set_flush_denormal(True)  # as the scripts do: denormal moments are slow on a CPU
     _check(weights, train_loader, val_loader)
     write = RunLog(Path(log)).write if log else _no_log
     loss = _loss_function(loss, weights[0].parameter.device)
@@ -59,7 +60,8 @@ def fit(
     write("plan", plan=str(plan), rounds=plan.rounds)
     if progress:
         print(plan)
-    go = partial(train_through, train=train_loader, val=val_loader, log=write, progress=progress)
+    bars = None if progress else False  # None: on a terminal
+    go = partial(train_through, train=train_loader, val=val_loader, log=write, progress=bars)
 
     training = quantized_training(model, weights, schedule, loss, plan)
     go("alq", training, alq_schedule(schedule, plan.rounds), after_epoch=lambda epoch, val: None)

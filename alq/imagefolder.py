@@ -95,7 +95,7 @@ class PictureLoader:
         return len(self.batches)
 
     @property
-    def weights(self) -> list[float]:
+    def loss_shares(self) -> list[float]:
         return [share.weight for share in self.batches.shares]
 
     def set_epoch(self, epoch: int) -> None:

@@ -116,7 +116,7 @@ def train_through(
         disable = None if progress is None else not progress
         with tqdm(total=len(train), desc=title, unit="batch", disable=disable) as bar:
             step = training.steps[epoch.kind]
-            shares = getattr(train, "weights", None)  # of each batch's loss: `parallel.Share`
+            shares = getattr(train, "loss_shares", None)  # of each batch's loss: `parallel.Share`
             means = train_epoch(network, counted(train, bar), step, training.loss, shares)
             training.check_same_everywhere(title)
             val_means = evaluate(training.model, val, training.loss)

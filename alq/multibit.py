@@ -43,6 +43,8 @@ class MultiBitWeight:
         """Sketch the parameter; it is left as it was."""
         if not 1 <= max_bit <= 8:
             raise InputError(f"{name}: max_bit {max_bit} is out of range; it must be 1 to 8")
+        if not parameter.isfinite().all():
+            raise InputError(f"{name}: has weights that are not finite; train it again")
         w = grouping.to_groups(parameter.detach())
         groups = max(1, SKETCH_BLOCK // (max_bit * grouping.n))
         codes, alpha, mask = [], [], []

@@ -33,7 +33,7 @@ def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
     skipped = _predicate(skip, {name for aliases in names.values() for name in aliases})
     chosen = {}
     for parameter, aliases in names.items():
-        weights = [name for name in aliases if name.rpartition(".")[2] == "weight"]
+        weights = [name for name in aliases if is_weight(name)]
         if not weights or any(skipped(name, parameter) for name in aliases):
             continue
         if isinstance(parameter, UninitializedParameter):
@@ -43,6 +43,11 @@ def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
         if parameter.dim() > 1:
             chosen[weights[0]] = parameter
     return chosen
+
+
+def is_weight(name: str) -> bool:
+    """Whether a parameter's own name is `weight`."""
+    return name.rpartition(".")[2] == "weight"
 
 
 def _predicate(skip: Skip, names: set[str]) -> Callable[[str, nn.Parameter], bool]:

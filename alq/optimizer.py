@@ -164,6 +164,12 @@ class ALQ(Optimizer):
     # ------------------------------------------------------------------------ what the steps share
 
     def _layers(self) -> Iterator[tuple[MultiBitWeight, dict]]:
+        for weight in self.weights:  # before any of them changes
+            if weight.parameter.grad is None:
+                raise InputError(
+                    f"{weight.name}: no gradient; call backward() before the step, "
+                    "or leave the layer out with skip= if no batch reaches it"
+                )
         for weight in self.weights:
             yield weight, self.state[weight.parameter]
 
@@ -225,11 +231,6 @@ class ALQ(Optimizer):
 
     @staticmethod
     def _gradient(weight: MultiBitWeight) -> Tensor:
-        if weight.parameter.grad is None:
-            raise InputError(
-                f"{weight.name}: no gradient; call backward() before the step, "
-                "or leave the layer out with skip= if no batch reaches it"
-            )
         return weight.grouping.to_groups(weight.parameter.grad)
 
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from .checkpoint import write_atomically
 from .errors import InputError
 from .multibit import MultiBitWeight
-from .network import restore
+from .network import is_weight, restore
 from .packing import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weights
 
 ENDING = ".alq"
@@ -133,15 +133,18 @@ def part_sizes(tensors: dict[str, Tensor], size: int) -> dict[str, int]:
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's own parameters and buffers by name; of tied ones the first name only."""
-    seen, state = set(), {}
+    """The model's own parameters and buffers by name; of tied ones one name only.
+
+    The name is that under which `quantize` takes it: the first that ends in `weight`, if any does.
+    """
+    state: dict[int, tuple[str, Tensor]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise InputError(f"{name}: is no tensor, and a packed file holds nothing else")
-        if id(value) not in seen:
-            seen.add(id(value))
-            state[name] = value
-    return state
+        taken = state.get(id(value), ("",))[0]
+        if not taken or (is_weight(name) and not is_weight(taken)):
+            state[id(value)] = name, value
+    return dict(state.values())
 
 
 def check_savable(weight: MultiBitWeight, state: dict[str, Tensor]) -> None:

@@ -8,6 +8,11 @@ from torch import Tensor
 ENOUGH = 1e-6  # relative squared residual at which a group needs no further basis
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def sketch(w: Tensor, I: int) -> tuple[Tensor, Tensor, Tensor]:
     """Greedy multi-bit approximation of every group at once.
 
@@ -25,11 +30,7 @@ def sketch(w: Tensor, I: int) -> tuple[Tensor, Tensor, Tensor]:
     Returns: B (G, I, n) int8 with dead rows 0, alpha (G, I), mask (G, I) bool; dead ones last.
     """
     G, n = w.shape
-    # float64 where the device has it
-    exact = {
-        "dtype": torch.float32 if w.device.type == "mps" else torch.float64,
-        "device": w.device,
-    }
+    exact = {"dtype": exact_dtype(w.device), "device": w.device}
     B = torch.zeros(G, I, n, dtype=torch.int8, device=w.device)
     mask = torch.zeros(G, I, dtype=torch.bool, device=w.device)
     gram = torch.eye(I, **exact).repeat(

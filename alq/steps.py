@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .codes import basis_products, level_table, nearest_codes, pack_bits, pair_table, sum_by_code
+from .sketch import exact_dtype
 
 RIDGE = 1e-6  # R of the coordinate solve, SPEC section 5
 
@@ -96,14 +97,14 @@ def choose_pruned(
         offset += mask.numel()
     removed = int(M_p * sum(candidates))
     chosen = torch.cat(values).topk(removed, largest=False).indices  # cheapest first
+    gone = torch.ones_like(chosen, dtype=torch.bool)
     if prices is not None:
-        freed = torch.tensor(prices, dtype=torch.float64).repeat_interleave(
-            torch.tensor(candidates)
-        )[chosen.cpu()]
-        before = freed.cumsum(0) - freed  # by the cheaper ones
-        chosen = chosen[: int((before < budget).sum())]
+        exact = exact_dtype(chosen.device)
+        layers = zip(values, prices, strict=True)
+        freed = torch.cat([torch.full_like(x, price, dtype=exact) for x, price in layers])[chosen]
+        gone = freed.cumsum(0) - freed < budget  # what the cheaper ones free
     dead = torch.zeros(offset, dtype=torch.bool, device=masks[0].device)
-    dead[torch.cat(places)[chosen]] = True
+    dead[torch.cat(places)[chosen]] = gone
     return [
         part.view(mask.shape)
         for part, mask in zip(dead.split([mask.numel() for mask in masks]), masks, strict=True)

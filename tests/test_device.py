@@ -78,9 +78,10 @@ def check(main, flags: list[str], folder: Path, waits: dict[str, list[int]]) -> 
             assert all(torch.equal(a[key], b[key]) for key in ("codes", "alpha", "mask"))
 
 
-def test_lenet5(tmp_path, monkeypatch, waits) -> None:
+@pytest.mark.parametrize("target", [[], ["--target_bit", "1.5"]])
+def test_lenet5(tmp_path, monkeypatch, waits, target) -> None:
     monkeypatch.setattr(lenet5, "read_mnist", few_digits.few(60, lenet5.read_mnist))
-    check(lenet5.main, ["--data", str(ROOT / "data")], tmp_path, waits)
+    check(lenet5.main, ["--data", str(ROOT / "data"), *target], tmp_path, waits)
 
 
 def test_vgg(tmp_path, monkeypatch, waits) -> None:

@@ -387,3 +387,19 @@ def test_onnx_gives_the_same_logits(tmp_path) -> None:
     session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: INPUTS.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), model(INPUTS).detach(), atol=1e-5, rtol=0)
+
+
+def test_a_tied_weight_whose_first_name_is_another(tmp_path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(8, 16))
+            self.head = nn.Linear(16, 8)
+            self.head.weight = self.table
+
+    model, other = Tied(), Tied()
+    alq.save_packed(tmp_path / "x.alq", model, alq.quantize(model, max_bit=3))
+    alq.load_packed(tmp_path / "x.alq", other)
+    assert other.head.weight is other.table
+    for key, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value)

@@ -163,3 +163,22 @@ def test_state_dict_is_a_copy() -> None:
     assert not torch.equal(w.w_hat(), before)
     optimizer.load_state_dict(saved)
     assert torch.equal(w.w_hat(), before) and torch.equal(w.parameter, before)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    model = small_network()
+    with torch.no_grad():
+        model[3].weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"3\.weight: has weights that are not finite"):
+        alq.quantize(model)
+
+
+def test_a_missing_gradient_changes_no_layer() -> None:
+    weights = [make_layer(*case) for case in CASES[:2]]
+    optimizer = alq.ALQ(weights, lr=0.1)
+    give_gradient(weights[0], torch.Generator().manual_seed(0))
+    before = weights[0].w_hat()
+    with pytest.raises(ValueError, match="no gradient"):
+        optimizer.basis_step()
+    assert torch.equal(weights[0].parameter, before)
+    assert optimizer.state[weights[0].parameter]["step"] == 0
