@@ -14,7 +14,7 @@ PY := .venv/bin/python
 	touch $@
 
 DEMO := --epoch_pretrain 3 --lr_pretrain 0.05 --milestones_pretrain 2 --target_bit 0.9 --pr 1 \
-	--epoch_basis 2 --epoch_coord 1 --epoch_ste 3 --epoch_post_coord 1
+	--epoch_basis 1 --epoch_coord 1 --epoch_ste 3 --epoch_post_coord 1
 
 demo: .venv/installed
 	$(PY) lenet5.py --PRETRAIN --ALQ --POSTTRAIN $(DEMO) \
