@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alq.data import Split, draw_val_indices, read_mnist, split_loaders
+from alq.data import Split, read_mnist, tensor_split
 from alq.experiment import run_stages
 from alq.flags import make_parser
 from alq.results import PUBLISHED
@@ -67,13 +67,7 @@ class LeNet5(nn.Module):
 
 def load_data(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
     """MNIST's loaders and the indices of its validation images."""
-    train, test = read_mnist(args.data)
-    if val_indices is None:
-        val_indices = draw_val_indices(len(train[1]), args.val_size, args.seed)
-    split = split_loaders(
-        train, test, val_indices, args.device, args.batch_size, MEAN, STD, args.seed
-    )
-    return split, val_indices
+    return tensor_split(args, val_indices, *read_mnist(args.data), MEAN, STD)
 
 
 def pretrain_optimizer(

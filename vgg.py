@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from alq.cifar import CropFlip, read_cifar10
-from alq.data import Split, draw_val_indices, split_loaders
+from alq.data import Split, tensor_split
 from alq.experiment import run_stages
 from alq.flags import make_parser
 from alq.results import PUBLISHED
@@ -72,13 +72,7 @@ class VGG(nn.Sequential):
 
 def load_data(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
     """CIFAR-10's loaders, training images cropped and flipped, and the validation indices."""
-    train, test = read_cifar10(args.data)
-    if val_indices is None:
-        val_indices = draw_val_indices(len(train[1]), args.val_size, args.seed)
-    split = split_loaders(
-        train, test, val_indices, args.device, args.batch_size, MEAN, STD, args.seed, CropFlip()
-    )
-    return split, val_indices
+    return tensor_split(args, val_indices, *read_cifar10(args.data), MEAN, STD, CropFlip())
 
 
 def pretrain_optimizer(

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import zlib
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,35 +151,46 @@ def draw_val_indices(count: int, val_size: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=generator)[:val_size].sort().values
 
 
-def split_loaders(
+def choose_val_indices(count: int, args: Namespace, stored: Tensor | None) -> Tensor:
+    """The images held out of `count`: those a checkpoint `stored`, else drawn by the flags."""
+    if stored is None:
+        return draw_val_indices(count, args.val_size, args.seed)
+    if stored.max() >= count:
+        raise InputError(
+            f"--data {args.data}: has {count} training images, and the checkpoint's validation "
+            f"images go up to number {int(stored.max())}; give the data it was trained on"
+        )
+    return stored
+
+
+def tensor_split(
+    args: Namespace,
+    val_indices: Tensor | None,
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
-    val_indices: Tensor,
-    device: torch.device,
-    batch_size: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    seed: int,
     augment: Augmentation | None = None,
-) -> Split:
-    """Loaders over (images, labels) pairs, the validation images taken off the training set."""
+) -> tuple[Split, Tensor]:
+    """Loaders over (images, labels) pairs on the device, and the validation images' indices.
+
+    The validation images are taken off the training set; `val_indices` as `choose_val_indices`.
+    """
     images, labels = train
-    if val_indices.max() >= len(labels):
-        raise InputError(
-            f"--data: has {len(labels)} training images, and the checkpoint's validation images "
-            f"go up to number {int(val_indices.max())}; give the data it was trained on"
-        )
+    val_indices = choose_val_indices(len(labels), args, val_indices)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     held_out[val_indices] = True
 
     def loader(images: Tensor, labels: Tensor, batch: int, *train: object) -> TensorLoader:
-        return TensorLoader(images.to(device), labels.to(device), batch, mean, std, *train)
+        images, labels = images.to(args.device), labels.to(args.device)
+        return TensorLoader(images, labels, batch, mean, std, *train)
 
-    return Split(
-        train=loader(images[~held_out], labels[~held_out], batch_size, seed, augment),
+    split = Split(
+        train=loader(images[~held_out], labels[~held_out], args.batch_size, args.seed, augment),
         val=loader(images[held_out], labels[held_out], EVAL_BATCH),
         test=loader(*test, EVAL_BATCH),
     )
+    return split, val_indices
 
 
 # ---------------------------------------------------------------------------- MNIST

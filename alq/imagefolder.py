@@ -13,7 +13,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
-from .data import Split, draw_val_indices
+from .data import Split, choose_val_indices
 from .errors import InputError
 from .parallel import shares
 
@@ -143,8 +143,7 @@ def folder_split(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Te
             f"--data {args.data}: train/ and val/ must have the same classes as sub-folders; "
             f"'{odd}' is in one of them only"
         )
-    if val_indices is None:
-        val_indices = draw_val_indices(len(train), args.val_size, args.seed)
+    val_indices = choose_val_indices(len(train), args, val_indices)
     held_out = set(val_indices.tolist())
     parts: dict[bool, list] = {True: [], False: []}
     for place, sample in enumerate(train.samples):
