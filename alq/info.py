@@ -13,6 +13,7 @@ from .checkpoint import load_checkpoint, write_atomically
 from .errors import InputError
 from .packed import read_packed
 from .report import format_bytes, parts_line
+from .structures import coordinate_bytes
 
 HEADINGS = ("layer", "shape", "structure", "groups", "n", "bits", "storage")
 BAR = {"color": "0.75", "edgecolor": "black"}  # readable without colours
@@ -73,7 +74,7 @@ def describe_layer(state: Mapping) -> dict:
         "max_bit": I,
         "bitwidth": live / G,
         "groups_by_bits": bits.bincount(minlength=I + 1).tolist(),
-        "storage_bytes": live * (n / 8 + 4),
+        "storage_bytes": live * coordinate_bytes(n),
         "float32_bytes": 4 * G * n,
     }
 
@@ -138,10 +139,6 @@ def align(rows: list[tuple[str, ...]]) -> list[str]:
 
 def summary_lines(info: Mapping) -> list[str]:
     """The totals."""
-    if not info["layers"]:
-        return [
-            f"no multi-bit weights: full precision, {format_bytes(info['rest_bytes'])} of values"
-        ]
 
     def times(ratio: float | None) -> str:
         return "nothing left" if ratio is None else f"{ratio:.1f} times smaller"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .codes import level_table, look_up, pack_bits, sign_table
 from .errors import InputError
 from .sketch import sketch
-from .structures import Grouping
+from .structures import Grouping, coordinate_bytes
 
 SKETCH_BLOCK = 2**22  # basis elements sketched at a time, which bounds the memory
 
@@ -120,7 +120,7 @@ class MultiBitWeight:
     @property
     def storage_bytes(self) -> float:
         """One bit a weight and one float32 for every live coordinate (SPEC section 1)."""
-        return self.live_total * (self.n / 8 + 4)
+        return self.live_total * coordinate_bytes(self.n)
 
     def prune(self, dead: Tensor) -> None:
         """Remove the coordinates flagged in `dead` (G, I); `count_live` must follow."""
@@ -148,27 +148,38 @@ class MultiBitWeight:
             "mask": self.mask.to("cpu", copy=True),
         }
 
+    @classmethod
+    def from_state(
+        cls, name: str, parameter: nn.Parameter, grouping: Grouping, state: dict
+    ) -> MultiBitWeight:
+        """The weight that gave `state`; InputError says what differs."""
+        check_state(name, grouping, state)
+        parts = (state[key].to(parameter.device, copy=True) for key in ("codes", "alpha", "mask"))
+        return cls(name, parameter, grouping, *parts)
+
     def load_state_dict(self, state: dict) -> None:
         """Take over what `state_dict` gave for the same layer; InputError says what differs."""
-        for key, own in (
-            ("name", self.name),
-            ("structure", self.structure),
-            ("shape", list(self.grouping.shape)),
-            ("subc", self.grouping.subc),
-            ("transposed", self.grouping.transposed),
-        ):
-            if (saved := state.get(key, 0)) != own:  # older files have no "transposed"
-                raise InputError(f"{self.name}: the saved weight has {key} {saved}, this one {own}")
-        G, I = self.G, state["mask"].shape[-1]
-        for key, shape in {"codes": (G, self.n), "alpha": (G, I), "mask": (G, I)}.items():
-            if tuple(state[key].shape) != shape:
-                found = tuple(state[key].shape)
-                raise InputError(f"{self.name}: the saved {key} has shape {found}, not {shape}")
-        device = self.parameter.device
-        self.codes, self.alpha, self.mask = (
-            state[k].to(device).clone() for k in ("codes", "alpha", "mask")
-        )
-        self.count_live(*live_counts([self])[0])
+        saved = self.from_state(self.name, self.parameter, self.grouping, state)
+        self.codes, self.alpha, self.mask = saved.codes, saved.alpha, saved.mask
+        self.count_live(saved.live_total, saved.L)
+
+
+def check_state(name: str, grouping: Grouping, state: dict) -> None:
+    """InputError if `state`, of `MultiBitWeight.state_dict`, is not of layer `name` so grouped."""
+    own = {
+        "name": name,
+        "structure": grouping.structure,
+        "shape": list(grouping.shape),
+        "subc": grouping.subc,
+        "transposed": grouping.transposed,
+    }
+    for key, value in own.items():
+        if (saved := state.get(key, 0)) != value:  # older files have no "transposed"
+            raise InputError(f"{name}: the saved weight has {key} {saved}, this one {value}")
+    G, I = grouping.G, state["mask"].shape[-1]
+    for key, shape in {"codes": (G, grouping.n), "alpha": (G, I), "mask": (G, I)}.items():
+        if (found := tuple(state[key].shape)) != shape:
+            raise InputError(f"{name}: the saved {key} has shape {found}, not {shape}")
 
 
 def live_counts(weights: Sequence[MultiBitWeight]) -> list[list[int]]:

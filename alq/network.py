@@ -130,10 +130,7 @@ def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
             state["subc"] or None,
             transposed_groups(model, state["name"]),
         )
-        parts = [state[key].to(parameter.device) for key in ("codes", "alpha", "mask")]
-        weight = MultiBitWeight(state["name"], parameter, grouping, *parts)
-        weight.load_state_dict(state)
-        weights.append(weight)
+        weights.append(MultiBitWeight.from_state(state["name"], parameter, grouping, state))
     for weight in weights:  # once all have been found to fit
         weight.write()
     return weights

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from .codes import basis_products, blocks
 from .errors import InputError
 from .loss_model import pseudo_gradient_and_hessian, update_moments
-from .multibit import MultiBitWeight, live_counts
+from .multibit import MultiBitWeight, check_state, live_counts
 from .steps import alpha_moments, choose_pruned, optimise_bases, removal_cost
 
 
@@ -148,6 +148,8 @@ class ALQ(Optimizer):
         if len(state_dict["weights"]) != len(self.weights):
             count = len(state_dict["weights"])
             raise InputError(f"the state has {count} layers, the network {len(self.weights)}")
+        for weight, weight_state in zip(self.weights, state_dict["weights"], strict=True):
+            check_state(weight.name, weight.grouping, weight_state)  # before any of them changes
         saved = zip(self.weights, state_dict["weights"], state_dict["state"], strict=True)
         for weight, weight_state, state in saved:
             weight.load_state_dict(weight_state)

@@ -16,6 +16,7 @@ from .errors import InputError
 from .multibit import MultiBitWeight
 from .optimizer import ALQ
 from .schedule import Schedule
+from .structures import coordinate_bytes
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def check_target(unit: str, value: float, start: float, weights: Sequence[MultiB
 def coordinate_prices(unit: str, weights: Sequence[MultiBitWeight]) -> list[float]:
     """Per layer: what one coordinate adds to the size (SPEC section 1)."""
     if unit == "target_kb":
-        return [(w.n / 8 + 4) / 1e3 for w in weights]
+        return [coordinate_bytes(w.n) / 1e3 for w in weights]
     total = sum(w.grouping.numel for w in weights)
     return [w.n / total for w in weights]
 

@@ -49,7 +49,7 @@ class Recipe:
 
 
 # Whose checkpoints serve where a stage's are asked for: post-training may go on from itself.
-MADE_BY = {"PRETRAIN": {"pretrain"}, "ALQ": {"alq", "posttrain"}, "POSTTRAIN": {"posttrain"}}
+MADE_BY = {"PRETRAIN": {"pretrain"}, "ALQ": {"alq", "posttrain"}}
 
 
 @dataclass(frozen=True)

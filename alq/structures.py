@@ -23,6 +23,11 @@ from .errors import InputError
 STRUCTURES = ("channelwise", "kernelwise", "pixelwise", "subchannelwise")
 
 
+def coordinate_bytes(n: int) -> float:
+    """What one coordinate of a group of n weights takes: its basis and a float32 (SPEC 1)."""
+    return n / 8 + 4
+
+
 @dataclass(frozen=True)
 class Grouping:
     """How one layer's weight is cut into groups.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -49,7 +48,8 @@ def train_epoch(
     Nothing is read back from the device before the epoch's end.
     """
     totals = Totals()
-    for batch, weight in zip(batches, weights or itertools.repeat(1.0), strict=False):
+    weighted = zip(batches, weights, strict=True) if weights else ((x, 1.0) for x in batches)
+    for batch, weight in weighted:
         loss, correct, count = loss_function(model, batch)
         model.zero_grad(set_to_none=True)
         (loss * weight).backward()
