@@ -44,34 +44,34 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
         parser.error("--DOWNLOAD goes with --PRETRAIN: it fetches what that would train")
     set_arithmetic(args)
     try:
-        if args.EVAL:
-            print_result(recipe, evaluate_packed(recipe, args))
-            return
         with parallel.joined(args.device):
-            results = run_named(recipe, args, named)
+            if args.EVAL:
+                result = evaluate_packed(recipe, args)
+            else:
+                result = run_named(recipe, args, named)
             main = parallel.is_main()
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the last finished epoch", file=sys.stderr)
         raise SystemExit(130) from None
-    if not main:
-        return
-    for result in results:
-        print(f"{result['stage']}: {result['seconds']:.0f} s, saved {result['file']}")
-    print_result(recipe, results[-1])
+    if main:
+        print_result(recipe, result)
 
 
-def run_named(recipe: Recipe, args: Namespace, named: list[str]) -> list[dict]:
-    """The results of the named stages, one after the other."""
+def run_named(recipe: Recipe, args: Namespace, named: list[str]) -> dict:
+    """Run the named stages, one after the other; the last one's result."""
     log = RunLog(args.model.with_suffix(".jsonl"))
     log.write("start", net=recipe.net, stages=named, **describe_run(args))
     later = list(STAGES)[list(STAGES).index(named[0]) :]
     if not args.resume:  # what an older run left, which started from other files
         remove([resume_path(args, name.lower()) for name in later])
-    results = [STAGES[name](Run(recipe, args, log)) for name in named]
+    for name in named:
+        result = STAGES[name](Run(recipe, args, log))
+        if parallel.is_main():
+            print(f"{result['stage']}: {result['seconds']:.0f} s, saved {result['file']}")
     remove([resume_path(args, name.lower()) for name in named])
-    return results
+    return result
 
 
 def remove(paths: list[Path]) -> None:
@@ -111,7 +111,8 @@ def set_arithmetic(args: Namespace) -> None:
 def print_result(recipe: Recipe, result: dict) -> None:
     """The last stage's tables."""
     if not result["weights"]:
-        print(f"full-precision top-1 on the test set: {result['top1_fp']:.2f} %")
+        top1 = result["top1"] if result["top1_fp"] is None else result["top1_fp"]
+        print(f"full-precision top-1 on the test set: {top1:.2f} %")
         return
     numel = sum(weight.grouping.numel for weight in result["weights"])
     print(

@@ -115,6 +115,23 @@ def make_parser(
         parents=parents,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    for add in (_add_stages, _add_files, _add_quantizer, _add_numbers, _add_machine):
+        add(parser)
+    shared = {
+        "warmup_pretrain": 0,
+        "lr_post_coord": None,
+        "target_bit": None,
+        "target_kb": None,
+        "wd": 0.0,
+        "seed": 0,
+        "device": default_device(),
+    }
+    parser.set_defaults(**{**shared, **defaults})
+    return parser
+
+
+def _add_stages(parser: argparse.ArgumentParser) -> None:
+    """Which stages to run."""
     stages = parser.add_argument_group("stages (any of them, run in this order)")
     stages.add_argument("--PRETRAIN", action="store_true", help="train the full-precision network")
     stages.add_argument("--ALQ", action="store_true", help="quantize --model_ori adaptively")
@@ -127,6 +144,9 @@ def make_parser(
         help="test the packed FILE (.alq) and nothing else; no stage and no checkpoint is needed",
     )  # fmt: skip
 
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """Data and files."""
     files = parser.add_argument_group("data and files")
     files.add_argument("--data", type=Path, metavar="DIR", help="where the data set lies")
     files.add_argument(
@@ -140,6 +160,9 @@ def make_parser(
         "--model", type=Path, metavar="FILE", help="quantized checkpoint; its log is beside it"
     )
 
+
+def _add_quantizer(parser: argparse.ArgumentParser) -> None:
+    """How weights are grouped."""
     quantizer = parser.add_argument_group(
         "multi-bit weights (one value for all layers, or one per layer in the network's order)"
     )
@@ -157,12 +180,19 @@ def make_parser(
         metavar="I",
         help="bits a weight starts from, 1 to 8",
     )
+
+
+def _add_numbers(parser: argparse.ArgumentParser) -> None:
+    """The numbers of each stage (STAGE_FLAGS)."""
     for title, flags in STAGE_FLAGS.items():
         group = parser.add_argument_group(title)
         for name, kind, metavar, text in flags:
             nargs = "*" if name.startswith("milestones") else None
             group.add_argument(f"--{name}", type=kind, nargs=nargs, metavar=metavar, help=text)
 
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    """Seed, device, precision."""
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--seed", type=count, metavar="N", help="of the split, the start, the order, the pruning"
@@ -186,17 +216,6 @@ def make_parser(
         "--compile", action="store_true", help="torch.compile the network: minutes at the start"
     )
     machine.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
-    shared = {
-        "warmup_pretrain": 0,
-        "lr_post_coord": None,
-        "target_bit": None,
-        "target_kb": None,
-        "wd": 0.0,
-        "seed": 0,
-        "device": default_device(),
-    }
-    parser.set_defaults(**{**shared, **defaults})
-    return parser
 
 
 def one_or_each(values: Sequence | None) -> object:

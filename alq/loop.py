@@ -107,10 +107,7 @@ def train_through(
     while training.epochs_done < len(epochs):
         started = time.monotonic()
         number, epoch = training.epochs_done, epochs[training.epochs_done]
-        for optimizer in training.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = epoch.lr
-        training.model.train(epoch.kind != "prune")  # a pruning epoch keeps the running statistics
+        prepare(training, epoch)
         set_epoch(train, number)
         title = f"{stage} {number + 1}/{len(epochs)} {epoch.kind}"
         disable = None if progress is None else not progress
@@ -125,11 +122,7 @@ def train_through(
                 f"loss {means['loss']:.4f}, val {describe(val_means)}"
                 + (f", {size['bitwidth']:.3f} bit" if training.weights else "")
             )
-        if not math.isfinite(means["loss"]):
-            raise InputError(
-                f"{title}: the loss is {means['loss']}; try a lower rate (it was {epoch.lr:g}). "
-                "The files hold the epochs before"
-            )
+        check_finite(title, epoch, means["loss"])
         seconds = time.monotonic() - started
         training.seconds += seconds
         training.epochs_done += 1
@@ -149,11 +142,28 @@ def train_through(
         after_epoch(epoch, val_means)
 
 
+def prepare(training: Training, epoch: Epoch) -> None:
+    """The epoch's rate, and the network's mode."""
+    for optimizer in training.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = epoch.lr
+    training.model.train(epoch.kind != "prune")  # a pruning epoch keeps the running statistics
+
+
 def counted(batches: Iterable, bar: tqdm) -> Iterator:
     """The batches; the bar stays open after the last one, for what `evaluate` then finds."""
     for batch in batches:
         yield batch
         bar.update()
+
+
+def check_finite(title: str, epoch: Epoch, loss: float) -> None:
+    """InputError if an epoch's loss is no number to go on from."""
+    if not math.isfinite(loss):
+        raise InputError(
+            f"{title}: the loss is {loss}; try a lower rate (it was {epoch.lr:g}). "
+            "The files hold the epochs before"
+        )
 
 
 def set_epoch(loader: Iterable, number: int) -> None:

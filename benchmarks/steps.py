@@ -22,53 +22,25 @@ from statistics import median
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
+import lenet5
+import resnet
+import vgg
 from alq.codes import sign_table
 from alq.loss_model import pseudo_gradient_and_hessian, update_moments
 from alq.network import quantizable
-from lenet5 import LeNet5
 
-
-def vgg() -> nn.Sequential:
-    """SPEC section 6: two convolutions of 128, 256 and 512 channels each, three linear layers."""
-    layers: list[nn.Module] = []
-    for inputs, outputs in ((3, 128), (128, 256), (256, 512)):
-        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
-        layers += [nn.Conv2d(outputs, outputs, 3, padding=1), nn.MaxPool2d(2)]
-        layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
-    layers.append(nn.Flatten())
-    for inputs in (8192, 1024):
-        layers += [nn.Linear(inputs, 1024), nn.BatchNorm1d(1024), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(1024, 10))
-
-
-def pixelwise(convolutions: int) -> list[str]:
-    return ["channelwise", *["pixelwise"] * (convolutions - 1)]
-
-
-# network, picture, batch size, structures, subc, max_bit: the defaults of the entry scripts
+# network, picture, the entry script's defaults
 NETWORKS = {
-    "lenet5": (
-        LeNet5, (1, 28, 28), 128,
-        ["kernelwise"] * 2 + ["subchannelwise"] * 2, [0, 0, 2, 1], 6,
-    ),
-    "vgg": (
-        vgg, (3, 32, 32), 128,
-        pixelwise(6) + ["subchannelwise"] * 3, [0] * 6 + [16, 2, 2], 6,
-    ),
-    "resnet18": (
-        torchvision.models.resnet18, (3, 224, 224), 256,
-        [*pixelwise(20), "subchannelwise"], [0] * 20 + [2], 8,
-    ),
-    "resnet34": (
-        torchvision.models.resnet34, (3, 224, 224), 256,
-        [*pixelwise(36), "subchannelwise"], [0] * 36 + [2], 8,
-    ),
-}  # fmt: skip
+    "lenet5": (lenet5.LeNet5, (1, 28, 28), lenet5.DEFAULTS),
+    "vgg": (vgg.VGG, (3, 32, 32), vgg.DEFAULTS),
+    "resnet18": (torchvision.models.resnet18, (3, 224, 224), resnet.defaults("resnet18")),
+    "resnet34": (torchvision.models.resnet34, (3, 224, 224), resnet.defaults("resnet34")),
+}
 
 
 @torch.no_grad()
@@ -127,7 +99,9 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
 
 def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
     """All figures of one network at one average bitwidth."""
-    make, picture, batch, structure, subc, max_bit = NETWORKS[name]
+    make, picture, defaults = NETWORKS[name]
+    batch, structure, subc = (defaults[key] for key in ("batch_size", "structure", "subc"))
+    (max_bit,) = defaults["max_bit"]
     device = torch.device(args.device)
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     clock = time.process_time if args.cpu_time else time.perf_counter
