@@ -1,11 +1,13 @@
 """Small sets of real pictures in the file formats of CIFAR-10 and ILSVRC12: coloured MNIST digits.
 
     python tests/small_sets.py cifar DIR [COUNT]        cifar-10-python.tar.gz in DIR
-    python tests/small_sets.py imagenet DIR [COUNT]     DIR/train/n.../*.JPEG, DIR/val/n.../*.JPEG
+    python tests/small_sets.py imagenet DIR [COUNT [CLASSES]]
+                                                        DIR/train/n.../*.JPEG, DIR/val/n.../*.JPEG
 
     python tests/small_sets.py vgg DIR FLAGS            vgg.py on such an archive
 
-COUNT is the number of training pictures; there is one test picture for every five of them.
+COUNT is the number of training pictures; there is one test picture for every five of them. With
+CLASSES, only digits below it are taken.
 torchvision compares CIFAR-10's files with MD5 tables: `md5_tables` has those of the small set, for
 tests to put in their place.
 """
@@ -28,13 +30,20 @@ MNIST = Path(__file__).parents[1] / "data" / "MNIST" / "raw"
 FOLDER = "cifar-10-batches-py"
 
 
-def coloured_digits(kind: str, count: int, side: int = 32) -> tuple[np.ndarray, list[int]]:
-    """(count, 3, side, side) uint8 and labels: the first digits of MNIST's `kind` (train, t10k)."""
-    with gzip.open(MNIST / f"{kind}-images-idx3-ubyte.gz") as file:
-        digits = np.frombuffer(file.read(16 + count * 784), np.uint8, offset=16)
+def coloured_digits(
+    kind: str, count: int, side: int = 32, classes: int = 10
+) -> tuple[np.ndarray, list[int]]:
+    """(count, 3, side, side) uint8 and labels: the first of MNIST's `kind` (train, t10k).
+
+    Only digits below `classes` count.
+    """
     with gzip.open(MNIST / f"{kind}-labels-idx1-ubyte.gz") as file:
-        labels = np.frombuffer(file.read(8 + count), np.uint8, offset=8)
-    digits = np.pad(digits.reshape(count, 28, 28), ((0, 0), (2, 2), (2, 2)))
+        labels = np.frombuffer(file.read(), np.uint8, offset=8)
+    places = np.flatnonzero(labels < classes)[:count]
+    with gzip.open(MNIST / f"{kind}-images-idx3-ubyte.gz") as file:
+        digits = np.frombuffer(file.read(16 + 784 * (places[-1] + 1)), np.uint8, offset=16)
+    labels, digits = labels[places], digits.reshape(-1, 28, 28)[places]
+    digits = np.pad(digits, ((0, 0), (2, 2), (2, 2)))
     digits = digits.repeat(side // 32, axis=1).repeat(side // 32, axis=2)
     random = np.random.default_rng(0)
     ink = random.uniform(0.5, 1, (count, 3, 1, 1))
@@ -98,11 +107,11 @@ def md5_tables(root: Path) -> dict[str, object]:
 
 
 def write_imagenet(root: Path, count: int, side: int = 64, classes: int = 10) -> None:
-    """`root`/train and `root`/val with a folder of JPEGs for each digit modulo `classes`."""
+    """`root`/train and `root`/val with a folder of JPEGs for each digit below `classes`."""
     for part, kind, number in (("train", "train", count), ("val", "t10k", count // 5)):
-        pictures = zip(*coloured_digits(kind, number, side), strict=True)
+        pictures = zip(*coloured_digits(kind, number, side, classes), strict=True)
         for k, (picture, label) in enumerate(pictures):
-            folder = root / part / f"n{10000000 + label % classes}"
+            folder = root / part / f"n{10000000 + label}"
             folder.mkdir(parents=True, exist_ok=True)
             name = f"{folder.name}_{k}.JPEG" if part == "train" else f"val_{k:08d}.JPEG"
             Image.fromarray(picture.transpose(1, 2, 0)).save(folder / name, "JPEG", quality=95)
@@ -121,5 +130,8 @@ def run_vgg(root: Path, flags: list[str]) -> None:
 if __name__ == "__main__" and sys.argv[1] == "vgg":
     run_vgg(Path(sys.argv[2]), sys.argv[3:])
 elif __name__ == "__main__":
-    write = {"cifar": write_cifar10, "imagenet": write_imagenet}[sys.argv[1]]
-    write(Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 500)
+    count, *classes = map(int, sys.argv[3:] or [500])
+    if sys.argv[1] == "cifar":
+        write_cifar10(Path(sys.argv[2]), count)
+    else:
+        write_imagenet(Path(sys.argv[2]), count, 64, *classes)
