@@ -95,8 +95,8 @@ class ALQ(Optimizer):
         self,
         top_k: float,
         M_p: float,
-        prices: Sequence[float] | None = None,
-        budget: float = float("inf"),
+        prices: Sequence[int] | None = None,
+        budget: int = 0,
     ) -> None:
         """Remove coordinates, the cheapest over all layers first; alpha does not move.
 
@@ -104,7 +104,8 @@ class ALQ(Optimizer):
         candidates: in each layer the `top_k` share of its live coordinates with the least f,
                     the count's fraction rounded up at random with that probability
         remove the `M_p` share of all candidates with the least f, rounded down; given `prices`,
-                    what one coordinate of each layer takes, only until `budget` is freed
+                    the bits that one coordinate of each layer takes, only until `budget` bits are
+                    freed
         """
         if not (0 < top_k <= 1 and 0 <= M_p <= 1):
             raise InputError(f"top_k {top_k}, M_p {M_p}: are shares, above 0 and at most 1")

@@ -87,13 +87,17 @@ class PruneToTarget:
     def step(self, quantizer: ALQ) -> None:
         rounds_done, batch = divmod(quantizer.steps_done, self.round_batches)
         left = self.round_batches - batch  # batches, this one included
-        prices = coordinate_prices(self.unit, quantizer.weights)
-        size, aim = size_in(self.unit, quantizer.weights), self.aim(rounds_done + 1)
+        weights, bits = quantizer.weights, bits_of_one(self.unit, quantizer.weights)
+        size, aim = size_in(self.unit, weights), self.aim(rounds_done + 1)
         share = 1 - (aim / size) ** (1 / left) if size > aim else 0.0
         if left == 1 and share:
             share = 1.0  # the budget alone says where to stop
         top_k = max(self.top_k, share)
-        quantizer.prune_step(top_k, share / top_k, prices, size - aim)
+        # Whole bits, so that all processes stop at the same coordinate; 1e-12 is for the product.
+        budget = bits_in(self.unit, weights) - math.floor(aim * bits * (1 + 1e-12))
+        quantizer.prune_step(
+            top_k, share / top_k, coordinate_prices(self.unit, weights), max(0, budget)
+        )
 
 
 def counted_rounds(count: int) -> str:
@@ -131,7 +135,7 @@ def pruning_plan(
 def check_target(unit: str, value: float, start: float, weights: Sequence[MultiBitWeight]) -> None:
     """InputError if pruning the network of size `start` cannot end at `value`."""
     name = {"target_bit": "bit", "target_kb": "KB"}[unit]
-    least = min(coordinate_prices(unit, weights))
+    least = min(coordinate_prices(unit, weights)) / bits_of_one(unit, weights)
     if not value >= least:
         raise InputError(
             f"{unit} {value:g}: not one coordinate would be left; the least that a coordinate "
@@ -144,15 +148,27 @@ def check_target(unit: str, value: float, start: float, weights: Sequence[MultiB
         )
 
 
-def coordinate_prices(unit: str, weights: Sequence[MultiBitWeight]) -> list[float]:
-    """Per layer: what one coordinate adds to the size (SPEC section 1)."""
+def coordinate_prices(unit: str, weights: Sequence[MultiBitWeight]) -> list[int]:
+    """Per layer: the bits that one coordinate adds to the size (SPEC section 1).
+
+    The average bitwidth counts those of the basis alone, storage those of the coordinate too.
+    """
     if unit == "target_kb":
-        return [coordinate_bytes(w.n) / 1e3 for w in weights]
-    total = sum(w.grouping.numel for w in weights)
-    return [w.n / total for w in weights]
+        return [int(8 * coordinate_bytes(w.n)) for w in weights]
+    return [w.n for w in weights]
+
+
+def bits_of_one(unit: str, weights: Sequence[MultiBitWeight]) -> int:
+    """The bits of one KB; or of an average bitwidth of 1, one for every weight."""
+    return 8000 if unit == "target_kb" else sum(w.grouping.numel for w in weights)
+
+
+def bits_in(unit: str, weights: Sequence[MultiBitWeight]) -> int:
+    """The size in bits."""
+    prices = coordinate_prices(unit, weights)
+    return sum(w.live_total * price for w, price in zip(weights, prices, strict=True))
 
 
 def size_in(unit: str, weights: Sequence[MultiBitWeight]) -> float:
     """Average bitwidth, or KB."""
-    prices = coordinate_prices(unit, weights)
-    return math.fsum(w.live_total * price for w, price in zip(weights, prices, strict=True))
+    return bits_in(unit, weights) / bits_of_one(unit, weights)

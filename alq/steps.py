@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .codes import basis_products, level_table, nearest_codes, pack_bits, pair_table, sum_by_code
-from .sketch import exact_dtype
 
 RIDGE = 1e-6  # R of the coordinate solve, SPEC section 5
 
@@ -79,18 +78,20 @@ def choose_pruned(
     masks: Sequence[Tensor],
     candidates: Sequence[int],
     M_p: float,
-    prices: Sequence[float] | None = None,
-    budget: float = float("inf"),
+    prices: Sequence[int] | None = None,
+    budget: int = 0,
 ) -> list[Tensor]:
     """Which coordinates to remove: the cheapest `M_p` share of all layers' candidates together.
 
     Arguments: per layer the costs (G, I), the mask (G, I), the number of candidates (its live
-    coordinates of smallest cost). The share of their sum is rounded down. With `prices`, what a
-    coordinate of each layer takes, no more are removed than it needs to free `budget`.
+    coordinates of smallest cost; at most all of them). The share of their sum is rounded down.
+    With `prices`, the bits that a coordinate of each layer takes, no more are removed than it
+    needs to free `budget` bits. A cost that is infinite or no number ranks last.
     Returns: per layer (G, I) bool.
     """
     values, places, offset = [], [], 0
     for f, mask, k in zip(costs, masks, candidates, strict=True):
+        f = f.nan_to_num(nan=torch.finfo(f.dtype).max)  # finite, so before any dead one
         cheapest = torch.where(mask, f, torch.inf).flatten().topk(k, largest=False)
         values.append(cheapest.values)
         places.append(cheapest.indices + offset)
@@ -99,9 +100,9 @@ def choose_pruned(
     chosen = torch.cat(values).topk(removed, largest=False).indices  # cheapest first
     gone = torch.ones_like(chosen, dtype=torch.bool)
     if prices is not None:
-        exact = exact_dtype(chosen.device)
         layers = zip(values, prices, strict=True)
-        freed = torch.cat([torch.full_like(x, price, dtype=exact) for x, price in layers])[chosen]
+        bits = [torch.full_like(x, price, dtype=torch.int64) for x, price in layers]
+        freed = torch.cat(bits)[chosen]
         gone = freed.cumsum(0) - freed < budget  # what the cheaper ones free
     dead = torch.zeros(offset, dtype=torch.bool, device=masks[0].device)
     dead[torch.cat(places)[chosen]] = gone

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import alq
 import lenet5
 import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
-from alq.pruning import coordinate_prices, pruning_plan, size_in
+from alq.pruning import bits_of_one, coordinate_prices, pruning_plan, size_in
 from alq.steps import choose_pruned
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,7 +188,7 @@ def test_the_target_is_reached_to_the_coordinate(target, pr, top_k, batches, rou
     plan = pruning_plan(schedule, weights, batches)
     ((unit, value),) = target.items()
     assert plan.rounds == rounds and 0 < plan.last_pr <= pr + 1e-9
-    price = max(coordinate_prices(unit, weights))
+    price = max(coordinate_prices(unit, weights)) / bits_of_one(unit, weights)
     sizes = prune_all(plan, weights, schedule, batches)
     for number, size in enumerate(sizes[:-1], 1):
         assert plan.aim(number) - price < size <= plan.aim(number) * (1 + 1e-9)
@@ -197,6 +197,20 @@ def test_the_target_is_reached_to_the_coordinate(target, pr, top_k, batches, rou
     assert sizes[-1] == pytest.approx(own / (1e3 if unit == "target_kb" else 1))
     if pr < 1:  # what the paper's rounds leave: (1 - pr/b)^b
         assert plan.aim(1) == max(value, plan.start * (1 - pr / batches) ** batches)
+
+
+@pytest.mark.parametrize("cost", [float("inf"), float("nan"), -float("inf")])
+def test_costs_that_are_no_numbers_leave_the_target_exact(monkeypatch, cost) -> None:
+    """Only live coordinates are ever chosen, so the count of what is removed is right."""
+    monkeypatch.setattr(alq.optimizer, "removal_cost", lambda alpha, *_: alpha * 0 + cost)
+    for unit, value in (("target_bit", 0.7), ("target_kb", 1.5)):
+        weights = network()
+        schedule = alq.Schedule(**{unit: value}, pr=0.8, top_k=0.1, epoch_basis=0, epoch_coord=0)
+        plan = pruning_plan(schedule, weights, 5)
+        size = prune_all(plan, weights, schedule, 5)[-1]
+        price = max(coordinate_prices(unit, weights)) / bits_of_one(unit, weights)
+        assert value - price < size <= value
+        assert all(w.live_total == int(w.mask.sum()) for w in weights)
 
 
 def test_a_round_prunes_a_little_at_each_batch() -> None:
@@ -246,8 +260,8 @@ def test_an_impossible_target_is_refused(options, message) -> None:
 def test_pruning_stops_at_the_coordinate_that_frees_enough() -> None:
     costs = [torch.tensor([[5.0, 1.0], [9.0, 2.0]]), torch.tensor([[3.0, 0.0, 4.0]])]
     masks = [torch.tensor([[True, True], [True, True]]), torch.tensor([[True, False, True]])]
-    for budget, count in ((0.0, 0), (0.5, 1), (10.0, 1), (10.5, 2), (20.5, 3), (99.0, 6)):
-        first, second = choose_pruned(costs, masks, [4, 2], 1.0, [10.0, 3.0], budget)
+    for budget, count in ((0, 0), (1, 1), (10, 1), (11, 2), (21, 3), (99, 6)):
+        first, second = choose_pruned(costs, masks, [4, 2], 1.0, [10, 3], budget)
         order = [first[0, 1], first[1, 1], second[0, 0], second[0, 2], first[0, 0], first[1, 0]]
         assert order == [True] * count + [False] * (6 - count)
 
