@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alq.data import Split, read_mnist, tensor_split
+from alq.data import Split, TensorLoader, read_mnist, tensor_split, test_loader
 from alq.experiment import run_stages
 from alq.flags import make_parser
 from alq.results import PUBLISHED
@@ -70,6 +70,10 @@ def load_data(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tenso
     return tensor_split(args, val_indices, *read_mnist(args.data), MEAN, STD)
 
 
+def load_test(args: Namespace) -> TensorLoader:
+    return test_loader(args, read_mnist(args.data)[1], MEAN, STD)
+
+
 def pretrain_optimizer(
     parameters: Iterable[nn.Parameter], args: Namespace
 ) -> torch.optim.Optimizer:
@@ -80,6 +84,7 @@ RECIPE = Recipe(
     net="lenet5",
     network=LeNet5,
     load_data=load_data,
+    load_test=load_test,
     pretrain_optimizer=pretrain_optimizer,
     published=PUBLISHED["lenet5"],
 )

@@ -16,7 +16,7 @@ from torch import nn
 from alq.download import fetch_weights
 from alq.experiment import run_stages
 from alq.flags import OneLineParser, count, make_parser
-from alq.imagefolder import folder_split
+from alq.imagefolder import folder_split, folder_test
 from alq.results import PUBLISHED
 from alq.stages import Recipe
 
@@ -78,6 +78,7 @@ def recipe(net: str) -> Recipe:
         net=net,
         network=getattr(torchvision.models, net),
         load_data=folder_split,
+        load_test=folder_test,
         pretrain_optimizer=pretrain_optimizer,
         published=PUBLISHED[net],
         fetch=fetch,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from alq.cifar import CropFlip, read_cifar10
-from alq.data import Split, tensor_split
+from alq.data import Split, TensorLoader, tensor_split, test_loader
 from alq.experiment import run_stages
 from alq.flags import make_parser
 from alq.results import PUBLISHED
@@ -75,6 +75,10 @@ def load_data(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tenso
     return tensor_split(args, val_indices, *read_cifar10(args.data), MEAN, STD, CropFlip())
 
 
+def load_test(args: Namespace) -> TensorLoader:
+    return test_loader(args, read_cifar10(args.data)[1], MEAN, STD)
+
+
 def pretrain_optimizer(
     parameters: Iterable[nn.Parameter], args: Namespace
 ) -> torch.optim.Optimizer:
@@ -85,6 +89,7 @@ RECIPE = Recipe(
     net="vgg",
     network=VGG,
     load_data=load_data,
+    load_test=load_test,
     pretrain_optimizer=pretrain_optimizer,
     published=PUBLISHED["vgg"],
 )

@@ -39,6 +39,8 @@ MNIST_SHA256 = {
 class Loader(Protocol):
     """What training needs of a data set: (x, y) batches, and a new order for each epoch."""
 
+    count: int  # images an epoch, over all processes
+
     @property
     def loss_shares(self) -> list[float]:
         """Each batch's factor on its mean loss (`alq.parallel`)."""
@@ -99,7 +101,8 @@ class TensorLoader:
         self.images, self.labels, self.seed = images, labels, seed
         self.augment = augment
         self.epoch = 0
-        self.shares = shares(len(labels), batch_size, training=seed is not None)
+        self.count = len(labels)
+        self.shares = shares(self.count, batch_size, training=seed is not None)
         per_channel = {"dtype": torch.float32, "device": images.device}
         # (x/255 - mean) / std  =  x * scale + shift
         self.scale = (1 / (255 * torch.tensor(std, **per_channel))).view(1, -1, 1, 1)
@@ -130,14 +133,14 @@ class TensorLoader:
 
     def _plan(self) -> tuple[Tensor, Tensor | None]:
         """The epoch's order (N,) and, where images are augmented, the draw for each place in it."""
-        count, device = len(self.labels), self.labels.device
+        device = self.labels.device
         if self.seed is None:
-            return torch.arange(count, device=device), None
+            return torch.arange(self.count, device=device), None
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(count, generator=generator).to(device)
+        order = torch.randperm(self.count, generator=generator).to(device)
         if self.augment is None:
             return order, None
-        return order, self.augment.draw(count, generator).to(device)
+        return order, self.augment.draw(self.count, generator).to(device)
 
 
 def draw_val_indices(count: int, val_size: int, seed: int) -> Tensor:
@@ -180,17 +183,21 @@ def tensor_split(
     val_indices = choose_val_indices(len(labels), args, val_indices)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     held_out[val_indices] = True
-
-    def loader(images: Tensor, labels: Tensor, batch: int, *train: object) -> TensorLoader:
-        images, labels = images.to(args.device), labels.to(args.device)
-        return TensorLoader(images, labels, batch, mean, std, *train)
-
+    kept = (images[~held_out].to(args.device), labels[~held_out].to(args.device))
     split = Split(
-        train=loader(images[~held_out], labels[~held_out], args.batch_size, args.seed, augment),
-        val=loader(images[held_out], labels[held_out], EVAL_BATCH),
-        test=loader(*test, EVAL_BATCH),
+        train=TensorLoader(*kept, args.batch_size, mean, std, args.seed, augment),
+        val=test_loader(args, (images[held_out], labels[held_out]), mean, std),
+        test=test_loader(args, test, mean, std),
     )
     return split, val_indices
+
+
+def test_loader(
+    args: Namespace, data: tuple[Tensor, Tensor], mean: tuple[float, ...], std: tuple[float, ...]
+) -> TensorLoader:
+    """Batches of (images, labels), in order and unchanged, on the device: to evaluate on."""
+    images, labels = (part.to(args.device) for part in data)
+    return TensorLoader(images, labels, EVAL_BATCH, mean, std)
 
 
 # ---------------------------------------------------------------------------- MNIST

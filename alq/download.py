@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from argparse import Namespace
 from pathlib import PurePosixPath
 from urllib.error import URLError
 from urllib.parse import urlparse
 
-from torch import Tensor, hub
+from torch import Tensor, hub, nn
 
 from .errors import InputError
 from .parallel import main_first
@@ -40,4 +41,14 @@ def fetch_weights(url: str) -> dict[str, Tensor]:
         raise InputError(
             f"--model_ori_urls {url}: {reason}; delete {hub.get_dir()}/checkpoints/{name} "
             "if it is there and try again"
+        ) from error
+
+
+def load_fetched(model: nn.Module, fetched: dict, args: Namespace) -> None:
+    """Take over fetched full-precision weights."""
+    try:
+        model.load_state_dict(fetched)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"--model_ori_urls {args.model_ori_urls}: not the weights of --net {args.net}"
         ) from error

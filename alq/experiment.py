@@ -86,11 +86,10 @@ def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
     """The test accuracy of the packed file that --EVAL names, from that file alone."""
     model = recipe.network().to(args.device, memory_format=torch.channels_last)
     weights = load_packed(args.EVAL, model)
-    data, _ = recipe.load_data(args, None)
     return {
         "stage": "packing",
         "top1_fp": None,
-        "top1": evaluate(model, data.test)["accuracy"],
+        "top1": evaluate(model, recipe.load_test(args))["accuracy"],
         **size_of(weights),
         "file_bytes": args.EVAL.stat().st_size,
         "packed": args.EVAL,

@@ -81,7 +81,7 @@ class PictureLoader:
         workers: int,
         seed: int | None = None,
     ) -> None:
-        self.device = device
+        self.device, self.count = device, len(pictures)
         self.batches = Batches(len(pictures), batch_size, seed)
         self.loader = DataLoader(
             pictures,
@@ -149,16 +149,24 @@ def folder_split(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Te
     for place, sample in enumerate(train.samples):
         parts[place in held_out].append(sample)
 
-    def loader(samples: list, transform: transforms.Compose, *seed: int) -> PictureLoader:
-        pictures = Pictures(samples, transform)
-        return PictureLoader(pictures, args.batch_size, args.device, args.workers, *seed)
-
     split = Split(
-        train=loader(parts[False], train_transform(), args.seed),
-        val=loader(parts[True], test_transform()),
-        test=loader(test.samples, test_transform()),
+        train=_loader(args, parts[False], train_transform(), args.seed),
+        val=_loader(args, parts[True], test_transform()),
+        test=_loader(args, test.samples, test_transform()),
     )
     return split, val_indices
+
+
+def folder_test(args: Namespace) -> PictureLoader:
+    """The test images, of which `val/` has all."""
+    return _loader(args, read_folder(args.data, "val").samples, test_transform())
+
+
+def _loader(
+    args: Namespace, samples: list, transform: transforms.Compose, *seed: int
+) -> PictureLoader:
+    pictures = Pictures(samples, transform)
+    return PictureLoader(pictures, args.batch_size, args.device, args.workers, *seed)
 
 
 def train_transform() -> transforms.Compose:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .codes import level_table, look_up, pack_bits, sign_table
 from .errors import InputError
+from .precision import float32_products
 from .sketch import sketch
 from .structures import Grouping, coordinate_bytes
 
@@ -49,7 +50,8 @@ class MultiBitWeight:
         groups = max(1, SKETCH_BLOCK // (max_bit * grouping.n))
         codes, alpha, mask = [], [], []
         for part in w.split(groups):
-            B, part_alpha, part_mask = sketch(part, max_bit)
+            with float32_products(w.device):
+                B, part_alpha, part_mask = sketch(part, max_bit)
             codes.append(pack_bits(B.transpose(1, 2) > 0))
             alpha.append(part_alpha)
             mask.append(part_mask)

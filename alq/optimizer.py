@@ -12,6 +12,7 @@ from .codes import basis_products, blocks
 from .errors import InputError
 from .loss_model import pseudo_gradient_and_hessian, update_moments
 from .multibit import MultiBitWeight, check_state, live_counts
+from .precision import optimizer_step
 from .steps import alpha_moments, choose_pruned, optimise_bases, removal_cost
 
 
@@ -67,14 +68,14 @@ class ALQ(Optimizer):
                 "w0": None,  # (G, n): full-precision copy, from the first ste_step on
             }
 
-    @torch.no_grad()
+    @optimizer_step
     def basis_step(self) -> None:
         """Optimise the bases, then the coordinates (`steps.optimise_bases`)."""
         for weight, state in self._layers():
             base = weight.grouping.to_groups(weight.parameter)
             self._optimise(weight, state, base, move_base=False)
 
-    @torch.no_grad()
+    @optimizer_step
     def ste_step(self) -> None:
         """Straight-through: the basis step from the full-precision copy w0, which then moves."""
         for weight, state in self._layers():
@@ -82,7 +83,7 @@ class ALQ(Optimizer):
                 state["w0"] = weight.grouping.to_groups(weight.parameter).clone()
             self._optimise(weight, state, state["w0"], move_base=True)
 
-    @torch.no_grad()
+    @optimizer_step
     def coordinate_step(self) -> None:
         """Optimise the coordinates with the bases fixed. One may turn negative."""
         for weight, state in self._layers():
@@ -90,7 +91,7 @@ class ALQ(Optimizer):
             weight.alpha = (weight.alpha - p_a / h_a) * weight.mask
             weight.write()
 
-    @torch.no_grad()
+    @optimizer_step
     def prune_step(
         self,
         top_k: float,
@@ -104,8 +105,7 @@ class ALQ(Optimizer):
         candidates: in each layer the `top_k` share of its live coordinates with the least f,
                     the count's fraction rounded up at random with that probability
         remove the `M_p` share of all candidates with the least f, rounded down; given `prices`,
-                    the bits that one coordinate of each layer takes, only until `budget` bits are
-                    freed
+                    the bits a coordinate of each layer takes, only until `budget` are freed
         """
         if not (0 < top_k <= 1 and 0 <= M_p <= 1):
             raise InputError(f"top_k {top_k}, M_p {M_p}: are shares, above 0 and at most 1")

@@ -117,6 +117,27 @@ def shares(
     return found
 
 
+def check_batch_norm(model: nn.Module, count: int, batch_size: int) -> None:
+    """InputError if a process would train on a single image, which BatchNorm1d cannot normalise.
+
+    `count` images are shared out in batches of `batch_size`.
+    """
+    least = 2 * world()  # of a smaller batch somebody's share is one image
+
+    def fits(size: int) -> bool:
+        return size >= least and not 0 < count % size < least
+
+    if fits(batch_size) or not any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        return
+    sizes = [*range(min(batch_size, count), 1, -1), *range(batch_size, count + 1)]
+    advice = [f"--batch_size {size}" for size in sizes if fits(size)] or ["more images"]
+    raise InputError(
+        f"--batch_size {batch_size}: of {count} training images the last batch has "
+        f"{count % batch_size or batch_size}; batch norm needs at least {least}, two for each "
+        f"process; use {advice[0]}"
+    )
+
+
 def sum_over_processes(values: list[float]) -> list[float]:
     """Each of `values` summed over all processes, in the same order on each."""
     return [sum(column) for column in zip(*_gather(values), strict=True)]

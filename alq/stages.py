@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import schedule
 from .checkpoint import load_checkpoint, save_checkpoint
-from .data import Split
+from .data import Loader, Split
+from .download import load_fetched
 from .errors import InputError
 from .flags import one_or_each
 from .loop import Training, quantized_training, score, size_of, train_through
 from .network import quantize, restore
 from .packed import ENDING, save_packed
+from .parallel import check_batch_norm
 from .pruning import pruning_plan
 from .resume import plain_state, resume, save_resume_point
 from .runlog import RunLog, plain_flags
@@ -35,6 +37,7 @@ class Recipe:
         net: name of the network, as checkpoints record it.
         network: makes it, untrained.
         load_data: (flags, indices of the held-out images or None to draw them) -> loaders, indices.
+        load_test: flags -> the loader of the test set, which needs no other images.
         pretrain_optimizer: (parameters, flags) -> optimizer of the full-precision training.
         published: the paper's row: bitwidth, storage in bytes, top-1 in percent.
         fetch: flags -> full-precision weights to take instead of training, or None to train.
@@ -42,7 +45,8 @@ class Recipe:
 
     net: str
     network: Callable[[], nn.Module]
-    load_data: Callable[[Namespace, torch.Tensor | None], tuple[Split, torch.Tensor]]
+    load_data: Callable[[Namespace, Tensor | None], tuple[Split, Tensor]]
+    load_test: Callable[[Namespace], Loader]
     pretrain_optimizer: Callable[..., Optimizer]
     published: dict[str, float]
     fetch: Callable[[Namespace], dict | None] = lambda args: None
@@ -69,6 +73,12 @@ class Run:
             model.compile()
         return model
 
+    def load_data(self, model: nn.Module, val_indices: Tensor | None) -> tuple[Split, Tensor]:
+        """The recipe's; InputError if `model` cannot be trained on a batch of them."""
+        data, val_indices = self.recipe.load_data(self.args, val_indices)
+        check_batch_norm(model, data.train.count, self.args.batch_size)
+        return data, val_indices
+
     def checkpoint(
         self, path: Path, stage: str, training: Training, finished: bool, **more: object
     ) -> None:
@@ -88,12 +98,14 @@ class Run:
         if not path.is_file():
             raise InputError(f"--{flag} {path}: no such file; --{maker} makes it")
         content = load_checkpoint(path, self.recipe.net)
+        if lacking := sorted({"stage", "model"} - set(content)):
+            raise InputError(f"--{flag} {path}: has no '{lacking[0]}'; make it again by --{maker}")
         if content["stage"] not in MADE_BY[maker]:
             raise InputError(
                 f"--{flag} {path}: holds what --{content['stage'].upper()} saved; "
                 f"give what --{maker} makes"
             )
-        if not content["finished"]:
+        if not content.get("finished", True):
             print(f"note: the stage that saved {path} was interrupted", file=sys.stderr)
         return content
 
@@ -111,7 +123,7 @@ def pretrain(run: Run) -> dict:
     args = run.args
     torch.manual_seed(args.seed)
     model = run.network()
-    data, val_indices = run.recipe.load_data(args, None)
+    data, val_indices = run.load_data(model, None)
     optimizer = run.recipe.pretrain_optimizer(model.parameters(), args)
     training = Training(model, [optimizer], {"pretrain": optimizer.step})
 
@@ -142,7 +154,7 @@ def alq(run: Run) -> dict:
     source = run.require(args.model_ori, "PRETRAIN", "model_ori")
     model = run.network()
     model.load_state_dict(source["model"])
-    data, val_indices = run.recipe.load_data(args, source.get("val_indices"))
+    data, val_indices = run.load_data(model, source.get("val_indices"))
     weights = quantize(
         model, one_or_each(args.structure), one_or_each(args.subc), one_or_each(args.max_bit)
     )
@@ -173,10 +185,10 @@ def posttrain(run: Run) -> dict:
     source = run.require(args.model, "ALQ", "model")
     model = run.network()
     model.load_state_dict(source["model"])
-    data, val_indices = run.recipe.load_data(args, source["val_indices"])
+    data, val_indices = run.load_data(model, source.get("val_indices"))
     weights = restore(model, source["weights"])
     training = quantized_training(model, weights, args)
-    kept = {"val_indices": val_indices, "top1_fp": source["top1_fp"]}
+    kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
     target = posttrained_path(args)
 
     def keep_best(epoch: Epoch, val: dict) -> None:
@@ -198,19 +210,6 @@ def posttrain(run: Run) -> dict:
 
 
 STAGES = {"PRETRAIN": pretrain, "ALQ": alq, "POSTTRAIN": posttrain}
-
-
-# ---------------------------------------------------------------------------- what they share
-
-
-def load_fetched(model: nn.Module, fetched: dict, args: Namespace) -> None:
-    """Take over fetched full-precision weights."""
-    try:
-        model.load_state_dict(fetched)
-    except RuntimeError as error:
-        raise InputError(
-            f"--model_ori_urls {args.model_ori_urls}: not the weights of --net {args.net}"
-        ) from error
 
 
 def follow(

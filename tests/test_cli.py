@@ -300,6 +300,21 @@ def test_a_file_of_another_stage_is_refused(finished, tmp_path, capsys, flags, m
     assert message in capsys.readouterr().err
 
 
+def test_files_from_before_a_key_was_added(finished, tmp_path, capsys) -> None:
+    content = load(finished / "model.pth")
+    for key in ("finished", "top1_fp", "val_indices"):
+        del content[key]
+    torch.save(content, tmp_path / "model.pth")
+    run(tmp_path, "--POSTTRAIN", "--epoch_ste", "0", "--epoch_post_coord", "0")
+    assert "interrupted" not in capsys.readouterr().err
+    del content["stage"]
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path, "--POSTTRAIN")
+    assert stop.value.code == 2
+    assert "model.pth: has no 'stage'; make it again by --ALQ" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, capsys) -> None:
     (tmp_path / "ori.pth").write_bytes((finished / "ori.pth").read_bytes())
     with pytest.raises(SystemExit) as stop:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from torchvision import datasets
-from torchvision.models.resnet import BasicBlock, ResNet
 
 import alq.codes
 import alq.runlog
@@ -19,9 +14,9 @@ import few_digits
 import lenet5
 import resnet
 import vgg
-from alq import imagefolder
+from narrow import RESNET_FLAGS, prepare_resnet, prepare_vgg
 from shadow_device import Shadow, ShadowDevice, Stats
-from small_sets import md5_tables, write_cifar10, write_imagenet
+from small_sets import write_cifar10, write_imagenet
 
 ROOT = Path(__file__).parents[1]
 SHORT = shlex.split(
@@ -86,32 +81,13 @@ def test_lenet5(tmp_path, monkeypatch, waits, target) -> None:
 
 def test_vgg(tmp_path, monkeypatch, waits) -> None:
     write_cifar10(tmp_path, 60)
-    for name, table in md5_tables(tmp_path).items():
-        monkeypatch.setattr(datasets.CIFAR10, name, table)
-    narrow = dataclasses.replace(vgg.RECIPE, network=partial(vgg.VGG, (16, 32, 64), 64))
-    monkeypatch.setattr(vgg, "RECIPE", narrow)
+    prepare_vgg(tmp_path, monkeypatch.setattr)
     check(vgg.main, ["--data", str(tmp_path)], tmp_path, waits)
-
-
-class NarrowResNet(ResNet):
-    """Four blocks an eighth as wide as ResNet18's, each with a downsampling branch."""
-
-    def __init__(self) -> None:
-        super().__init__(BasicBlock, [1, 1, 1, 1])
-        self.fc = nn.Linear(64, 10)
-
-    def _make_layer(self, block: type, planes: int, *rest: object, **options: object):
-        return super()._make_layer(block, planes // 8, *rest, **options)
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
 def test_resnet(tmp_path, monkeypatch, waits) -> None:
     write_imagenet(tmp_path / "data", 50, classes=2)
-    monkeypatch.setattr(imagefolder, "RESIZE", 36)
-    monkeypatch.setattr(imagefolder, "CROP", 32)
-    recipe = resnet.recipe("resnet18")
-    short = dataclasses.replace(recipe, network=NarrowResNet)
-    monkeypatch.setattr(resnet, "recipe", lambda net: short)
-    structure = ["channelwise", *["pixelwise"] * 12, "subchannelwise"]
-    flags = ["--data", str(tmp_path / "data"), "--workers", "0", "--structure", *structure]
-    check(resnet.main, [*flags, "--subc", "2", "--max_bit", "2"], tmp_path, waits)
+    prepare_resnet(monkeypatch.setattr)
+    flags = ["--data", str(tmp_path / "data"), "--workers", "0", *RESNET_FLAGS]
+    check(resnet.main, [*flags, "--max_bit", "2"], tmp_path, waits)

@@ -5,16 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import few_digits
+import resnet
 from alq import parallel
+from alq.errors import InputError
 from alq.parallel import shares
+from narrow import RESNET_FLAGS, prepare_resnet
+from small_sets import write_cifar10, write_imagenet
 
 ROOT = Path(__file__).parents[1]
 # 65 training pictures in batches of 32, 32 and 1: the last leaves one of two processes without.
@@ -24,6 +30,18 @@ FLAGS = shlex.split(
     "--epoch_basis 2 --epoch_coord 1 --top_k 0.4 --epoch_ste 1 --epoch_post_coord 1 --device cpu "
     f"--data {ROOT / 'data'}"
 )
+
+
+def torchrun(script: str, *flags: str) -> None:
+    """A script of tests/ in two processes. After `--` torchrun takes no flag for its own."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
+    own = [str(ROOT / "tests" / script), *flags]
+    subprocess.run([sys.executable, *command, *own], check=True, timeout=200)
+
+
+def events(folder: Path, kind: str) -> list[dict]:
+    lines = map(json.loads, (folder / "model.jsonl").read_text().splitlines())
+    return [line for line in lines if line["event"] == kind]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
@@ -50,9 +68,7 @@ def test_two_processes_give_the_result_of_one(tmp_path, capfd) -> None:
     }
     few_digits.main(COUNT, [*FLAGS, *files["one"]])
     capfd.readouterr()
-    script = [str(ROOT / "tests" / "few_digits.py"), str(COUNT)]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *script]
-    subprocess.run([sys.executable, *command, *FLAGS, *files["two"]], check=True, timeout=200)
+    torchrun("few_digits.py", str(COUNT), *FLAGS, *files["two"])
     assert capfd.readouterr().out.count("published (paper)") == 1
 
     for file in ("ori.pth", "model.pth", "model_posttrained.pth"):
@@ -62,14 +78,7 @@ def test_two_processes_give_the_result_of_one(tmp_path, capfd) -> None:
             torch.testing.assert_close(two["model"][key], value, atol=1e-5, rtol=0, msg=key)
         for a, b in zip(one["weights"], two["weights"], strict=True):
             assert torch.equal(a["codes"], b["codes"]) and torch.equal(a["mask"], b["mask"])
-    one, two = (
-        [
-            json.loads(line)
-            for line in (folder / "model.jsonl").read_text().splitlines()
-            if json.loads(line)["event"] == "epoch"
-        ]
-        for folder in folders.values()
-    )
+    one, two = (events(folder, "epoch") for folder in folders.values())
     assert [e["kind"] for e in one] == [
         *["pretrain", "basis", "basis", "coordinate", "prune", "ste", "coordinate"]
     ]
@@ -78,6 +87,73 @@ def test_two_processes_give_the_result_of_one(tmp_path, capfd) -> None:
         assert a["train_accuracy"] == b["train_accuracy"]
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
         assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-6)
+
+
+# 45 training pictures in batches of 20, 20 and 5, of which no share is a single one.
+SHORT = shlex.split(
+    "--PRETRAIN --ALQ --POSTTRAIN --batch_size 20 --epoch_pretrain 1 --epoch_basis 1 "
+    "--epoch_coord 1 --pr 1 --top_k 0.5 --epoch_ste 1 --epoch_post_coord 1 --max_bit 2 --device cpu"
+)
+
+
+def train_towards(flag: str, value: float, script: str, folder: Path, *flags: str) -> dict:
+    """The three stages in two processes, pruning to a target; the result."""
+    files = ["--model_ori", str(folder / "ori.pth"), "--model", str(folder / "model.pth")]
+    data = str(folder / "data")
+    torchrun("narrow.py", script, data, *SHORT, flag, str(value), *files, *flags)
+    assert events(folder, "start")[0]["processes"] == 2
+    kinds = [epoch["kind"] for epoch in events(folder, "epoch")]
+    assert kinds[:4] == ["pretrain", "basis", "coordinate", "prune"]
+    return events(folder, "result")[-1]
+
+
+def test_vgg_in_two_processes(tmp_path, capfd) -> None:
+    """Batch norm and augmentation; pruned to the coordinate."""
+    write_cifar10(tmp_path / "data", 60)
+    result = train_towards("--target_bit", 1.3, "vgg", tmp_path, "--val_size", "15")
+    assert 1.29 < result["bitwidth"] <= 1.3
+    assert capfd.readouterr().out.count("published (paper)") == 1
+
+
+def test_resnet_in_two_processes_and_its_file_tested_by_two(tmp_path, monkeypatch, capfd) -> None:
+    """--EVAL needs the test pictures alone, and counts each of an odd number once."""
+    write_imagenet(tmp_path / "data", 55, classes=2)
+    flags = ["--workers", "0", *RESNET_FLAGS]
+    result = train_towards("--target_kb", 28, "resnet", tmp_path, "--val_size", "10", *flags)
+    assert 27.8e3 < result["storage_bytes"] <= 28e3
+    shutil.rmtree(tmp_path / "data" / "train")
+    flags += ["--EVAL", str(tmp_path / "model_posttrained.alq"), "--device", "cpu"]
+    capfd.readouterr()
+    torchrun("narrow.py", "resnet", str(tmp_path / "data"), *flags)
+    by_two = capfd.readouterr().out
+    prepare_resnet(monkeypatch.setattr)
+    resnet.main(["--data", str(tmp_path / "data"), *flags])
+    assert by_two == capfd.readouterr().out
+    assert f"{result['top1']:.2f}" in by_two
+
+
+def test_a_batch_that_leaves_one_picture_to_a_process_is_refused(monkeypatch) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    for processes, count, size, advice in (
+        (1, 65, 32, "--batch_size 31"),
+        (1, 65, 1, "--batch_size 3"),
+        (2, 65, 31, "--batch_size 30"),
+        (2, 64, 3, "--batch_size 4"),
+        (4, 7, 4, "more images"),
+    ):
+        monkeypatch.setattr(parallel, "world", lambda number=processes: number)
+        with pytest.raises(InputError, match=f"--batch_size {size}: .* use {advice}$"):
+            parallel.check_batch_norm(model, count, size)
+        parallel.check_batch_norm(model[0], count, size)  # without batch norm one is enough
+        if advice[0] == "-":
+            good = int(advice.split()[1])
+            sizes = [
+                len(range(count)[s.part])
+                for k in range(processes)
+                for s in shares(count, good, True, (k, processes))
+            ]
+            assert min(sizes) > 1
+            parallel.check_batch_norm(model, count, good)
 
 
 def test_processes_that_differ_are_found(monkeypatch) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
-from functools import partial
 
 import pytest
 import torch
@@ -17,7 +15,8 @@ from alq.cifar import CropFlip, read_cifar10
 from alq.data import TensorLoader
 from alq.errors import InputError
 from alq.network import quantizable, restore
-from small_sets import md5_tables, write_cifar10
+from narrow import narrow_vgg, prepare_vgg
+from small_sets import write_cifar10
 
 # A schedule of seconds: one or two batches an epoch, one epoch of everything.
 SHORT = shlex.split(
@@ -29,10 +28,9 @@ SHORT = shlex.split(
 
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    """A folder with the archive of a small set, which torchvision takes for CIFAR-10."""
+    """A folder with the archive of a small set, taken for CIFAR-10; and a narrow network."""
     write_cifar10(tmp_path, 84)
-    for name, table in md5_tables(tmp_path).items():
-        monkeypatch.setattr(datasets.CIFAR10, name, table)
+    prepare_vgg(tmp_path, monkeypatch.setattr)
     return tmp_path
 
 
@@ -121,10 +119,8 @@ def test_only_training_images_change_and_only_with_seed_and_epoch(cifar) -> None
     assert not torch.equal(epoch_of(3), epoch_of(4))
 
 
-def test_three_stages_in_three_commands(cifar, capsys, monkeypatch) -> None:
-    """A narrow network; each stage starts from the files of the one before."""
-    narrow = partial(vgg.VGG, (16, 32, 64), 64)
-    monkeypatch.setattr(vgg, "RECIPE", dataclasses.replace(vgg.RECIPE, network=narrow))
+def test_three_stages_in_three_commands(cifar, capsys) -> None:
+    """Each stage starts from the files of the one before."""
     model_ori, model = cifar / "ori.pth", cifar / "model.pth"
     files = ["--data", str(cifar), "--model_ori", str(model_ori), "--model", str(model)]
     for stage in ("--PRETRAIN", "--ALQ", "--POSTTRAIN"):
@@ -137,17 +133,24 @@ def test_three_stages_in_three_commands(cifar, capsys, monkeypatch) -> None:
     bits = [line["bitwidth"] for line in epochs if line["stage"] != "pretrain"]
     assert bits[0] == bits[1] > bits[2] == bits[3] == bits[4] > bits[5] == bits[6]
     final = torch.load(model.with_name("model_posttrained.pth"), weights_only=True)
-    network = narrow()
+    network = narrow_vgg()
     network.load_state_dict(final["model"])
     weights = restore(network, final["weights"])
     assert all(torch.equal(w.parameter.cpu(), final["model"][w.name]) for w in weights)
     assert "published (paper)" in capsys.readouterr().out
 
 
+def test_a_last_batch_of_one_picture_is_refused_before_any_work(cifar, capsys) -> None:
+    files = ["--data", str(cifar), "--model", str(cifar / "model.pth"), *SHORT]
+    with pytest.raises(SystemExit):
+        vgg.main(["--PRETRAIN", *files, "--batch_size", "63"])  # of 64
+    error = capsys.readouterr().err
+    assert "--batch_size 63: of 64 training images the last batch has 1" in error
+    assert "use --batch_size 62 (" in error and error.count("\n") == 1
+
+
 def test_precision_and_compile_flags(cifar, monkeypatch) -> None:
     """bfloat16 stays within the network, of which every stage compiles its own."""
-    narrow = partial(vgg.VGG, (16, 32, 64), 64)
-    monkeypatch.setattr(vgg, "RECIPE", dataclasses.replace(vgg.RECIPE, network=narrow))
     compiled: list[torch.nn.Module] = []  # only noted: compiling takes a minute
     monkeypatch.setattr(torch.nn.Module, "compile", lambda net: compiled.append(net))
     files = ["--data", str(cifar), "--model_ori", str(cifar / "ori"), "--model", str(cifar / "m")]
@@ -156,5 +159,5 @@ def test_precision_and_compile_flags(cifar, monkeypatch) -> None:
     assert len(compiled) == 2
     assert all(w["alpha"].dtype == torch.float32 for w in final["weights"])
     for state in (source["model"], final["model"]):
-        assert list(state) == list(narrow().state_dict())
+        assert list(state) == list(narrow_vgg().state_dict())
         assert {v.dtype for k, v in state.items() if "num_batches" not in k} == {torch.float32}
