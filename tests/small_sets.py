@@ -1,10 +1,9 @@
 """Small sets of real pictures in the file formats of CIFAR-10 and ILSVRC12: coloured MNIST digits.
 
-    python tests/small_sets.py cifar DIR [COUNT]        cifar-10-python.tar.gz in DIR
-    python tests/small_sets.py imagenet DIR [COUNT [CLASSES]]
-                                                        DIR/train/n.../*.JPEG, DIR/val/n.../*.JPEG
+    python tests/small_sets.py cifar DIR [COUNT [CLASSES]]      cifar-10-python.tar.gz in DIR
+    python tests/small_sets.py imagenet DIR [COUNT [CLASSES]]   DIR/train/n.../*.JPEG, DIR/val/...
 
-    python tests/small_sets.py vgg DIR FLAGS            vgg.py on such an archive
+    python tests/small_sets.py vgg DIR FLAGS                    vgg.py on such an archive
 
 COUNT is the number of training pictures; there is one test picture for every five of them. With
 CLASSES, only digits below it are taken.
@@ -52,10 +51,10 @@ def coloured_digits(
     return pictures.round().astype(np.uint8), labels.tolist()
 
 
-def write_cifar10(root: Path, count: int) -> None:
+def write_cifar10(root: Path, count: int, classes: int = 10) -> None:
     """cifar-10-python.tar.gz in `root`: five training batches, a test batch, the class names."""
     root.mkdir(parents=True, exist_ok=True)
-    pictures, labels = coloured_digits("train", count)
+    pictures, labels = coloured_digits("train", count, classes=classes)
     batches = {
         f"data_batch_{k + 1}": (part, labels[part[0] : part[-1] + 1])
         for k, part in enumerate(np.array_split(np.arange(count), 5))
@@ -64,7 +63,8 @@ def write_cifar10(root: Path, count: int) -> None:
         name: _batch(f"training batch {name[-1]} of 5", pictures[part], own)
         for name, (part, own) in batches.items()
     }
-    files["test_batch"] = _batch("testing batch 1 of 1", *coloured_digits("t10k", count // 5))
+    test = coloured_digits("t10k", count // 5, classes=classes)
+    files["test_batch"] = _batch("testing batch 1 of 1", *test)
     names = [f"digit {k}" for k in range(10)]
     files["batches.meta"] = {"num_cases_per_batch": count // 5, "label_names": names}
     files["batches.meta"]["num_vis"] = 3072
@@ -132,6 +132,6 @@ if __name__ == "__main__" and sys.argv[1] == "vgg":
 elif __name__ == "__main__":
     count, *classes = map(int, sys.argv[3:] or [500])
     if sys.argv[1] == "cifar":
-        write_cifar10(Path(sys.argv[2]), count)
+        write_cifar10(Path(sys.argv[2]), count, *classes)
     else:
         write_imagenet(Path(sys.argv[2]), count, 64, *classes)
