@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import shlex
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -163,6 +167,15 @@ def test_three_stages_of_resnet34_from_downloaded_weights(pictures, monkeypatch)
     url = published_weights("resnet34", pictures.parent)
     stages = ["--PRETRAIN", "--DOWNLOAD", "--ALQ", "--POSTTRAIN"]
     check_run("resnet34", run("resnet34", pictures, *stages, "--model_ori_urls", url))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's counters")
+def test_a_basis_step_of_resnet34_at_8_bits_takes_under_a_gigabyte() -> None:
+    script = str(Path(__file__).with_name("memory.py"))
+    command = [sys.executable, script, "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(re.search(r", the step (\d+) MB", done.stdout)[1]) < 1000
 
 
 def test_a_wrong_network_or_flag_is_refused(pictures, capsys) -> None:
