@@ -23,7 +23,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from .errors import InputError
-from .parallel import main_first, shares
+from .parallel import Share, main_first, shares
 
 EVAL_BATCH = 1000  # images per evaluation batch; has no influence on the result
 
@@ -42,13 +42,15 @@ class Loader(Protocol):
     count: int  # images an epoch, over all processes
 
     @property
-    def loss_shares(self) -> list[float]:
-        """Each batch's factor on its mean loss (`alq.parallel`)."""
+    def shares(self) -> list[Share]:
+        """This process's share of each batch (`alq.parallel`)."""
         ...
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
-    def set_epoch(self, epoch: int) -> None: ...
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the order of the next pass, and the batch, from 0, that it begins with."""
+        ...
 
 
 class Augmentation(Protocol):
@@ -65,11 +67,18 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """The three loaders of a run. Only `train` is shuffled and augmented."""
+    """The three loaders of a run. Only `train` is shuffled and augmented.
+
+    Attributes:
+        labels: all that occur lie in it.
+        shape: of a picture, (C, H, W).
+    """
 
     train: Loader
     val: Loader
     test: Loader
+    labels: range
+    shape: tuple[int, ...]
 
 
 class TensorLoader:
@@ -100,7 +109,7 @@ class TensorLoader:
     ) -> None:
         self.images, self.labels, self.seed = images, labels, seed
         self.augment = augment
-        self.epoch = 0
+        self.epoch = self.first = 0
         self.count = len(labels)
         self.shares = shares(self.count, batch_size, training=seed is not None)
         per_channel = {"dtype": torch.float32, "device": images.device}
@@ -113,17 +122,13 @@ class TensorLoader:
     def __len__(self) -> int:
         return len(self.shares)
 
-    @property
-    def loss_shares(self) -> list[float]:
-        return [share.weight for share in self.shares]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass, as torch's DistributedSampler does."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the order of the next pass, as torch's DistributedSampler does, and its start."""
+        self.epoch, self.first = epoch, first
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order, draws = self._plan()
-        for share in self.shares:
+        for share in self.shares[self.first :]:
             index = order[share.part]
             images = self.images[index]
             if draws is not None:
@@ -184,10 +189,13 @@ def tensor_split(
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     held_out[val_indices] = True
     kept = (images[~held_out].to(args.device), labels[~held_out].to(args.device))
+    every = torch.cat([labels, test[1]])
     split = Split(
         train=TensorLoader(*kept, args.batch_size, mean, std, args.seed, augment),
         val=test_loader(args, (images[held_out], labels[held_out]), mean, std),
         test=test_loader(args, test, mean, std),
+        labels=range(int(every.min()), int(every.max()) + 1),
+        shape=tuple(images.shape[1:]),
     )
     return split, val_indices
 

@@ -2,84 +2,97 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from . import parallel
-from .errors import InputError
+from .checks import check_files, check_layers, check_numbers, check_stages
+from .errors import InputError, NotFinite
+from .interrupt import Interruption, Stopped
 from .loop import size_of
-from .packed import ENDING, load_packed, read_packed
+from .packed import load_packed, read_packed
 from .report import layer_table, parts_line, summary_table
-from .resume import resume_path
-from .runlog import RunLog, describe_run
-from .stages import STAGES, Recipe, Run
+from .resume import read_point, resume_path
+from .runlog import RunLog, describe_run, log_path
+from .stages import SOURCES, STAGES, Recipe, Run
 from .training import evaluate
 
 
 def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | None = None) -> None:
-    """Parse the flags, run the stages they name and print the table."""
+    """Parse the flags, run the stages they name and print the table.
+
+    Exit codes: 0; 2 for what the user can put right; 3 where numbers stopped being finite; 130 and
+    143 after Ctrl-C and SIGTERM.
+    """
     try:
         parallel.claim_device()
     except InputError as error:
         parser.error(str(error))
     args = parser.parse_args(argv)
     named = [name for name in STAGES if getattr(args, name)]
-    if not named and not args.EVAL:
-        parser.error(
-            "nothing to do: give one or more of "
-            + " ".join(f"--{name}" for name in STAGES)
-            + ", or --EVAL FILE"
-        )
-    if named and args.EVAL:
-        parser.error(f"--EVAL {args.EVAL}: tests a finished file; give it without --{named[0]}")
-    if args.model == args.model_ori:
-        parser.error(f"--model {args.model}: is --model_ori too, which would be overwritten")
-    if args.model.suffix == ENDING:
-        parser.error(f"--model {args.model}: {ENDING} is the packed file's ending; use .pth")
-    if getattr(args, "DOWNLOAD", False) and not args.PRETRAIN:
-        parser.error("--DOWNLOAD goes with --PRETRAIN: it fetches what that would train")
-    set_arithmetic(args)
     try:
+        check_stages(args, named)
+        check_numbers(args)
+        if named:
+            check_files(args, named)
+            check_layers(args, recipe.network)
+        set_arithmetic(args)
         with parallel.joined(args.device):
-            if args.EVAL:
-                result = evaluate_packed(recipe, args)
-            else:
-                result = run_named(recipe, args, named)
+            result = run_named(recipe, args, named) if named else evaluate_packed(recipe, args)
             main = parallel.is_main()
+    except NotFinite as error:
+        parser.quit(error.code, str(error))
     except InputError as error:
-        parser.error(str(error))
+        parser.error(with_dashes(str(error), args))
+    except Stopped as stopped:
+        parser.quit(stopped.code, f"{stopped}; the same command with --resume goes on from here")
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last finished epoch", file=sys.stderr)
-        raise SystemExit(130) from None
+        parser.quit(130, "aborted; the same command with --resume goes on from what was saved last")
     if main:
         print_result(recipe, result)
 
 
+def with_dashes(message: str, args: Namespace) -> str:
+    """A message of the library, which names an argument first, as one about a flag."""
+    name = message.partition(" ")[0].rstrip(":")
+    return f"--{message}" if hasattr(args, name) else message
+
+
 def run_named(recipe: Recipe, args: Namespace, named: list[str]) -> dict:
     """Run the named stages, one after the other; the last one's result."""
-    log = RunLog(args.model.with_suffix(".jsonl"))
-    log.write("start", net=recipe.net, stages=named, **describe_run(args))
-    later = list(STAGES)[list(STAGES).index(named[0]) :]
-    if not args.resume:  # what an older run left, which started from other files
-        remove([resume_path(args, name.lower()) for name in later])
-    for name in named:
-        result = STAGES[name](Run(recipe, args, log))
+    log = RunLog(log_path(args))
+    with Interruption() as interruption:
+        point = read_point(args, recipe.net, named) if args.resume else None
+        if args.resume and not point and parallel.is_main():
+            print(f"note: no resume point {resume_path(args)}; starting anew", file=sys.stderr)
+        left = named[named.index(point["stage"].upper()) :] if point else named
+        run = Run(recipe, args, log, interruption, point)
+        check_sources(run, left)
+        event = "resume" if point else "start"
+        log.announce(event, net=recipe.net, stages=named, **describe_run(args))
+        for name in left:
+            if code := parallel.largest_over_processes(interruption.code):
+                raise Stopped(code)
+            result = STAGES[name](run)
+            if parallel.is_main():
+                print(f"{result['stage']}: {result['seconds']:.0f} s, saved {result['file']}")
+        parallel.wait()
         if parallel.is_main():
-            print(f"{result['stage']}: {result['seconds']:.0f} s, saved {result['file']}")
-    remove([resume_path(args, name.lower()) for name in named])
+            resume_path(args).unlink(missing_ok=True)
     return result
 
 
-def remove(paths: list[Path]) -> None:
-    parallel.wait()
-    if parallel.is_main():
-        for path in paths:
-            path.unlink(missing_ok=True)
-    parallel.wait()
+def check_sources(run: Run, named: list[str]) -> None:
+    """That the checkpoints are there which a stage needs and no stage before it makes."""
+    for name, (flag, maker) in SOURCES.items():
+        if name in named and maker not in named:
+            path = getattr(run.args, flag)
+            if not run.require(path, maker, flag).get("finished", True) and parallel.is_main():
+                print(f"note: the stage that saved {path} was interrupted", file=sys.stderr)
 
 
 def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
@@ -99,9 +112,13 @@ def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
 
 
 def set_arithmetic(args: Namespace) -> None:
-    """Threads and precision."""
+    """Threads, precision, and kernels that always add in one order."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.deterministic:  # before CUDA's first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
+    torch.backends.cudnn.deterministic = args.deterministic
     torch.backends.cudnn.allow_tf32 = args.tf32  # matrix products never use it unless asked to
     # Moments of weights that get no gradient decay into denormals, 13x slower on CPUs.
     torch.set_flush_denormal(True)

@@ -14,13 +14,19 @@ from .structures import STRUCTURES
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Refuses bad input with one line on stderr and exit code 2."""
+    """Refuses bad input with one line on stderr and exit code 2. Flags are not abbreviated."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> None:
+        self.quit(2, f"{message} (-h explains every flag)", "error: ")
+
+    def quit(self, code: int, message: str, kind: str = "") -> None:
+        """Exit after one line on stderr."""
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of a torchrun
-            line = " ".join(message.split())
-            print(f"{self.prog}: error: {line} (-h explains every flag)", file=sys.stderr)
-        raise SystemExit(2)
+            print(f"{self.prog}: {kind}{' '.join(message.split())}", file=sys.stderr)
+        raise SystemExit(code)
 
 
 def bounded(kind: type, low: float, high: float = float("inf"), open_low: bool = False) -> Callable:
@@ -34,18 +40,30 @@ def bounded(kind: type, low: float, high: float = float("inf"), open_low: bool =
             raise argparse.ArgumentTypeError(f"{text} is out of range; it must be {limits}")
         return value
 
-    parse.__name__ = {int: "whole number", float: "number"}[kind]
+    parse.__name__ = {int: "whole number", float: "number"}[kind]  # as argparse's messages call it
     return parse
+
+
+def file(text: str) -> Path:
+    """An argparse type: a file's name."""
+    path = Path(text)
+    if not path.name or path.name == ".." or "\0" in text or len(os.fsencode(path.name)) > 200:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no name for a file; give one of 1 to 200 bytes, such as run/model.pth"
+        )
+    return path
 
 
 def device(text: str) -> torch.device:
     """An argparse type: a device that is there."""
     try:
         found = torch.device(text)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"'{text}' cannot be used here: {reason}") from error
+        torch.empty(1, device=found).tolist()  # the device "meta" holds no values
+    except Exception as error:  # each kind of device has its own way to say no
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise argparse.ArgumentTypeError(
+            f"'{text}' cannot be used here ({reason}); give cpu, or a device that is there"
+        ) from error
     return found
 
 
@@ -54,27 +72,31 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-count = bounded(int, 0)
-positive = bounded(int, 1)
+count = bounded(int, 0, 10**9)
+positive = bounded(int, 1, 10**9)
+some_epochs = bounded(int, 0, 10**5)
+epochs = bounded(int, 1, 10**5)
+seed = bounded(int, 0, 10**12)  # times a million, with the epoch's number, it fits 64 bits
+threads = bounded(int, 1, 4096)
 rate = bounded(float, 0, open_low=True)
 factor = bounded(float, 0, 1, open_low=True)
 
 # Stage, then (flag, type, metavar, help). The defaults are each script's own.
 STAGE_FLAGS = {
     "pretraining (--PRETRAIN)": [
-        ("epoch_pretrain", positive, "N", "epochs of full-precision training"),
+        ("epoch_pretrain", epochs, "N", "epochs of full-precision training"),
         ("lr_pretrain", rate, "RATE", "learning rate"),
         ("milestones_pretrain", count, "EPOCH", "epochs before which the rate is cut"),
         ("ld_pretrain", factor, "FACTOR", "the rate is multiplied by this at each milestone"),
-        ("warmup_pretrain", count, "N", "epochs over which the rate first rises linearly"),
+        ("warmup_pretrain", some_epochs, "N", "epochs over which the rate first rises linearly"),
     ],
     "adaptive quantization (--ALQ)": [
         ("lr", rate, "RATE", "learning rate at the start of a round, and of post-training"),
-        ("R", positive, "N", "rounds of basis, coordinate and pruning epochs"),
-        ("epoch_prune", positive, "N", "pruning epochs a round"),
-        ("epoch_basis", count, "N", "epochs a round that optimise the bases B"),
+        ("R", epochs, "N", "rounds of basis, coordinate and pruning epochs"),
+        ("epoch_prune", epochs, "N", "pruning epochs a round"),
+        ("epoch_basis", some_epochs, "N", "epochs a round that optimise the bases B"),
         ("ld_basis", factor, "FACTOR", "rate factor before each basis epoch"),
-        ("epoch_coord", count, "N", "epochs a round that optimise the coordinates alpha"),
+        ("epoch_coord", some_epochs, "N", "epochs a round that optimise the coordinates alpha"),
         ("ld_coord", factor, "FACTOR", "rate factor before each coordinate epoch"),
         ("wd", bounded(float, 0), "WD", "weight decay of the coordinates (coordinate epochs)"),
         ("pr", bounded(float, 0, 1, True), "SHARE", "share of the coordinates to prune a round"),
@@ -93,9 +115,9 @@ STAGE_FLAGS = {
         ("target_kb", rate, "KB", "prune to this storage of the weights (1e3 bytes), likewise"),
     ],
     "post-training (--POSTTRAIN)": [
-        ("epoch_ste", count, "N", "epochs of basis steps on a full-precision copy"),
+        ("epoch_ste", some_epochs, "N", "epochs of basis steps on a full-precision copy"),
         ("ld_ste", factor, "FACTOR", "rate factor before each of them"),
-        ("epoch_post_coord", count, "N", "epochs of coordinate steps after them"),
+        ("epoch_post_coord", some_epochs, "N", "epochs of coordinate steps after them"),
         ("ld_post_coord", factor, "FACTOR", "rate factor before each of those"),
         ("lr_post_coord", rate, "RATE", "rate that they start from (default: go on from the last)"),
     ],
@@ -140,7 +162,7 @@ def _add_stages(parser: argparse.ArgumentParser) -> None:
     )
 
     stages.add_argument(
-        "--EVAL", type=Path, metavar="FILE",
+        "--EVAL", type=file, metavar="FILE",
         help="test the packed FILE (.alq) and nothing else; no stage and no checkpoint is needed",
     )  # fmt: skip
 
@@ -155,9 +177,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--batch_size", type=positive, metavar="N", help="images a batch, over all processes"
     )
-    files.add_argument("--model_ori", type=Path, metavar="FILE", help="full-precision checkpoint")
+    files.add_argument("--model_ori", type=file, metavar="FILE", help="full-precision checkpoint")
     files.add_argument(
-        "--model", type=Path, metavar="FILE", help="quantized checkpoint; its log is beside it"
+        "--model", type=file, metavar="FILE", help="quantized checkpoint; its log is beside it"
     )
 
 
@@ -195,11 +217,11 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     """Seed, device, precision."""
     machine = parser.add_argument_group("machine")
     machine.add_argument(
-        "--seed", type=count, metavar="N", help="of the split, the start, the order, the pruning"
+        "--seed", type=seed, metavar="N", help="of the split, the start, the order, the pruning"
     )
     machine.add_argument("--device", type=device, help="cpu, cuda, cuda:1, mps, ...")
     machine.add_argument(
-        "--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)"
+        "--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)"
     )
     machine.add_argument(
         "--amp",
@@ -215,7 +237,22 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--compile", action="store_true", help="torch.compile the network: minutes at the start"
     )
-    machine.add_argument("--resume", action="store_true", help="go on from the last finished epoch")
+    machine.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="kernels that add in a fixed order on CUDA, too: the same seed gives the same bits; "
+        "slower. The CPU needs no flag. A warning names what has no such kernel",
+    )
+    machine.add_argument(
+        "--save_every", type=bounded(float, 0), metavar="MINUTES", default=10.0,
+        help="resume point within an epoch, besides that after each; 0 for none",
+    )  # fmt: skip
+    machine.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last resume point; --data, --model, --model_ori, --device, --threads, "
+        "--workers and --save_every may have changed, and stages that are done may be left out",
+    )
 
 
 def one_or_each(values: Sequence | None) -> object:

@@ -15,7 +15,8 @@ from torchvision.datasets.folder import default_loader
 
 from .data import Split, choose_val_indices
 from .errors import InputError
-from .parallel import shares
+from .interrupt import leave_signals_to_parent
+from .parallel import Share, shares
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in 0..1
 RESIZE, CROP = 256, 224  # shorter side of a test picture before its crop; pixels of every crop
@@ -37,9 +38,20 @@ class Pictures(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         place, seed = item
         path, label = self.samples[place]
+        try:
+            picture = default_loader(path)
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises
+            raise InputError(
+                f"--data: {path} is no whole picture ({error}); put the original there"
+            ) from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.transform(default_loader(path)), label
+            return self.transform(picture), label
+
+
+def ignore_signals(worker: int) -> None:
+    """What stops a run is the main process's to decide, and it needs its workers until then."""
+    leave_signals_to_parent()
 
 
 class Batches(Sampler[list[tuple[int, int]]]):
@@ -50,7 +62,7 @@ class Batches(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, count: int, batch_size: int, seed: int | None) -> None:
         self.count, self.seed = count, seed
-        self.epoch = 0
+        self.epoch = self.first = 0
         self.shares = shares(count, batch_size, training=seed is not None)
 
     def __len__(self) -> int:
@@ -63,7 +75,7 @@ class Batches(Sampler[list[tuple[int, int]]]):
             order = torch.randperm(self.count, generator=generator)
             seeds = torch.randint(2**62, (self.count,), generator=generator)
         items = list(zip(order.tolist(), seeds.tolist(), strict=True))
-        for share in self.shares:
+        for share in self.shares[self.first :]:
             yield items[share.part]
 
 
@@ -87,6 +99,8 @@ class PictureLoader:
             pictures,
             batch_sampler=self.batches,
             num_workers=workers,
+            worker_init_fn=ignore_signals,
+            generator=torch.Generator(),  # its own, so that reading leaves torch's alone
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
         )
@@ -95,17 +109,21 @@ class PictureLoader:
         return len(self.batches)
 
     @property
-    def loss_shares(self) -> list[float]:
-        return [share.weight for share in self.batches.shares]
+    def shares(self) -> list[Share]:
+        return self.batches.shares
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the random transforms of the next pass."""
-        self.batches.epoch = epoch
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the order and the random transforms of the next pass, and its first batch."""
+        self.batches.epoch, self.batches.first = epoch, first
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for x, y in self.loader:
-            x = x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-            yield x, y.to(self.device, non_blocking=True)
+        try:
+            for x, y in self.loader:
+                x = x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+                yield x, y.to(self.device, non_blocking=True)
+        except InputError as error:  # from a worker it comes with the worker's whole traceback
+            line = str(error).strip().splitlines()[-1]
+            raise InputError(line.removeprefix("alq.errors.InputError: ")) from error
 
 
 def read_folder(root: Path, part: str) -> ImageFolder:
@@ -153,6 +171,8 @@ def folder_split(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Te
         train=_loader(args, parts[False], train_transform(), args.seed),
         val=_loader(args, parts[True], test_transform()),
         test=_loader(args, test.samples, test_transform()),
+        labels=range(len(train.classes)),
+        shape=(3, CROP, CROP),
     )
     return split, val_indices
 

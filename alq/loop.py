@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,13 +14,14 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from . import parallel
-from .errors import InputError
+from .errors import NotFinite
+from .finite import Watch
 from .multibit import MultiBitWeight
 from .network import average_bitwidth, storage_bytes
 from .optimizer import ALQ
 from .pruning import PruneByRatio, PruneToTarget
 from .schedule import Epoch, Schedule
-from .training import LossFunction, classification, evaluate, train_epoch
+from .training import EpochSoFar, LossFunction, classification, evaluate, train_epoch
 
 
 @dataclass
@@ -36,6 +36,12 @@ class Training:
     best: float = -float("inf")  # score of the best epoch so far (`score`)
     epochs_done: int = 0
     seconds: float = 0.0
+    epoch: EpochSoFar = field(default_factory=EpochSoFar)  # the one under way
+
+    def check_finite(self) -> None:
+        """NotFinite if a loss, gradient or parameter of the epoch so far is none to go on from."""
+        if self.epoch.watch:
+            self.epoch.watch.check()
 
     def check_same_everywhere(self, when: str) -> None:
         """Of several processes: give all the same running statistics, compare all the rest."""
@@ -91,6 +97,7 @@ def train_through(
     val: Iterable,
     log: Callable[..., None],
     after_epoch: Callable[[Epoch, dict], None],
+    after_step: Callable[[], None] = lambda: None,
     progress: bool | None = None,
 ) -> None:
     """Train through what is left of `epochs`; after each: evaluate, log, `after_epoch`.
@@ -99,22 +106,21 @@ def train_through(
         train, val: batches, in the form that `training.loss` takes; `train` has a length.
         log: called with an event's name and its fields.
         after_epoch: called with the epoch and its means on `val` (`training.evaluate`).
+        after_step: called after every step, with `training` at that point.
         progress: shows a bar; None shows it where the output is a terminal.
+
+    Raises: NotFinite names the epoch, batch and layer.
     """
     network = parallel.replicate(training.model)
     if not parallel.is_main():
         progress = False
     while training.epochs_done < len(epochs):
-        started = time.monotonic()
-        number, epoch = training.epochs_done, epochs[training.epochs_done]
-        prepare(training, epoch)
-        set_epoch(train, number)
-        title = f"{stage} {number + 1}/{len(epochs)} {epoch.kind}"
-        disable = None if progress is None else not progress
-        with tqdm(total=len(train), desc=title, unit="batch", disable=disable) as bar:
-            step = training.steps[epoch.kind]
-            shares = getattr(train, "loss_shares", None)  # of each batch's loss: `parallel.Share`
-            means = train_epoch(network, counted(train, bar), step, training.loss, shares)
+        epoch, so_far = epochs[training.epochs_done], training.epoch
+        title = f"{stage} {training.epochs_done + 1}/{len(epochs)} {epoch.kind}"
+        with progress_bar(title, len(train), so_far.batches, progress) as bar:
+            so_far.watch = Watch(training.model, title, advice(epoch))
+            means = rest_of_epoch(network, training, epoch, train, bar, after_step)
+            training.check_finite()
             training.check_same_everywhere(title)
             val_means = evaluate(training.model, val, training.loss)
             size = size_of(training.weights)
@@ -122,14 +128,16 @@ def train_through(
                 f"loss {means['loss']:.4f}, val {describe(val_means)}"
                 + (f", {size['bitwidth']:.3f} bit" if training.weights else "")
             )
-        check_finite(title, epoch, means["loss"])
-        seconds = time.monotonic() - started
+        if not math.isfinite(val_means["loss"]):
+            raise NotFinite(f"{title}: the validation loss is {val_means['loss']}; {advice(epoch)}")
+        seconds = so_far.elapsed()
         training.seconds += seconds
         training.epochs_done += 1
+        training.epoch = EpochSoFar()
         log(
             "epoch",
             stage=stage,
-            epoch=number + 1,
+            epoch=training.epochs_done,
             **dataclasses.asdict(epoch),
             loss=means["loss"],
             train_accuracy=means["accuracy"],
@@ -142,6 +150,35 @@ def train_through(
         after_epoch(epoch, val_means)
 
 
+def rest_of_epoch(
+    network: nn.Module,
+    training: Training,
+    epoch: Epoch,
+    train: Iterable,
+    bar: tqdm,
+    after_step: Callable[[], None],
+) -> dict[str, float | None]:
+    """Train what is left of the epoch under way; the means over all of it."""
+    so_far = training.epoch
+    prepare(training, epoch)
+    set_epoch(train, training.epochs_done, so_far.batches)
+    shares = getattr(train, "shares", None)  # of each batch's loss: `parallel.Share`
+    weights = shares and [share.weight for share in shares[so_far.batches :]]
+
+    def then() -> None:
+        bar.update()
+        after_step()
+
+    step = training.steps[epoch.kind]
+    return train_epoch(network, train, step, training.loss, weights, so_far, then)
+
+
+def progress_bar(title: str, total: int, done: int, progress: bool | None) -> tqdm:
+    """A bar over an epoch's batches; it stays open for what `evaluate` then finds."""
+    disable = None if progress is None else not progress
+    return tqdm(total=total, initial=done, desc=title, unit="batch", disable=disable)
+
+
 def prepare(training: Training, epoch: Epoch) -> None:
     """The epoch's rate, and the network's mode."""
     for optimizer in training.optimizers:
@@ -150,27 +187,16 @@ def prepare(training: Training, epoch: Epoch) -> None:
     training.model.train(epoch.kind != "prune")  # a pruning epoch keeps the running statistics
 
 
-def counted(batches: Iterable, bar: tqdm) -> Iterator:
-    """The batches; the bar stays open after the last one, for what `evaluate` then finds."""
-    for batch in batches:
-        yield batch
-        bar.update()
+def advice(epoch: Epoch) -> str:
+    """What to do when an epoch's numbers are none to go on from."""
+    return f"try a lower rate (it was {epoch.lr:g}). The files hold what was good before"
 
 
-def check_finite(title: str, epoch: Epoch, loss: float) -> None:
-    """InputError if an epoch's loss is no number to go on from."""
-    if not math.isfinite(loss):
-        raise InputError(
-            f"{title}: the loss is {loss}; try a lower rate (it was {epoch.lr:g}). "
-            "The files hold the epochs before"
-        )
-
-
-def set_epoch(loader: Iterable, number: int) -> None:
-    """Tell a loader, or its sampler, which order is next, if it wants to know."""
+def set_epoch(loader: Iterable, number: int, first: int) -> None:
+    """Tell a loader, or its sampler, which order is next and which batch, if it wants to know."""
     for owner in (loader, getattr(loader, "sampler", None)):
         if hasattr(owner, "set_epoch"):
-            owner.set_epoch(number)
+            owner.set_epoch(number, first) if first else owner.set_epoch(number)
 
 
 def score(means: dict) -> float:

@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from .errors import InputError
 from .multibit import MultiBitWeight
-from .structures import make_grouping
+from .structures import Grouping, make_grouping
 
 T = TypeVar("T")
 # Names of parameters, or a predicate on (name, parameter) that is true for those left alone.
@@ -84,6 +84,27 @@ def quantize(
     Raises: InputError names the layer that a value does not fit.
     """
     parameters = quantizable(model, skip)
+    weights = [
+        MultiBitWeight.from_parameter(name, parameters[name], grouping, bit)
+        for name, (grouping, bit) in groupings(model, structure, subc, max_bit, skip).items()
+    ]
+    for weight in weights:
+        weight.write()
+    return weights
+
+
+def groupings(
+    model: nn.Module,
+    structure: str | Sequence[str] | None = None,
+    subc: int | Sequence[int] | None = None,
+    max_bit: int | Sequence[int] = 6,
+    skip: Skip = (),
+) -> dict[str, tuple[Grouping, int]]:
+    """Every layer's grouping and largest bitwidth: what `quantize` would take, or its InputError.
+
+    Of the model only the shapes count, so that it may lie on the device "meta".
+    """
+    parameters = quantizable(model, skip)
     if not parameters:
         raise InputError(
             "the model has no weight to quantize (a `weight` with two or more dimensions)"
@@ -92,23 +113,12 @@ def quantize(
     structures = per_layer("structure", structure, names)
     pieces = per_layer("subc", subc, names)
     bits = per_layer("max_bit", max_bit, names)
-    groupings = [
-        make_grouping(
-            name,
-            tuple(parameters[name].shape),
-            structures[k],
-            pieces[k],
-            transposed_groups(model, name),
-        )
-        for k, name in enumerate(names)
-    ]
-    weights = [
-        MultiBitWeight.from_parameter(name, parameters[name], grouping, bit)
-        for name, grouping, bit in zip(names, groupings, bits, strict=True)
-    ]
-    for weight in weights:
-        weight.write()
-    return weights
+    found = {}
+    for name, kind, parts, bit in zip(names, structures, pieces, bits, strict=True):
+        transposed = transposed_groups(model, name)
+        grouping = make_grouping(name, tuple(parameters[name].shape), kind, parts, transposed)
+        found[name] = grouping, bit
+    return found
 
 
 def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:

@@ -41,7 +41,8 @@ def joined(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
         raise InputError(f"--device {device}: under torchrun give --device cuda, a GPU for each")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # gloo for what is on the host: asking after each step whether to stop waits for no GPU
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:
@@ -140,10 +141,24 @@ def check_batch_norm(model: nn.Module, count: int, batch_size: int) -> None:
 
 def sum_over_processes(values: list[float]) -> list[float]:
     """Each of `values` summed over all processes, in the same order on each."""
-    return [sum(column) for column in zip(*_gather(values), strict=True)]
+    return [sum(column) for column in zip(*gather(values), strict=True)]
 
 
-def _gather(value: object) -> list:
+def least_over_processes(values: list[int]) -> list[int]:
+    """The least of each of `values` over all processes."""
+    return [min(column) for column in zip(*gather(values), strict=True)]
+
+
+def largest_over_processes(value: int) -> int:
+    """The largest `value` of any process, cheaply enough to ask at each step."""
+    if world() == 1:
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def gather(value: object) -> list:
     """Every process's `value`, by rank."""
     if world() == 1:
         return [value]
@@ -193,7 +208,7 @@ def check_same(state: object, when: str) -> None:
     if world() == 1:
         return
     sums = torch.stack([_checksum(tensor) for tensor in tensors_in(state)]).tolist()
-    for other, others in enumerate(_gather(sums)):
+    for other, others in enumerate(gather(sums)):
         if others != sums:
             different = sum(a != b for a, b in zip(sums, others, strict=True))
             raise RuntimeError(

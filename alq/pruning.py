@@ -113,12 +113,7 @@ def pruning_plan(
     """
     b = schedule.epoch_prune * batches
     if schedule.target_bit is None and schedule.target_kb is None:
-        M_p = (schedule.pr / schedule.top_k) / b
-        if M_p > 1:
-            raise InputError(
-                f"top_k {schedule.top_k}: too few candidates to prune a share pr {schedule.pr} "
-                f"in {b} batches; use top_k {schedule.top_k * M_p:.2g} or more"
-            )
+        M_p = removed_share(schedule, batches)
         return PruneByRatio(schedule.R, schedule.pr, schedule.top_k, M_p)
     if schedule.target_bit is not None and schedule.target_kb is not None:
         raise InputError("target_bit and target_kb: give one of them")
@@ -130,6 +125,18 @@ def pruning_plan(
     return PruneToTarget(
         unit, value, start, schedule.pr, factor, schedule.top_k, b, epochs * batches
     )
+
+
+def removed_share(schedule: Schedule | Namespace, batches: int) -> float:
+    """M_p of SPEC section 5; InputError if there are too few candidates for it."""
+    b = schedule.epoch_prune * batches
+    M_p = (schedule.pr / schedule.top_k) / b
+    if M_p > 1:
+        raise InputError(
+            f"top_k {schedule.top_k}: too few candidates to prune a share pr {schedule.pr} "
+            f"in {b} batches; use top_k {schedule.top_k * M_p:.2g} or more"
+        )
+    return M_p
 
 
 def check_target(unit: str, value: float, start: float, weights: Sequence[MultiBitWeight]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
 from .report import format_bytes
+from .runlog import read_log
 
 # The paper's table: weights quantized, activations in floating point (SPEC section 6).
 PUBLISHED = {
@@ -31,7 +31,7 @@ HEADER = [
 def read_run(log: Path) -> dict:
     """One run's log -> {"net", "log", the result events by stage}."""
     run: dict = {"log": log.name, "stages": {}}
-    for event in map(json.loads, log.read_text().splitlines()):
+    for event in read_log(log):
         if event["event"] == "start":
             if "PRETRAIN" in event["stages"]:
                 run["stages"] = {}

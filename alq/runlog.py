@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -27,18 +29,51 @@ class RunLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("a").close()
-        except OSError as error:
-            raise InputError(f"--model: {path} cannot be written: {error.strerror}") from error
+        self._announced, self._opened = "", False
+
+    def announce(self, event: str, **fields: object) -> None:
+        """Write the event together with the next one: a run that is refused leaves no log."""
+        self._announced = _line(event, fields)
 
     def write(self, event: str, **fields: object) -> None:
-        if not is_main():
-            return
-        line = json.dumps({"event": event, **fields, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-        with open(self.path, "a") as file:
-            file.write(line + "\n")
+        if is_main():
+            self._append(_line(event, fields))
+
+    def size(self) -> int:
+        """Bytes of the log, with all that was announced."""
+        self._append("")
+        return self.path.stat().st_size
+
+    def cut(self, size: int) -> None:
+        """Go back to when the log had `size` bytes."""
+        with contextlib.suppress(FileNotFoundError):  # moved away: there is nothing to drop
+            if self.path.stat().st_size > size:
+                os.truncate(self.path, size)
+
+    def _open(self) -> None:
+        """Make the folder; cut off what a killed process left of a last line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            self.cut(self.path.read_bytes().rfind(b"\n") + 1)
+        self._opened = True
+
+    def _append(self, line: str) -> None:
+        text, self._announced = self._announced + line, ""
+        try:
+            if not self._opened:
+                self._open()
+            with open(self.path, "a") as file:
+                file.write(text)
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written: {error.strerror or error}; make room or name "
+                "another file"
+            ) from error
+
+
+def _line(event: str, fields: dict) -> str:
+    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return json.dumps({"event": event, **fields, "time": when}) + "\n"
 
 
 def describe_run(args: Namespace) -> dict:
@@ -58,6 +93,16 @@ def describe_run(args: Namespace) -> dict:
         "threads": torch.get_num_threads(),
         "commit": _commit(),
     }
+
+
+def log_path(args: Namespace) -> Path:
+    """Where a command's log lies: beside --model."""
+    return args.model.with_suffix(".jsonl")
+
+
+def read_log(path: Path) -> list[dict]:
+    """The events in a log; a torn last line, of a killed process, is left out."""
+    return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
 
 
 def plain_flags(args: Namespace) -> dict:

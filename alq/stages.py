@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,17 +12,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import schedule
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint, load_model, save_checkpoint
+from .checks import check_data, check_same_layers, posttrained_path
 from .data import Loader, Split
 from .download import load_fetched
 from .errors import InputError
 from .flags import one_or_each
+from .interrupt import Interruption
 from .loop import Training, quantized_training, score, size_of, train_through
 from .network import quantize, restore
 from .packed import ENDING, save_packed
 from .parallel import check_batch_norm
 from .pruning import pruning_plan
-from .resume import plain_state, resume, save_resume_point
+from .resume import ResumePoints, plain_state
 from .runlog import RunLog, plain_flags
 from .schedule import Epoch
 from .training import compute_in_bfloat16, evaluate
@@ -58,11 +59,16 @@ MADE_BY = {"PRETRAIN": {"pretrain"}, "ALQ": {"alq", "posttrain"}}
 
 @dataclass(frozen=True)
 class Run:
-    """One command: its recipe, its flags, its log."""
+    """One command: its recipe, its flags, its log, and whether it is to stop.
+
+    `point` is the resume point of the first stage that it runs, None to start it anew.
+    """
 
     recipe: Recipe
     args: Namespace
     log: RunLog
+    interruption: Interruption
+    point: dict | None = None
 
     def network(self) -> nn.Module:
         """A new network on the device. channels_last is what convolutions run fastest in."""
@@ -77,17 +83,32 @@ class Run:
         """The recipe's; InputError if `model` cannot be trained on a batch of them."""
         data, val_indices = self.recipe.load_data(self.args, val_indices)
         check_batch_norm(model, data.train.count, self.args.batch_size)
+        check_data(self.args, self.recipe.network, data)
         return data, val_indices
+
+    def resume_points(
+        self, stage: str, training: Training, source: Path | None = None
+    ) -> ResumePoints:
+        """Those of `stage`, which starts from checkpoint `source`; `training` goes back to one."""
+        points = ResumePoints(
+            self.args, self.recipe.net, stage, training, self.log, self.interruption, source
+        )
+        if self.point and self.point["stage"] == stage:
+            points.go_back(self.point)
+        return points
 
     def checkpoint(
         self, path: Path, stage: str, training: Training, finished: bool, **more: object
     ) -> None:
         """Save the network, its multi-bit weights and what the next stage needs to know."""
+        flags = plain_flags(self.args)
+        for about_interruptions in ("resume", "save_every"):  # of which the result holds no trace
+            del flags[about_interruptions]
         content = {
             "net": self.recipe.net,
             "stage": stage,
             "finished": finished,
-            "flags": plain_flags(self.args),
+            "flags": flags,
             "model": plain_state(training.model),
             "weights": [weight.state_dict() for weight in training.weights],
         }
@@ -96,7 +117,8 @@ class Run:
     def require(self, path: Path, maker: str, flag: str) -> dict:
         """The checkpoint that the stage before saved at `path`, which `flag` names."""
         if not path.is_file():
-            raise InputError(f"--{flag} {path}: no such file; --{maker} makes it")
+            what = "is a folder" if path.is_dir() else "no such file"
+            raise InputError(f"--{flag} {path}: {what}; --{maker} makes it")
         content = load_checkpoint(path, self.recipe.net)
         if lacking := sorted({"stage", "model"} - set(content)):
             raise InputError(f"--{flag} {path}: has no '{lacking[0]}'; make it again by --{maker}")
@@ -105,14 +127,7 @@ class Run:
                 f"--{flag} {path}: holds what --{content['stage'].upper()} saved; "
                 f"give what --{maker} makes"
             )
-        if not content.get("finished", True):
-            print(f"note: the stage that saved {path} was interrupted", file=sys.stderr)
         return content
-
-
-def posttrained_path(args: Namespace) -> Path:
-    """Where --POSTTRAIN saves: beside --model, which it leaves as --ALQ made it."""
-    return args.model.with_name(f"{args.model.stem}_posttrained{args.model.suffix}")
 
 
 # ---------------------------------------------------------------------------- stages
@@ -132,16 +147,16 @@ def pretrain(run: Run) -> dict:
             training.best = score(val)
             run.checkpoint(args.model_ori, "pretrain", training, False, val_indices=val_indices)
 
-    resume(args, run.recipe.net, "pretrain", training)
+    points = run.resume_points("pretrain", training)
     fetched = run.recipe.fetch(args)
     if fetched is not None:
         load_fetched(model, fetched, args)
         epochs = []
     else:
         epochs = schedule.pretrain_schedule(args)
-    follow(run, "pretrain", training, epochs, data, keep_best)
+    follow(points, epochs, data, keep_best)
     if epochs:
-        model.load_state_dict(load_checkpoint(args.model_ori, run.recipe.net)["model"])
+        load_model(model, load_checkpoint(args.model_ori, run.recipe.net)["model"], "--model_ori")
     top1 = evaluate(model, data.test)["accuracy"]
     kept = {"val_indices": val_indices, "top1_fp": top1}
     run.checkpoint(args.model_ori, "pretrain", training, True, **kept)
@@ -153,18 +168,18 @@ def alq(run: Run) -> dict:
     args = run.args
     source = run.require(args.model_ori, "PRETRAIN", "model_ori")
     model = run.network()
-    model.load_state_dict(source["model"])
+    load_model(model, source["model"], f"--model_ori {args.model_ori}")
     data, val_indices = run.load_data(model, source.get("val_indices"))
     weights = quantize(
         model, one_or_each(args.structure), one_or_each(args.subc), one_or_each(args.max_bit)
     )
     plan = pruning_plan(args, weights, len(data.train))
-    run.log.write("plan", plan=str(plan), rounds=plan.rounds)
     training = quantized_training(model, weights, args, plan=plan)
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
     epochs = schedule.alq_schedule(args, plan.rounds)
-    resume(args, run.recipe.net, "alq", training)
-    if training.epochs_done == 0:
+    points = run.resume_points("alq", training, args.model_ori)
+    if not points.resumed:
+        run.log.write("plan", plan=str(plan), rounds=plan.rounds)
         run.checkpoint(args.model, "alq", training, False, **kept)
 
     def after_pruning(epoch: Epoch, val: dict) -> None:
@@ -174,7 +189,7 @@ def alq(run: Run) -> dict:
             run.log.write("round", round=epoch.round, top1=top1, **size_of(weights))
             run.checkpoint(args.model, "alq", training, finished, **kept)
 
-    follow(run, "alq", training, epochs, data, after_pruning)
+    follow(points, epochs, data, after_pruning)
     top1 = evaluate(model, data.test)["accuracy"]
     return finish(run, "alq", training, args.model, top1_fp=kept["top1_fp"], top1=top1)
 
@@ -183,8 +198,9 @@ def posttrain(run: Run) -> dict:
     """STE epochs, then coordinate epochs on --model; the best by validation accuracy is saved."""
     args = run.args
     source = run.require(args.model, "ALQ", "model")
+    check_same_layers(args, run.recipe.network, source)
     model = run.network()
-    model.load_state_dict(source["model"])
+    load_model(model, source["model"], f"--model {args.model}")
     data, val_indices = run.load_data(model, source.get("val_indices"))
     weights = restore(model, source["weights"])
     training = quantized_training(model, weights, args)
@@ -197,12 +213,12 @@ def posttrain(run: Run) -> dict:
             run.checkpoint(target, "posttrain", training, False, **kept)
 
     epochs = schedule.posttrain_schedule(args)
-    resume(args, run.recipe.net, "posttrain", training)
-    if training.epochs_done == 0:
+    points = run.resume_points("posttrain", training, args.model)
+    if not points.resumed:
         run.checkpoint(target, "posttrain", training, False, **kept)
-    follow(run, "posttrain", training, epochs, data, keep_best)
+    follow(points, epochs, data, keep_best)
     best = load_checkpoint(target, run.recipe.net)
-    model.load_state_dict(best["model"])
+    load_model(model, best["model"], str(target))
     training.weights = restore(model, best["weights"])
     run.checkpoint(target, "posttrain", training, True, **kept)
     top1 = evaluate(model, data.test)["accuracy"]
@@ -210,23 +226,34 @@ def posttrain(run: Run) -> dict:
 
 
 STAGES = {"PRETRAIN": pretrain, "ALQ": alq, "POSTTRAIN": posttrain}
+# The flag that names what a stage starts from, and the stage that makes it.
+SOURCES = {"ALQ": ("model_ori", "PRETRAIN"), "POSTTRAIN": ("model", "ALQ")}
 
 
 def follow(
-    run: Run,
-    stage: str,
-    training: Training,
+    points: ResumePoints,
     epochs: list[Epoch],
     data: Split,
     after_epoch: Callable[[Epoch, dict], None],
 ) -> None:
-    """`train_through` with the run's log, and a resume point after each epoch."""
+    """`train_through` with the run's log and its resume points."""
 
     def then_save(epoch: Epoch, val: dict) -> None:
         after_epoch(epoch, val)
-        save_resume_point(run.args, run.recipe.net, stage, training)
+        points.after_epoch()
 
-    train_through(stage, training, epochs, data.train, data.val, run.log.write, then_save)
+    if not points.resumed:
+        points.save()
+    train_through(
+        points.stage,
+        points.training,
+        epochs,
+        data.train,
+        data.val,
+        points.log.write,
+        then_save,
+        points.after_step,
+    )
 
 
 def finish(

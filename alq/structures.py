@@ -112,6 +112,11 @@ def default_subc(row: int, longest: int = 512) -> int:
     )
 
 
+def _some(numbers: list[int], most: int = 8) -> str:
+    """The first of them, for a reader."""
+    return ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
+
+
 def make_grouping(
     name: str,
     shape: tuple[int, ...],
@@ -141,6 +146,7 @@ def make_grouping(
         subc = default_subc(row)
     if subc < 1 or row % subc:
         raise InputError(
-            f"{name}: subc {subc} does not divide its rows of {row} weights into equal pieces"
+            f"{name}: subc {subc} does not divide its rows of {row} weights into equal pieces; "
+            f"use one of {_some([k for k in range(1, row + 1) if row % k == 0])}"
         )
     return Grouping(structure, tuple(shape), subc, transposed)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .finite import Watch
 from .parallel import sum_over_processes
 
 # (model, batch) -> mean loss, number of correct answers (None: nothing to count), number of samples
@@ -37,26 +40,34 @@ def train_epoch(
     step: Callable[[], None],
     loss_function: LossFunction = classification,
     weights: Iterable[float] | None = None,
+    so_far: EpochSoFar | None = None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float | None]:
     """Run `step` once after every batch's backward pass.
 
     `weights` are the factors of the batches' losses, those of `alq.parallel` (None: all are 1).
+    `so_far` is a part of the epoch that was trained before, with `batches` and `weights` the rest;
+    it is kept up to date. `after_step` is called when it is.
 
     Leaves the model in the train or eval mode it was given in (a pruning epoch runs in eval
     mode). Returns {"loss", "accuracy"}: means over the epoch's samples, accuracy in percent, None
     where the loss function counts no answers.
     Nothing is read back from the device before the epoch's end.
     """
-    totals = Totals()
+    so_far = so_far or EpochSoFar()
     weighted = zip(batches, weights, strict=True) if weights else ((x, 1.0) for x in batches)
     for batch, weight in weighted:
         loss, correct, count = loss_function(model, batch)
         model.zero_grad(set_to_none=True)
         (loss * weight).backward()
+        so_far.batches += 1
+        if so_far.watch:
+            so_far.watch.look(so_far.batches, loss)
         step()
         if weight:  # else the samples are another process's
-            totals.add(loss.detach(), correct, count)
-    return totals.means()
+            so_far.totals.add(loss.detach(), correct, count)
+        after_step()
+    return so_far.totals.means()
 
 
 @torch.no_grad()
@@ -89,3 +100,18 @@ class Totals:
         sums = [float(self.loss), float(self.correct) if counted else 0.0, self.count]
         loss, correct, count = sum_over_processes(sums)
         return {"loss": loss / count, "accuracy": 100 * correct / count if counted else None}
+
+
+@dataclass
+class EpochSoFar:
+    """How far an epoch has come: batches done, their sums, what in them was not finite."""
+
+    batches: int = 0
+    totals: Totals = field(default_factory=Totals)
+    watch: Watch | None = None
+    seconds: float = 0.0  # until the process began that goes on now
+    began: float = field(default_factory=time.monotonic)
+
+    def elapsed(self) -> float:
+        """Seconds of training, those before an interruption included."""
+        return self.seconds + time.monotonic() - self.began

@@ -286,7 +286,7 @@ def test_post_training_of_no_epochs_keeps_the_model(finished, tmp_path) -> None:
             "holds what --PRETRAIN saved; give what --ALQ",
         ),
         (["--ALQ", "--model_ori", "model.pth", "--model", "x.pth"], "holds what --ALQ saved"),
-        (["--ALQ", "--model", "ori.pth"], "is --model_ori too"),
+        (["--ALQ", "--model", "ori.pth"], "--model and --model_ori would be one file"),
         (["--PRETRAIN", "--model", "ori.pth/x.pth"], "cannot be written"),
     ],
 )
@@ -319,7 +319,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, capsys) -> 
     (tmp_path / "ori.pth").write_bytes((finished / "ori.pth").read_bytes())
     with pytest.raises(SystemExit) as stop:
         run(tmp_path, "--ALQ", "--lr", "1e30", "--ld_basis", "1")
-    assert stop.value.code == 2
-    assert "the loss is" in capsys.readouterr().err
+    assert stop.value.code == 3
+    captured = capsys.readouterr().err
+    assert "alq 1/6 basis, batch 2: the loss is not finite; try a lower rate" in captured
     sketched = load(tmp_path / "model.pth")["weights"]
     assert all(w["alpha"].isfinite().all() for w in sketched)

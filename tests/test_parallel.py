@@ -162,7 +162,7 @@ def test_processes_that_differ_are_found(monkeypatch) -> None:
     changed["m"][0][2] += torch.finfo(torch.float32).eps
     sums = []
     monkeypatch.setattr(parallel, "world", lambda: 2)
-    monkeypatch.setattr(parallel, "_gather", lambda own: sums.append(own) or [sums[0], own])
+    monkeypatch.setattr(parallel, "gather", lambda own: sums.append(own) or [sums[0], own])
     parallel.check_same(state, "epoch 1")
     parallel.check_same(state, "epoch 2")
     with pytest.raises(RuntimeError, match=r"epoch 3: processes 0 and 0 differ in 1 of 2 tensors"):

@@ -1,0 +1,58 @@
+"""SIGTERM and Ctrl-C: the first one asks the run to stop after its step, the second stops it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and has saved its resume point.
+
+    Attributes:
+        code: exit code, as shells report the signal: 143 for SIGTERM, 130 for Ctrl-C.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(code - 128).name}")
+        self.code = code
+
+
+class Interruption:
+    """Within `with`, notes the first SIGTERM or Ctrl-C; the next one acts at once.
+
+    Attributes:
+        code: exit code of a run that is to stop, 0 as long as none is asked for.
+    """
+
+    def __init__(self) -> None:
+        self.code = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():  # others have no signals
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.code = 128 + number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def leave_signals_to_parent() -> None:
+    """For worker processes: what stops the run is the main process's to decide."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
