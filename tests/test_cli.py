@@ -13,6 +13,7 @@ import torch
 import alq.loop
 import lenet5
 import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
+from alq.checkpoint import save_checkpoint
 from alq.training import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -304,11 +305,11 @@ def test_files_from_before_a_key_was_added(finished, tmp_path, capsys) -> None:
     content = load(finished / "model.pth")
     for key in ("finished", "top1_fp", "val_indices"):
         del content[key]
-    torch.save(content, tmp_path / "model.pth")
+    save_checkpoint(tmp_path / "model.pth", content)
     run(tmp_path, "--POSTTRAIN", "--epoch_ste", "0", "--epoch_post_coord", "0")
     assert "interrupted" not in capsys.readouterr().err
     del content["stage"]
-    torch.save(content, tmp_path / "model.pth")
+    save_checkpoint(tmp_path / "model.pth", content)
     with pytest.raises(SystemExit) as stop:
         run(tmp_path, "--POSTTRAIN")
     assert stop.value.code == 2
