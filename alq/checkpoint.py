@@ -19,11 +19,18 @@ import torch
 from torch import nn
 
 from .errors import InputError
+from .multibit import check_form
 from .parallel import is_main, wait
 
 FORMAT = "alq-checkpoint"
 VERSION = 2  # 1 had no checksum
 ZIP_END = b"PK\x05\x06"  # a zip archive ends in a record of 22 bytes, then the comment
+# What every file holds, and what it may, by type.
+NOTHING = type(None)
+FORM = {
+    "net": str, "model": dict, "stage": (str, NOTHING), "finished": (bool, NOTHING),
+    "val_indices": (torch.Tensor, NOTHING), "top1_fp": (float, NOTHING),
+}  # fmt: skip
 DIGEST = 64  # characters of the checksum
 
 
@@ -89,7 +96,7 @@ def load_checkpoint(path: str | Path, net: str | None) -> dict:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except InputError as error:
-        raise InputError(f"{path} {error}") from error
+        raise InputError(f"{path} {' '.join(str(error).split())}") from error
     if net is not None and content["net"] != net:
         raise InputError(f"{path} holds network '{content['net']}', not '{net}'")
     return content
@@ -124,22 +131,48 @@ def unseal(data: bytes) -> dict:
     except Exception as error:  # whatever a file made to do harm can raise; nothing was executed
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise InputError(f"is not a readable checkpoint: {reason}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or not _same(content.get("format"), FORMAT):
         raise InputError("is not an ALQ checkpoint")
-    if (version := content.get("version")) != VERSION:
+    if not _same(version := content.get("version"), VERSION):
         raise InputError(f"has format version {version}; this code reads {VERSION}")
-    if not isinstance(content.get("net"), str) or not isinstance(content.get("model"), dict):
-        raise InputError("is damaged: names no network, or holds none")
+    for key, kinds in FORM.items():
+        if not isinstance(content.get(key), kinds):
+            raise InputError(f"is damaged: its '{key}' is missing or of no use")
+    held_out = content.get("val_indices")
+    if held_out is not None and (held_out.dtype != torch.int64 or held_out.dim() != 1):
+        raise InputError("is damaged: its validation images are no list of numbers")
+    model = content["model"].items()
+    if not all(isinstance(x, str) and isinstance(y, torch.Tensor) for x, y in model):
+        raise InputError("is damaged: its network is not made of tensors")
     return content
 
 
-def load_model(model: nn.Module, state: Mapping[str, object], source: str) -> None:
+def _same(found: object, value: object) -> bool:
+    return type(found) is type(value) and found == value
+
+
+def weights_in(content: dict, source: str) -> list[dict]:
+    """The multi-bit weights' states in a checkpoint's content; InputError if they are none."""
+    states = content.get("weights")
+    if not isinstance(states, list):
+        raise InputError(f"{source} holds no multi-bit weights; --ALQ makes such a checkpoint")
+    for number, state in enumerate(states):
+        try:
+            check_form(state)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{source} is damaged: its layer {number} is none ({error})"
+            ) from error
+    return states
+
+
+def load_model(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
     """Put a checkpoint's state dict into `model`; InputError names the first difference.
 
     `source` says where it came from, for the message.
     """
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    saved = {name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}
+    saved = {name: tuple(tensor.shape) for name, tensor in state.items()}
     for name in [*own, *saved]:
         if own.get(name) != saved.get(name):
             raise InputError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from .packed import ENDING
 from .pruning import removed_share
 from .resume import resume_path
 from .runlog import log_path
+from .structures import coordinate_bytes
 
 
 def check_stages(args: Namespace, named: list[str]) -> None:
@@ -60,27 +61,34 @@ def check_layers(args: Namespace, network: Callable[[], nn.Module]) -> None:
         model, one_or_each(args.structure), one_or_each(args.subc), one_or_each(args.max_bit)
     ).values()
     numel = sum(grouping.numel for grouping, _ in layers)
-    full = 4 * numel / 1e3  # KB
-    most = {
-        "target_bit": sum(bit * grouping.numel for grouping, bit in layers) / numel,
-        "target_kb": full,
+    bits = sum(bit * grouping.numel for grouping, bit in layers)
+    least = min(grouping.n for grouping, _ in layers)  # weights that share a coordinate
+    limits = {
+        "target_bit": (least / numel, bits / numel),
+        "target_kb": (coordinate_bytes(least) / 1e3, 4 * numel / 1e3),
     }
-    for unit, highest in most.items():
+    for unit, (low, high) in limits.items():
         value = getattr(args, unit)
-        if value is not None and value > highest:
+        if value is not None and not low <= value <= high:
             raise InputError(
-                f"--{unit} {value:g}: the network starts from at most {highest:.4g}; ask for less"
+                f"--{unit} {value:g}: out of reach; one coordinate takes at least {low:.2g}, and "
+                f"the network starts from at most {high:.4g}; give a value between"
             )
 
 
-def check_same_layers(args: Namespace, network: Callable[[], nn.Module], source: dict) -> None:
-    """That the flags name what the checkpoint --model holds, which --POSTTRAIN goes on with."""
+def check_same_layers(
+    args: Namespace, network: Callable[[], nn.Module], states: list[dict], held_out: Sized
+) -> None:
+    """That the flags name what the checkpoint --model holds, which --POSTTRAIN goes on with.
+
+    `states` are its multi-bit weights, `held_out` its validation images.
+    """
     with torch.device("meta"):
         model = network()
     layers = groupings(
         model, one_or_each(args.structure), one_or_each(args.subc), one_or_each(args.max_bit)
     )
-    for state in source["weights"]:
+    for state in states:
         name, (grouping, bit) = state["name"], layers.get(state["name"], (None, None))
         if grouping is None:
             raise InputError(f"--model {args.model}: holds another network: it has {name}")
@@ -91,7 +99,7 @@ def check_same_layers(args: Namespace, network: Callable[[], nn.Module], source:
                 raise InputError(
                     f"--{flag} {here}: {name} in --model {args.model} has {there}; give that"
                 )
-    if (there := len(source.get("val_indices", ()))) not in (0, args.val_size):
+    if (there := len(held_out)) not in (0, args.val_size):
         raise InputError(
             f"--val_size {args.val_size}: --model {args.model} holds {there} images out; give that"
         )

@@ -163,6 +163,11 @@ def choose_val_indices(count: int, args: Namespace, stored: Tensor | None) -> Te
     """The images held out of `count`: those a checkpoint `stored`, else drawn by the flags."""
     if stored is None:
         return draw_val_indices(count, args.val_size, args.seed)
+    if not 0 < len(stored) < count or stored.min() < 0 or len(stored.unique()) < len(stored):
+        raise InputError(
+            f"--data {args.data}: the checkpoint holds out {len(stored)} images, no choice "
+            f"of {count} training images; give the data it was trained on"
+        )
     if stored.max() >= count:
         raise InputError(
             f"--data {args.data}: has {count} training images, and the checkpoint's validation "

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
@@ -38,15 +39,20 @@ class Pictures(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         place, seed = item
         path, label = self.samples[place]
-        try:
-            picture = default_loader(path)
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises
-            raise InputError(
-                f"--data: {path} is no whole picture ({error}); put the original there"
-            ) from error
+        picture = read_picture(path)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.transform(picture), label
+
+
+def read_picture(path: str) -> Image:
+    """The picture, in RGB; InputError names a file that is none."""
+    try:
+        return default_loader(path)
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises
+        raise InputError(
+            f"--data: {path} is no whole picture ({error}); put the original there"
+        ) from error
 
 
 def ignore_signals(worker: int) -> None:
@@ -143,9 +149,11 @@ def read_folder(root: Path, part: str) -> ImageFolder:
             f"ImageNet('{root}', '{part}')\""
         )
     try:
-        return ImageFolder(str(folder))
+        found = ImageFolder(str(folder))
     except FileNotFoundError as error:
         raise InputError(f"--data {root}: {str(error).splitlines()[0]}") from error
+    read_picture(found.samples[0][0])  # of all, the first: before any work
+    return found
 
 
 def folder_split(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import load_checkpoint, write_atomically
+from .checkpoint import load_checkpoint, weights_in, write_atomically
 from .errors import InputError
 from .packed import read_packed
 from .report import format_bytes, parts_line
@@ -54,8 +54,9 @@ def read_checkpoint(path: Path) -> tuple[list[dict], dict[str, Tensor]]:
     content = load_checkpoint(path, net=None)
     if "weights" not in content:
         raise InputError(f"{path} is a resume point; give the checkpoint (.pth) or the .alq file")
-    names = {state["name"] for state in content["weights"]}
-    return content["weights"], {k: v for k, v in content["model"].items() if k not in names}
+    weights = weights_in(content, str(path))
+    names = {state["name"] for state in weights}
+    return weights, {k: v for k, v in content["model"].items() if k not in names}
 
 
 def describe_layer(state: Mapping) -> dict:

@@ -128,7 +128,7 @@ def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
     """
     parameters = quantizable(model)
     saved = [state["name"] for state in states]
-    if not set(saved) <= set(parameters):
+    if not set(saved) <= set(parameters) or len(set(saved)) < len(saved):
         raise InputError(f"the saved weights are {saved}, the network's {list(parameters)}")
     weights = []
     for state in states:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .multibit import MultiBitWeight
+from .multibit import MultiBitWeight, check_form
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -63,7 +63,10 @@ def unpack_weights(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[
         s["alpha"][s["mask"]] = alpha
         s["codes"] = torch.from_numpy(unpack_signs(sign.numpy(), b, s["n"]))
     own = ("G", "I", "L", "n")
-    return [{key: value for key, value in s.items() if key not in own} for s in states]
+    states = [{key: value for key, value in s.items() if key not in own} for s in states]
+    for state in states:
+        check_form(state)
+    return states
 
 
 def pack_rest(state: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import schedule
-from .checkpoint import load_checkpoint, load_model, save_checkpoint
+from .checkpoint import load_checkpoint, load_model, save_checkpoint, weights_in
 from .checks import check_data, check_same_layers, posttrained_path
 from .data import Loader, Split
 from .download import load_fetched
@@ -198,11 +198,12 @@ def posttrain(run: Run) -> dict:
     """STE epochs, then coordinate epochs on --model; the best by validation accuracy is saved."""
     args = run.args
     source = run.require(args.model, "ALQ", "model")
-    check_same_layers(args, run.recipe.network, source)
+    states = weights_in(source, f"--model {args.model}")
+    check_same_layers(args, run.recipe.network, states, source.get("val_indices", ()))
     model = run.network()
     load_model(model, source["model"], f"--model {args.model}")
     data, val_indices = run.load_data(model, source.get("val_indices"))
-    weights = restore(model, source["weights"])
+    weights = restore(model, states)
     training = quantized_training(model, weights, args)
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
     target = posttrained_path(args)

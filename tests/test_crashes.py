@@ -9,6 +9,7 @@ import builtins
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import time
@@ -20,6 +21,7 @@ import torch
 import alq.checkpoint
 import lenet5
 import lenet5_on_a_sliver
+from alq.interrupt import Interruption
 from crashes import DeadlyFile, finish, fork
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -139,3 +141,102 @@ def test_a_run_killed_again_and_again_ends_in_the_same_files(stage, finished, tm
             kills += 1
         assert_as_finished(folder, finished, stage)
         round += 1
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_run_that_is_asked_to_stop_saves_and_says_so(stage, stop, finished, tmp_path) -> None:
+    folder = tmp_path / "run"
+    before(stage, finished, folder)
+    child = fork(lambda: run(folder, stage, "--save_every", "0"), folder / "out")
+    while not (folder / "model.resume").exists():  # it is training
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.kill(child, stop)
+    assert finish(child) == 128 + stop
+    said = (folder / "out").read_text()
+    assert f"stopped by {stop.name}; the same command with --resume goes on from here" in said
+    assert "Traceback" not in said
+    point = alq.checkpoint.load_checkpoint(folder / "model.resume", "lenet5")
+    assert point["epochs_done"] or point["batches"]
+    assert finish(fork(lambda: run(folder, stage, "--resume"), folder / "out")) == 0
+    assert_as_finished(folder, finished, stage)
+
+
+def test_a_second_ctrl_c_acts_at_once(tmp_path) -> None:
+    def work() -> None:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert interruption.code == 130
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+
+    assert finish(fork(work, tmp_path / "out")) == 70
+    assert "KeyboardInterrupt" in (tmp_path / "out").read_text()
+
+
+def test_a_kill_at_any_byte_leaves_the_file_before(tmp_path) -> None:
+    path = tmp_path / "x.pth"
+    content = {"net": "n", "model": {"w": torch.arange(50.0)}}
+    alq.checkpoint.save_checkpoint(path, content)
+    size, whole = path.stat().st_size, path.read_bytes()
+    for cut in [0, 1, size // 2, size - 65, size - 1, *random.Random(0).sample(range(size), 15)]:
+
+        def work(cut=cut) -> None:
+            dying_write(cut)
+            alq.checkpoint.save_checkpoint(path, {**content, "net": "m"})
+
+        assert finish(fork(work, tmp_path / "out")) == -signal.SIGKILL
+        assert path.read_bytes() == whole
+    alq.checkpoint.save_checkpoint(path, {**content, "net": "m"})
+    assert alq.checkpoint.load_checkpoint(path, "m")
+    assert [p.name for p in tmp_path.iterdir() if p.name != "out"] == ["x.pth"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_room_to_write_keeps_what_was_there(stage, finished, tmp_path) -> None:
+    """A limit on the size of files: a write beyond it fails as one on a full disk does."""
+    folder = tmp_path / "run"
+    before(stage, finished, folder)
+    for name in WRITTEN[stage]:  # of an older run
+        shutil.copy(finished / name, folder / name)
+    kept = contents(folder)
+
+    def work() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+        run(folder, stage)
+
+    assert finish(fork(work, folder / "out")) == 2
+    said = (folder / "out").read_text().splitlines()
+    assert "cannot be written: File too large; make room or name another file" in said[-1]
+    assert {key: x for key, x in contents(folder).items() if key != "out"} == kept
+
+
+def test_a_point_of_another_run_is_refused(finished, tmp_path) -> None:
+    folder = tmp_path / "run"
+    before("--ALQ", finished, folder)
+
+    def refused(message: str, *flags: str) -> None:
+        (folder / "out").unlink(missing_ok=True)
+        assert finish(fork(lambda: run(folder, *flags, "--resume"), folder / "out")) == 2
+        said = (folder / "out").read_text()
+        assert message in said and said.count("\n") == 1, said
+
+    child = fork(lambda: run(folder, "--ALQ", "--save_every", "1e-9"), folder / "out")
+    while not (folder / "model.resume").exists():
+        time.sleep(0.01)
+    os.kill(child, signal.SIGTERM)
+    assert finish(child) == 143
+    point = (folder / "model.resume").read_bytes()
+    refused("--pr 0.1: the run to resume had 0.8", "--ALQ", "--pr", "0.1")
+    refused("--resume: the run to resume was in --ALQ; name that stage", "--PRETRAIN")
+    (folder / "model.resume").write_bytes(point[:1000])
+    refused("model.resume is truncated", "--ALQ")
+    shutil.copy(folder / "ori.pth", folder / "model.resume")
+    refused("model.resume is no resume point; delete it to start anew", "--ALQ")
+    (folder / "model.resume").write_bytes(point)
+    source = alq.checkpoint.load_checkpoint(folder / "ori.pth", "lenet5")
+    alq.checkpoint.save_checkpoint(folder / "ori.pth", {**source, "top1_fp": 1.0})
+    refused("ori.pth is not the file that the run to resume started from", "--ALQ")
+    assert finish(fork(lambda: run(folder, "--ALQ"), folder / "out")) == 0  # anew

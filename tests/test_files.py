@@ -1,0 +1,93 @@
+"""Checkpoints: what is refused, whatever bytes they are made of; nothing in them is executed."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fuzz_files
+from alq.checkpoint import load_checkpoint, load_model, save_checkpoint, seal
+from alq.errors import InputError
+
+CONTENT = {"net": "small", "model": {"w": torch.arange(6.0)}, "weights": []}
+
+
+def test_a_checkpoint_is_a_zip_archive_that_torch_reads(tmp_path) -> None:
+    path = tmp_path / "x.pth"
+    save_checkpoint(path, CONTENT)
+    assert torch.equal(torch.load(path, weights_only=True)["model"]["w"], torch.arange(6.0))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None and len(archive.comment) == 64
+    assert load_checkpoint(path, "small")["net"] == "small"
+    first = path.read_bytes()
+    save_checkpoint(path, {**CONTENT, "model": {"w": torch.arange(6.0)}})
+    assert path.read_bytes() == first
+
+
+def test_every_flipped_bit_and_every_cut_is_refused(tmp_path) -> None:
+    path = tmp_path / "x.pth"
+    save_checkpoint(path, CONTENT)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 2):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with pytest.raises(InputError, match=r"x\.pth "):
+            load_checkpoint(path, "small")
+    for size in [0, 1, *random.Random(0).sample(range(len(whole)), 100)]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"x\.pth "):
+            load_checkpoint(path, "small")
+
+
+class Hostile:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch", "sealed", "old torch"])
+def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path, form) -> None:
+    bait, path = tmp_path / "bait", tmp_path / "x.pth"
+    content = {**CONTENT, "format": "alq-checkpoint", "version": 2, "extra": Hostile(bait)}
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=form != "old torch")
+    forms = {"pickle": pickle.dumps(content), "sealed": seal(content)}
+    path.write_bytes(forms.get(form, buffer.getvalue()))
+    with pytest.raises(InputError) as refused:
+        load_checkpoint(path, "small")
+    assert str(path) in str(refused.value) and "\n" not in str(refused.value)
+    assert not bait.exists()
+    pickle.loads(pickle.dumps(Hostile(bait)))  # the bait would have worked
+    assert bait.exists()
+
+
+def test_another_network_or_version_is_refused_with_what_differs(tmp_path) -> None:
+    path = tmp_path / "x.pth"
+    save_checkpoint(path, CONTENT)
+    with pytest.raises(InputError, match="holds network 'small', not 'vgg'"):
+        load_checkpoint(path, "vgg")
+    path.write_bytes(seal({**CONTENT, "format": "alq-checkpoint", "version": 3}))
+    with pytest.raises(InputError, match="has format version 3; this code reads 2"):
+        load_checkpoint(path, "small")
+    model = nn.Linear(3, 2)
+    with pytest.raises(InputError, match=r"bias is absent there and \(2,\) here"):
+        load_model(model, {"weight": torch.zeros(2, 3)}, "x.pth")
+    with pytest.raises(InputError, match=r"weight is \(3, 2\) there and \(2, 3\) here"):
+        load_model(model, {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "x.pth")
+
+
+def test_readers_withstand_a_short_fuzz(tmp_path) -> None:
+    """tests/fuzz_files.py runs for as long as it is told to."""
+    found = fuzz_files.fuzz(5, 1, tmp_path)
+    assert found["bytes: refused"] > 20 and found["content: refused"] > 5, found
