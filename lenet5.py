@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from alq.augment import CropFlip
 from alq.data import Split, TensorLoader, read_mnist, tensor_split, test_loader
 from alq.experiment import run_stages
-from alq.flags import make_parser
+from alq.flags import count, make_parser
 from alq.results import PUBLISHED
 from alq.stages import Recipe
 
@@ -67,7 +68,8 @@ class LeNet5(nn.Module):
 
 def load_data(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
     """MNIST's loaders and the indices of its validation images."""
-    return tensor_split(args, val_indices, *read_mnist(args.data), MEAN, STD)
+    shifts = CropFlip(args.augment, mirror=False) if args.augment else None
+    return tensor_split(args, val_indices, *read_mnist(args.data), MEAN, STD, shifts)
 
 
 def load_test(args: Namespace) -> TensorLoader:
@@ -91,7 +93,12 @@ RECIPE = Recipe(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_stages(RECIPE, make_parser(__doc__, DEFAULTS), argv)
+    parser = make_parser(__doc__, DEFAULTS)
+    parser.add_argument(
+        "--augment", type=count, default=0, metavar="PIXELS",
+        help="shift each training image at random, by up to PIXELS to each side; in every stage",
+    )  # fmt: skip
+    run_stages(RECIPE, parser, argv)
 
 
 if __name__ == "__main__":

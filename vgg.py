@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from alq.cifar import CropFlip, read_cifar10
+from alq.augment import CropFlip
+from alq.cifar import read_cifar10
 from alq.data import Split, TensorLoader, tensor_split, test_loader
 from alq.experiment import run_stages
 from alq.flags import make_parser

@@ -1,5 +1,6 @@
 """Adaptive Loss-aware Quantization for multi-bit networks (Qu et al., CVPR 2020)."""
 
+from .compact import round_floats
 from .fit import fit
 from .multibit import MultiBitWeight
 from .network import average_bitwidth, quantize, restore, storage_bytes
@@ -16,6 +17,7 @@ __all__ = [
     "load_packed",
     "quantize",
     "restore",
+    "round_floats",
     "save_packed",
     "storage_bytes",
 ]

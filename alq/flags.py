@@ -137,7 +137,9 @@ def make_parser(
         parents=parents,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    for add in (_add_stages, _add_files, _add_quantizer, _add_numbers, _add_machine):
+    for add in (
+        _add_stages, _add_files, _add_quantizer, _add_numbers, _add_extras, _add_machine,
+    ):  # fmt: skip
         add(parser)
     shared = {
         "warmup_pretrain": 0,
@@ -211,6 +213,33 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
         for name, kind, metavar, text in flags:
             nargs = "*" if name.startswith("milestones") else None
             group.add_argument(f"--{name}", type=kind, nargs=nargs, metavar=metavar, help=text)
+
+
+def _add_extras(parser: argparse.ArgumentParser) -> None:
+    """What the paper does not do; all off by default."""
+    extras = parser.add_argument_group("beyond the paper (--ALQ, --POSTTRAIN)")
+    extras.add_argument(
+        "--distill", type=bounded(float, 0, 1), default=0.0, metavar="WEIGHT",
+        help="share of the loss that compares with the answers of --model_ori",
+    )  # fmt: skip
+    extras.add_argument(
+        "--temperature", type=rate, default=4.0, metavar="T",
+        help="what --distill divides the logits by, which softens the answers",
+    )  # fmt: skip
+    extras.add_argument(
+        "--per_byte", action="store_true",
+        help="prune the coordinates that cost the loss least per byte saved, not each",
+    )  # fmt: skip
+
+    extras.add_argument(
+        "--floats", choices=["float32", "float16"], default="float32",
+        help="how the packed file holds coordinates, biases and normalisation; the stage that "
+        "writes it rounds them before its test",
+    )  # fmt: skip
+    extras.add_argument(
+        "--coded", action="store_true",
+        help="entropy-code bitwidths and exponents in the packed file",
+    )  # fmt: skip
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:

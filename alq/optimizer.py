@@ -14,6 +14,7 @@ from .loss_model import pseudo_gradient_and_hessian, update_moments
 from .multibit import MultiBitWeight, check_state, live_counts
 from .precision import optimizer_step
 from .steps import alpha_moments, choose_pruned, optimise_bases, removal_cost
+from .structures import coordinate_bytes
 
 
 class ALQ(Optimizer):
@@ -98,6 +99,7 @@ class ALQ(Optimizer):
         M_p: float,
         prices: Sequence[int] | None = None,
         budget: int = 0,
+        per_byte: bool = False,
     ) -> None:
         """Remove coordinates, the cheapest over all layers first; alpha does not move.
 
@@ -106,13 +108,16 @@ class ALQ(Optimizer):
                     the count's fraction rounded up at random with that probability
         remove the `M_p` share of all candidates with the least f, rounded down; given `prices`,
                     the bits a coordinate of each layer takes, only until `budget` are freed
+
+        `per_byte` ranks f by what removing the coordinate saves: f / (n/8 + 4).
         """
         if not (0 < top_k <= 1 and 0 <= M_p <= 1):
             raise InputError(f"top_k {top_k}, M_p {M_p}: are shares, above 0 and at most 1")
         costs, candidates = [], []
         for weight, state in self._layers():
             p_a, h_a = self._update_both_moments(weight, state)
-            costs.append(removal_cost(weight.alpha, p_a, h_a))
+            f = removal_cost(weight.alpha, p_a, h_a)
+            costs.append(f / coordinate_bytes(weight.n) if per_byte else f)
             share = top_k * weight.live_total
             draw = torch.rand((), generator=self.generator).item()  # on the host: no device waits
             candidates.append(int(share) + (draw < share - int(share)))

@@ -10,6 +10,7 @@ A safetensors file (nothing in it is executed) of a few flat tensors, layer afte
                           I_g; the names and shapes of the rest
     metadata              "alq-packed": format version and checksum
 
+If the names have an entry "compact" (version 2), floats are float16 or coded (`alq.compact`).
 In signs and bitwidths each layer starts a new byte. The checksum is the SHA-256 of the whole file
 with the checksum's own digits as zeros.
 """
@@ -30,13 +31,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .checkpoint import write_atomically
+from .compact import compress, expand
 from .errors import InputError
 from .multibit import MultiBitWeight
 from .network import is_weight, restore
 from .packing import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weights
 
 ENDING = ".alq"
-VERSION = 1
+VERSION, COMPACT_VERSION = 1, 2
 KEY = "alq-packed"  # the one entry of safetensors' metadata, which keeps no order of several
 NO_CHECKSUM = b"0" * 64
 MOST_NAMES = 2**24  # bytes of names that are inflated
@@ -63,15 +65,22 @@ class PackedFile:
 
 
 def save_packed(
-    path: str | Path, model: nn.Module, weights: Sequence[MultiBitWeight]
+    path: str | Path,
+    model: nn.Module,
+    weights: Sequence[MultiBitWeight],
+    floats: str = "float32",
+    coded: bool = False,
 ) -> dict[str, int]:
     """Write the quantized `model` to `path` (suggested ending `.alq`), in full or not at all.
 
     Arguments:
         weights: all of the model's multi-bit weights, as `alq.quantize` returned them.
+        floats: "float32", or "float16" for a model that `alq.round_floats` has rounded.
+        coded: entropy-code bitwidths and exponents (`alq.compact`).
 
     Returns: the bytes of each part, as `PackedFile.sizes`.
-    Raises: InputError names a layer that is not float32 or does not hold its w_hat.
+    Raises: InputError names a layer that is not float32 or does not hold its w_hat, or floats
+    that were not rounded.
     """
     state = unique_state(model)
     for weight in weights:
@@ -79,8 +88,10 @@ def save_packed(
         del state[weight.name]
     layers, tensors = pack_weights(weights)
     shapes, rest = pack_rest(state)
-    tensors |= rest | {"names": deflate({"layers": layers, "rest": shapes})}
-    content = seal(tensors)
+    names = {"layers": layers, "rest": shapes}
+    tensors = compress(tensors | rest, names, floats, coded)
+    tensors["names"] = deflate(names)
+    content = seal(tensors, COMPACT_VERSION if "compact" in names else VERSION)
     write_atomically(path, lambda file: file.write(content))
     return part_sizes(tensors, len(content))
 
@@ -97,6 +108,7 @@ def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
     try:
         names = inflate(tensors["names"])
         check_same_network(names, state)
+        tensors = expand(tensors, names)
         rest = unpack_rest(names["rest"], tensors)
         weights = restore(model, unpack_weights(names["layers"], tensors))
     except InputError as error:
@@ -111,12 +123,13 @@ def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
 
 def read_packed(path: str | Path) -> PackedFile:
     """The content of `path`, without a network. Raises InputError as `load_packed` does."""
-    tensors, size = unseal(path)
+    small, size = unseal(path)
     try:
-        names = inflate(tensors["names"])
+        names = inflate(small["names"])
+        tensors = expand(small, names)
         weights = unpack_weights(names["layers"], tensors)
         rest = unpack_rest(names["rest"], tensors)
-        return PackedFile(weights, rest, part_sizes(tensors, size))
+        return PackedFile(weights, rest, part_sizes(small, size))
     except SENSELESS as error:
         raise senseless(path, error) from error
 
@@ -191,9 +204,9 @@ def inflate(names: Tensor) -> dict:
     return json.loads(zlib.decompressobj().decompress(names.numpy().tobytes(), MOST_NAMES))
 
 
-def seal(tensors: dict[str, Tensor]) -> bytes:
+def seal(tensors: dict[str, Tensor], version: int) -> bytes:
     """The file: metadata and tensors."""
-    metadata = {KEY: f"{VERSION} {NO_CHECKSUM.decode()}"}
+    metadata = {KEY: f"{version} {NO_CHECKSUM.decode()}"}
     content = safetensors.torch.save(tensors, metadata)
     return content.replace(NO_CHECKSUM, hashlib.sha256(content).hexdigest().encode(), 1)
 
@@ -218,8 +231,9 @@ def unseal(path: str | Path) -> tuple[dict[str, Tensor], int]:
     blank = content.replace(checksum.encode(), NO_CHECKSUM, 1)
     if hashlib.sha256(blank).hexdigest() != checksum:
         raise InputError(f"{path} is damaged: its checksum does not fit; copy it again")
-    if version != str(VERSION):
-        raise InputError(f"{path} has format version {version}; this code reads {VERSION}")
+    if version not in map(str, (VERSION, COMPACT_VERSION)):
+        known = f"{VERSION} and {COMPACT_VERSION}"
+        raise InputError(f"{path} has format version {version}; this code reads {known}")
     return tensors, len(content)
 
 

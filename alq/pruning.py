@@ -27,12 +27,13 @@ class PruneByRatio:
     pr: float
     top_k: float
     M_p: float  # share of the candidates removed at each batch
+    per_byte: bool = False  # rank by cost per byte saved
 
     def __str__(self) -> str:
         return f"{counted_rounds(self.rounds)} at pr {self.pr}"
 
     def step(self, quantizer: ALQ) -> None:
-        quantizer.prune_step(self.top_k, self.M_p)
+        quantizer.prune_step(self.top_k, self.M_p, per_byte=self.per_byte)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class PruneToTarget:
         factor: what a round at ratio `pr` leaves.
         top_k: share of a layer that is a candidate at a batch; more where the aim needs it.
         prune_batches, round_batches: batches of a round's pruning epochs, of the whole round.
+        per_byte: rank by cost per byte saved.
     """
 
     unit: str
@@ -60,6 +62,7 @@ class PruneToTarget:
     top_k: float
     prune_batches: int
     round_batches: int
+    per_byte: bool = False
 
     @property
     def rounds(self) -> int:
@@ -95,9 +98,8 @@ class PruneToTarget:
         top_k = max(self.top_k, share)
         # Whole bits, so that all processes stop at the same coordinate; 1e-12 is for the product.
         budget = bits_in(self.unit, weights) - math.floor(aim * bits * (1 + 1e-12))
-        quantizer.prune_step(
-            top_k, share / top_k, coordinate_prices(self.unit, weights), max(0, budget)
-        )
+        prices = coordinate_prices(self.unit, weights)
+        quantizer.prune_step(top_k, share / top_k, prices, max(0, budget), self.per_byte)
 
 
 def counted_rounds(count: int) -> str:
@@ -114,7 +116,7 @@ def pruning_plan(
     b = schedule.epoch_prune * batches
     if schedule.target_bit is None and schedule.target_kb is None:
         M_p = removed_share(schedule, batches)
-        return PruneByRatio(schedule.R, schedule.pr, schedule.top_k, M_p)
+        return PruneByRatio(schedule.R, schedule.pr, schedule.top_k, M_p, schedule.per_byte)
     if schedule.target_bit is not None and schedule.target_kb is not None:
         raise InputError("target_bit and target_kb: give one of them")
     unit = "target_kb" if schedule.target_bit is None else "target_bit"
@@ -123,8 +125,9 @@ def pruning_plan(
     epochs = schedule.epoch_basis + schedule.epoch_coord + schedule.epoch_prune
     factor = max(0.0, 1 - schedule.pr / b) ** b
     return PruneToTarget(
-        unit, value, start, schedule.pr, factor, schedule.top_k, b, epochs * batches
-    )
+        unit, value, start, schedule.pr, factor, schedule.top_k, b, epochs * batches,
+        schedule.per_byte,
+    )  # fmt: skip
 
 
 def removed_share(schedule: Schedule | Namespace, batches: int) -> float:

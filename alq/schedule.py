@@ -45,6 +45,7 @@ class Schedule:
     seed: int = 0
     target_bit: float | None = None
     target_kb: float | None = None
+    per_byte: bool = False
 
     def __post_init__(self) -> None:
         for name in ("lr", "pr", "top_k", "R", "epoch_prune"):

@@ -14,7 +14,9 @@ from torch.optim import Optimizer
 from . import schedule
 from .checkpoint import load_checkpoint, load_model, save_checkpoint, weights_in
 from .checks import check_data, check_same_layers, posttrained_path
+from .compact import round_floats
 from .data import Loader, Split
+from .distill import distillation
 from .download import load_fetched
 from .errors import InputError
 from .flags import one_or_each
@@ -27,7 +29,7 @@ from .pruning import pruning_plan
 from .resume import ResumePoints, plain_state
 from .runlog import RunLog, plain_flags
 from .schedule import Epoch
-from .training import compute_in_bfloat16, evaluate
+from .training import LossFunction, classification, compute_in_bfloat16, evaluate
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,16 @@ class Run:
         }
         save_checkpoint(path, {**content, **more})
 
+    def loss(self, teacher: dict | None = None) -> LossFunction:
+        """The training loss; --distill reads its teacher from --model_ori unless it is given."""
+        if not self.args.distill:
+            return classification
+        if teacher is None:
+            teacher = self.require(self.args.model_ori, "PRETRAIN", "model_ori")["model"]
+        model = self.network()
+        model.load_state_dict(teacher)
+        return distillation(model, self.args.distill, self.args.temperature)
+
     def require(self, path: Path, maker: str, flag: str) -> dict:
         """The checkpoint that the stage before saved at `path`, which `flag` names."""
         if not path.is_file():
@@ -174,7 +186,7 @@ def alq(run: Run) -> dict:
         model, one_or_each(args.structure), one_or_each(args.subc), one_or_each(args.max_bit)
     )
     plan = pruning_plan(args, weights, len(data.train))
-    training = quantized_training(model, weights, args, plan=plan)
+    training = quantized_training(model, weights, args, run.loss(source["model"]), plan)
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
     epochs = schedule.alq_schedule(args, plan.rounds)
     points = run.resume_points("alq", training, args.model_ori)
@@ -190,6 +202,8 @@ def alq(run: Run) -> dict:
             run.checkpoint(args.model, "alq", training, finished, **kept)
 
     follow(points, epochs, data, after_pruning)
+    if args.floats == "float16" and not args.POSTTRAIN:
+        round_floats(model, weights)
     top1 = evaluate(model, data.test)["accuracy"]
     return finish(run, "alq", training, args.model, top1_fp=kept["top1_fp"], top1=top1)
 
@@ -204,7 +218,7 @@ def posttrain(run: Run) -> dict:
     load_model(model, source["model"], f"--model {args.model}")
     data, val_indices = run.load_data(model, source.get("val_indices"))
     weights = restore(model, states)
-    training = quantized_training(model, weights, args)
+    training = quantized_training(model, weights, args, run.loss())
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
     target = posttrained_path(args)
 
@@ -221,6 +235,8 @@ def posttrain(run: Run) -> dict:
     best = load_checkpoint(target, run.recipe.net)
     load_model(model, best["model"], str(target))
     training.weights = restore(model, best["weights"])
+    if args.floats == "float16":
+        round_floats(model, training.weights)
     run.checkpoint(target, "posttrain", training, True, **kept)
     top1 = evaluate(model, data.test)["accuracy"]
     return finish(run, "posttrain", training, target, top1_fp=kept["top1_fp"], top1=top1)
@@ -264,7 +280,8 @@ def finish(
     packed, parts = None, None
     if training.weights and (stage == "posttrain" or not run.args.POSTTRAIN):
         packed = path.with_suffix(ENDING)
-        parts = save_packed(packed, training.model, training.weights)
+        args = run.args
+        parts = save_packed(packed, training.model, training.weights, args.floats, args.coded)
     result = {
         "stage": stage,
         **accuracies,

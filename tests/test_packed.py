@@ -239,14 +239,14 @@ def forge(path, packed: bytes, change) -> None:
     path.write_bytes(packed)
     tensors, _ = unseal(path)
     tensors["names"] = deflate(change(inflate(tensors["names"])))
-    path.write_bytes(seal(tensors))
+    path.write_bytes(seal(tensors, 1))
 
 
 def test_another_version_is_named(tmp_path, packed, monkeypatch) -> None:
-    monkeypatch.setattr(alq.packed, "VERSION", 2)
+    monkeypatch.setattr(alq.packed, "VERSION", 3)
     alq.save_packed(tmp_path / "new.alq", *trained())
     monkeypatch.undo()
-    assert "format version 2; this code reads 1" in refusal(tmp_path / "new.alq")
+    assert "format version 3; this code reads 1 and 2" in refusal(tmp_path / "new.alq")
 
 
 def test_a_forged_structure_of_the_right_size_is_refused(tmp_path, packed) -> None:
@@ -263,7 +263,7 @@ def test_names_that_inflate_without_end_are_refused(tmp_path, packed) -> None:
     tensors, _ = unseal(tmp_path / "bomb.alq")
     bomb = zlib.compress(b" " * 2**26)
     tensors["names"] = torch.frombuffer(bytearray(bomb), dtype=torch.uint8)
-    (tmp_path / "bomb.alq").write_bytes(seal(tensors))
+    (tmp_path / "bomb.alq").write_bytes(seal(tensors, 1))
     assert "makes no sense" in refusal(tmp_path / "bomb.alq")
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torchvision import datasets, transforms
 
 import vgg
-from alq.cifar import CropFlip, read_cifar10
+from alq.augment import CropFlip
+from alq.cifar import read_cifar10
 from alq.data import TensorLoader
 from alq.errors import InputError
 from alq.network import quantizable, restore
