@@ -57,9 +57,10 @@ def quantized_training(
     schedule: Schedule | Namespace,
     loss: LossFunction = classification,
     plan: PruneByRatio | PruneToTarget | None = None,
+    kind: type[ALQ] = ALQ,
 ) -> Training:
     """ALQ for the multi-bit weights, Adam for all other parameters. Without `plan`, no pruning."""
-    quantizer = ALQ(
+    quantizer = kind(
         weights,
         lr=schedule.lr,
         weight_decay=schedule.wd,
@@ -85,7 +86,7 @@ def quantized_training(
     }
     if plan is not None:
         steps["prune"] = lambda: plan.step(quantizer)
-    steps = {kind: all_of(step) for kind, step in steps.items()}
+    steps = {name: all_of(step) for name, step in steps.items()}
     return Training(model, optimizers, steps, weights, loss)
 
 

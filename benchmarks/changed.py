@@ -1,0 +1,153 @@
+"""What the ablations change in the method: other steps, other ways to prune, the authors' defects.
+
+Nothing of this is in `alq`: a quantizer of another class, a pruning plan of another class, or a
+function put in the place of one of `alq.optimizer`'s for the duration of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+import alq.optimizer
+from alq.codes import level_table, nearest_codes, pack_bits
+from alq.optimizer import ALQ
+from alq.sketch import sketch
+from alq.steps import solve_coordinates
+
+
+class Reconstruction(ALQ):
+    """Straight-through with the reconstruction error in the place of the loss model.
+
+    The full-precision copy w0 takes its AMSGrad step, then every group is sketched anew from it:
+    the bases and coordinates are those nearest to w0, whatever that does to the loss.
+    """
+
+    @torch.no_grad()
+    def ste_step(self) -> None:
+        for weight, state in self._layers():
+            if state["w0"] is None:
+                state["w0"] = weight.grouping.to_groups(weight.parameter).clone()
+            state["step"] += 1
+            p, h = self._update_moments(self._gradient(weight), state, slice(None))
+            state["w0"].addcdiv_(p, h, value=-1)
+            B, weight.alpha, weight.mask = sketch(state["w0"], weight.I)
+            weight.codes = pack_bits(B.transpose(1, 2) > 0)
+            weight.count_live(int(weight.mask.sum()), int(weight.mask.sum(1).max()))
+            weight.write()
+
+
+# ---------------------------------------------------------------------------- pruning
+
+
+@dataclass(frozen=True)
+class AcrossLayers:
+    """The paper's: the cheapest of all layers' candidates, a share pr/batches at each batch."""
+
+    pr: float
+    batches: int
+    top_k: float
+
+    def step(self, quantizer: ALQ) -> None:
+        quantizer.prune_step(self.top_k, self.pr / self.top_k / self.batches)
+
+
+@dataclass(frozen=True)
+class WithinLayers:
+    """The same share of every layer, the layer's cheapest, a share pr/batches at each batch."""
+
+    pr: float
+    batches: int
+
+    def step(self, quantizer: ALQ) -> None:
+        quantizer.prune_step(self.pr / self.batches, 1.0)
+
+
+@dataclass(frozen=True)
+class OneCut:
+    """As many as `AcrossLayers` removes in an epoch, all at the epoch's first batch."""
+
+    pr: float
+    batches: int
+    round_batches: int
+
+    def step(self, quantizer: ALQ) -> None:
+        left = (1 - self.pr / self.batches) ** self.batches
+        first = quantizer.steps_done % self.round_batches == self.round_batches - self.batches
+        quantizer.prune_step(1.0, 1 - left if first else 0.0)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every group keeps the same number of bits: `bits[r]` after round r, its cheapest go first.
+
+    At each batch of a pruning epoch some more of each layer's groups are cut to it.
+    """
+
+    bits: Sequence[int]
+    batches: int
+    round_batches: int
+
+    def step(self, quantizer: ALQ) -> None:
+        rounds_done, batch = divmod(quantizer.steps_done, self.round_batches)
+        done = (batch + 1 - (self.round_batches - self.batches)) / self.batches
+
+        def choose(costs: list[Tensor], masks: list[Tensor], *rest: object) -> list[Tensor]:
+            return [
+                cheapest(f, mask, self.bits[rounds_done], done)
+                for f, mask in zip(costs, masks, strict=True)
+            ]
+
+        with patch.object(alq.optimizer, "choose_pruned", choose):
+            quantizer.prune_step(1.0, 0.0)
+
+
+def cheapest(f: Tensor, mask: Tensor, kept: int, share: float) -> Tensor:
+    """(G, I) bool: all but the `kept` costliest coordinates of the first `share` of the groups."""
+    rank = torch.where(mask, f, -torch.inf).argsort(1, descending=True).argsort(1)  # (G, I)
+    reached = torch.arange(len(mask)).unsqueeze(1) < round(share * len(mask))  # (G, 1)
+    return mask & (rank >= kept) & reached
+
+
+# ---------------------------------------------------------------------------- defects
+
+
+def bases_losing_flips(
+    w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`steps.optimise_bases`, except that a negative coordinate changes sign and its basis not."""
+    t = w0 - p / h
+    codes = nearest_codes(t, alpha, live).long()  # (G, n)
+    solved = solve_coordinates(codes, live, w0, p, h)  # (G, L)
+    alpha = torch.where(solved.isfinite().all(1, keepdim=True), solved, alpha).abs()
+    return codes.to(torch.uint8), alpha, level_table(alpha).gather(1, codes), t
+
+
+def choose_by_wrong_values(
+    costs: Sequence[Tensor], masks: Sequence[Tensor], candidates: Sequence[int], M_p: float,
+    *rest: object,
+) -> list[Tensor]:  # fmt: skip
+    """`steps.choose_pruned`, except for the values that layers are compared by.
+
+    A layer's candidates are found in the list of its live coordinates; their values are then read
+    at these numbers in the array of all its coordinates, dead ones (of value 0) included.
+    """
+    values, places = [], []
+    for f, mask, k in zip(costs, masks, candidates, strict=True):
+        alive = mask.flatten().nonzero().squeeze(1)
+        cheapest = f.flatten()[alive].topk(k, largest=False).indices
+        values.append(torch.where(mask, f, 0.0).flatten()[cheapest])
+        places.append(alive[cheapest])
+    removed = int(M_p * sum(candidates))
+    chosen = torch.zeros(sum(candidates), dtype=torch.bool)
+    chosen[torch.cat(values).topk(removed, largest=False).indices] = True
+    dead = []
+    for mask, place, gone in zip(masks, places, chosen.split(list(candidates)), strict=True):
+        flags = torch.zeros_like(mask).flatten()
+        flags[place[gone]] = True
+        dead.append(flags.view_as(mask))
+    return dead
