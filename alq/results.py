@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,13 @@ TITLES = {
     "resnet18": "ResNet18, ILSVRC12",
     "resnet34": "ResNet34, ILSVRC12",
 }
+SCRIPTS = {"lenet5": "lenet5", "vgg": "vgg", "resnet18": "resnet", "resnet34": "resnet"}
+FREE = ("data", "model", "model_ori", "model_ori_urls", "workers")  # flags that do not matter
+# Flags that the default commands leave off.
+EXTRAS = (
+    "wd", "lr_post_coord", "target_bit", "target_kb",
+    "augment", "distill", "per_byte", "coded", "amp", "tf32",
+)  # fmt: skip
 HEADER = [
     "| network, data | | bits | weights | top-1 % | full precision % | hours | when, where, log |",
     "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -29,17 +37,30 @@ HEADER = [
 
 
 def read_run(log: Path) -> dict:
-    """One run's log -> {"net", "log", the result events by stage}."""
-    run: dict = {"log": log.name, "stages": {}}
+    """One run's log -> {"net", "log", "default", the result events by stage}.
+
+    "default" is whether all stages had the schedule of the script's defaults and no extras.
+    """
+    run: dict = {"log": log.name, "stages": {}, "default": True}
     for event in read_log(log):
         if event["event"] == "start":
             if "PRETRAIN" in event["stages"]:
-                run["stages"] = {}
+                run["stages"], run["default"] = {}, True
+            run["default"] &= has_default_schedule(event["net"], event["flags"])
             run["net"], run["date"] = event["net"], event["time"][:10]
-            run["machine"] = f"{event['device']}, {event['threads']} threads"
+            threads = event["threads"]
+            run["machine"] = f"{event['device']}, {threads} thread{'s' if threads > 1 else ''}"
         elif event["event"] == "result":
             run["stages"][event["stage"]] = event
     return run
+
+
+def has_default_schedule(net: str, flags: dict) -> bool:
+    """Whether a run's flags are the defaults of its script, but for seed, files and machine."""
+    script = importlib.import_module(SCRIPTS[net])  # which imports this module
+    defaults = script.defaults(net) if hasattr(script, "defaults") else script.DEFAULTS
+    same = all(flags.get(k) == v for k, v in defaults.items() if k not in FREE)
+    return same and not any(flags.get(name) for name in EXTRAS if name not in defaults)
 
 
 def spread(values: Iterable[float], form: str) -> str:
@@ -50,8 +71,9 @@ def spread(values: Iterable[float], form: str) -> str:
 
 
 def results_table(logs: Iterable[Path]) -> str:
-    """Markdown: per network the published row and that of the finished runs in `logs`."""
+    """Markdown: per network the published row and that of the `logs` of default schedules."""
     runs = [run for run in map(read_run, sorted(logs)) if "posttrain" in run["stages"]]
+    runs = [run for run in runs if run["default"]]
     lines = list(HEADER)
     for net, published in PUBLISHED.items():
         size = format_bytes(published["storage_bytes"])
@@ -76,6 +98,12 @@ def measured_row(runs: list[dict]) -> str:
         spread((f["top1"] for f in final), ".2f"),
         spread((f["top1_fp"] for f in final), ".2f"),
         spread(hours, ".1f"),
-        "; ".join(f"{run['date']}, {run['machine']}, `{run['log']}`" for run in runs),
+        provenance(runs),
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def provenance(runs: list[dict]) -> str:
+    """When, where and in which logs, each said once."""
+    dates, machines = (list(dict.fromkeys(run[key] for run in runs)) for key in ("date", "machine"))
+    return "; ".join([*dates, *machines, ", ".join(f"`{run['log']}`" for run in runs)])

@@ -22,6 +22,19 @@ def test_the_readme_holds_the_table_of_the_logs() -> None:
     assert results_table(RUNS.glob("*.jsonl")) in (ROOT / "README.md").read_text()
 
 
+def test_only_default_schedules_make_the_row(tmp_path) -> None:
+    lines = (RUNS / "lenet5_seed0.jsonl").read_text()
+    for name, old, new in (
+        ("pr", '"pr": 0.8', '"pr": 0.7'),
+        ("extra", '"pr": 0.8', '"pr": 0.8, "distill": 0.5'),
+    ):
+        changed = tmp_path / f"{name}.jsonl"
+        changed.write_text(lines.replace(old, new))
+        assert not read_run(changed)["default"]
+        assert "| here | not measured here" in results_table([changed]).splitlines()[3]
+    assert read_run(RUNS / "lenet5_seed0.jsonl")["default"]
+
+
 @pytest.fixture(scope="module")
 def test_set() -> TensorLoader:
     _, (images, labels) = read_mnist(ROOT / "data")

@@ -1,0 +1,279 @@
+"""Draws the evidence from the logs in checkpoints/published/, and nothing else.
+
+    python benchmarks/figures.py                     # all of them, into benchmarks/figures/
+    python benchmarks/figures.py size run --out DIR  # some
+
+Needs matplotlib. Lines differ in style and marker: they can be told apart in black and white.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import mean
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "checkpoints" / "published"
+HERE = Path(__file__).resolve().parent / "figures"
+STYLES = [
+    {"color": color, "linestyle": line, "marker": marker, "markersize": 5, "linewidth": 1.4}
+    for color, line, marker in (
+        ("black", "-", "o"),
+        ("tab:blue", "--", "s"),
+        ("tab:red", "-.", "^"),
+        ("tab:green", ":", "D"),
+    )
+]
+# LeNet5 on MNIST, weights only, in bytes and percent, as published.
+CITED = [
+    ("Deep Compression (Han et al., 2016)", 44e3, 99.26, "P"),
+    ("ALQ (Qu et al., 2020)", 22.7e3, 99.1, "X"),
+]
+
+
+def events(log: Path, *kinds: str) -> list[dict]:
+    """The events of a log, or those of some kinds."""
+    found = map(json.loads, log.read_text().splitlines())
+    return [event for event in found if not kinds or event["event"] in kinds]
+
+
+def axes(rows: int = 1, columns: int = 1, height: float = 3.2, **more: object) -> tuple:
+    return plt.subplots(
+        rows, columns, figsize=(7.2, height * rows), squeeze=False, layout="constrained", **more
+    )
+
+
+# ---------------------------------------------------------------------------- a run
+
+
+def run(logs: Path) -> Figure:
+    """Accuracy and bitwidth over the default schedule, stages marked."""
+    epochs = events(logs / "lenet5_seed0.jsonl", "epoch")
+    figure, ((accuracy,), (bits,)) = axes(2, height=2.3, sharex=True)
+    x = range(1, len(epochs) + 1)
+    plain = {"linewidth": 1.2}
+    accuracy.plot(x, [e["train_accuracy"] for e in epochs], "k:", label="training", **plain)
+    accuracy.plot(x, [e["val_accuracy"] for e in epochs], "k-", label="validation", **plain)
+    accuracy.set(ylim=(96, 100.1), ylabel="accuracy (%)")
+    accuracy.legend(loc="lower left", frameon=True)
+    bits.plot(x, [e["bitwidth"] or 32 for e in epochs], "k-", **plain)
+    bits.set(yscale="log", ylabel="average bitwidth (bit)", xlabel="epoch", xlim=(0, len(epochs)))
+    ticks = [0.3, 1, 3, 10, 32]
+    bits.set_yticks(ticks, [str(tick) for tick in ticks])
+    bits.minorticks_off()
+    for n, (name, start, end) in enumerate(stages(epochs)):
+        for ax in (accuracy, bits):
+            ax.axvspan(start, end, color="0.5", alpha=0.18 if n % 2 else 0, linewidth=0)
+        accuracy.text((start + end) / 2, 100.25, name, ha="center", va="bottom", fontsize=8)
+    return figure
+
+
+def stages(epochs: Sequence[dict]) -> list[tuple[str, int, int]]:
+    """(name, first epoch, last epoch) of each stage, and of each of ALQ's rounds."""
+    spans, start = [], 0
+    for (stage, number), group in groupby(epochs, lambda e: (e["stage"], e["round"])):
+        end = start + len(list(group))
+        name = {"pretrain": "pretraining", "posttrain": "post-training"}.get(
+            stage, f"round {number}"
+        )
+        spans.append((name, start, end))
+        start = end
+    return spans
+
+
+def layers(logs: Path) -> Figure:
+    """Each layer's bitwidth after each pruning round."""
+    prunings = [e for e in events(logs / "lenet5_seed0.jsonl", "epoch") if e["kind"] == "prune"]
+    first = next(e for e in events(logs / "lenet5_seed0.jsonl", "epoch") if e["bitwidths"])
+    figure, ((ax,),) = axes()
+    for name, style in zip(first["bitwidths"], STYLES, strict=True):
+        values = [e["bitwidths"][name] for e in [first, *prunings]]
+        ax.plot(range(len(values)), values, label=name.removesuffix(".weight"), **style)
+    average = [e["bitwidth"] for e in [first, *prunings]]
+    ax.plot(range(len(average)), average, color="0.5", linewidth=3, label="network", zorder=0)
+    ax.set(
+        xlabel="pruning rounds done", ylabel="average bitwidth (bit)", xticks=range(len(average))
+    )
+    ax.legend()
+    return figure
+
+
+# ---------------------------------------------------------------------------- ablations
+
+
+def loss_aware(logs: Path) -> Figure:
+    """Training loss and accuracy over epochs at 1 and 2 bits."""
+    figure, grid = axes(2, 2, height=2.6, sharex=True)
+    names = {
+        "reconstruction": "STE, reconstruction error",
+        "ste": "STE, loss-aware step",
+        "alq": "ALQ, basis and coordinate steps",
+    }
+    for column, bits in enumerate((1, 2)):
+        (loss, accuracy) = grid[:, column]
+        folder = logs / "ablations"
+        (sketch,) = events(folder / f"loss_aware_{bits}bit_sketch.jsonl", "point")
+        for (arm, label), style in zip(names.items(), STYLES[::-1], strict=False):
+            epochs = events(folder / f"loss_aware_{bits}bit_{arm}.jsonl", "epoch")
+            x = range(1, len(epochs) + 1)
+            loss.plot(x, [e["loss"] for e in epochs], label=label, **style)
+            accuracy.plot(x, [e["val_accuracy"] for e in epochs], **style)
+        low = min(accuracy.get_ylim()[0], sketch["val_accuracy"]) if bits > 1 else None
+        accuracy.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(low, None))
+        loss.set(title=f"{bits} bit{'s' * (bits > 1)}", ylabel="training loss", yscale="log")
+        accuracy.set_title(f"sketch alone: {sketch['val_accuracy']:.2f} %", fontsize=9)
+    figure.legend(
+        *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
+    )
+    return figure
+
+
+def against_bits(logs: Path, arms: dict[str, str]) -> Figure:
+    """Test accuracy against average bitwidth: right after pruning, and after training again."""
+    figure, ((cut, trained),) = axes(1, 2, height=3.4)
+    for (log, label), style in zip(arms.items(), STYLES, strict=False):
+        points = events(logs / "ablations" / f"{log}.jsonl", "point")
+        pruned = [p for p in points if p["after"] == "prune"]
+        again = [p for p in points if p["after"] == "coordinate"]
+        for ax, chosen in ((cut, pruned), (trained, again)):
+            ax.plot(
+                [p["bitwidth"] for p in chosen], [p["top1"] for p in chosen], label=label, **style
+            )
+    for ax, title in ((cut, "right after pruning"), (trained, "after 3 more epochs")):
+        ax.set(
+            xscale="log", xlabel="average bitwidth (bit)", ylabel="test accuracy (%)", title=title
+        )
+        bit_ticks(ax)
+    cut.legend(loc="lower right", fontsize=8)
+    return figure
+
+
+def bit_ticks(ax: Axes) -> None:
+    low, high = ax.get_xlim()
+    ticks = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 4, 6) if low <= tick <= high]
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.minorticks_off()
+
+
+def adaptive(logs: Path) -> Figure:
+    return against_bits(
+        logs,
+        {
+            "adaptive_across_layers": "across all layers",
+            "adaptive_within_layers": "within each layer",
+            "adaptive_uniform": "same bitwidth everywhere",
+        },
+    )
+
+
+def smooth(logs: Path) -> Figure:
+    return against_bits(
+        logs,
+        {"adaptive_across_layers": "a little at every batch", "smooth_one_cut": "one cut a round"},
+    )
+
+
+def defects(logs: Path) -> Figure:
+    return against_bits(
+        logs,
+        {
+            "adaptive_across_layers": "as published",
+            "defects_lost_flips": "sign flips lost",
+            "defects_wrong_ranking": "ranked by wrong values",
+        },
+    )
+
+
+def structures(logs: Path) -> Figure:
+    """Reconstruction error against storage of the sketch of the trained weights."""
+    sketches = events(logs / "ablations" / "structures_sketch.jsonl", "sketch")
+    figure, (row,) = axes(1, 2, height=3.4, sharey=True)
+    for ax, layer in zip(row, ("conv2.weight", "fc1.weight"), strict=True):
+        mine = [s for s in sketches if s["layer"] == layer]
+        ways = groupby(mine, lambda s: (s["structure"], s["subc"], s["n"]))
+        for ((structure, subc, n), group), style in zip(ways, STYLES, strict=False):
+            points = list(group)
+            name = f"{structure}{f' / {subc}' if subc else ''} (n = {n})"
+            bits = [32 * p["storage_bytes"] / p["float32_bytes"] for p in points]
+            ax.plot(bits, [p["error"] for p in points], label=name, **style)
+        ax.set(yscale="log", title=layer.removesuffix(".weight"), xlim=(0, 12.5))
+        ax.set(xlabel="storage, coordinates included (bit a weight)")
+        ax.legend(fontsize=8)
+    row[0].set_ylabel("relative squared error of the sketch")
+    return figure
+
+
+# ---------------------------------------------------------------------------- size
+
+
+def size(logs: Path) -> Figure:
+    """Test accuracy against the packed file's bytes, beside what others published."""
+    figure, ((ax,),) = axes(height=4)
+    short = sorted((logs / "ablations").glob("size_*.jsonl"))
+    plot_sizes(ax, short, "short schedule, 6 to 0.055 bit", STYLES[0])
+    seeds = sorted(logs.glob("lenet5_seed*.jsonl"))
+    alone = {"linestyle": "none", "markersize": 7}
+    plot_sizes(ax, seeds, f"default schedule, {len(seeds)} seeds", {**STYLES[1], **alone})
+    if small := list(logs.glob("lenet5_10kb.jsonl")):
+        plot_sizes(ax, small, "recipe for 10 KB", {**STYLES[2], **alone})
+    full = mean(events(log, "result")[-1]["top1_fp"] for log in seeds)
+    ax.plot(1722, full, "k*", markersize=10, label="full precision, mean of the seeds")
+    for name, count, top1, marker in CITED:
+        ax.plot(count / 1e3, top1, marker, color="0.45", markersize=9, label=f"cited: {name}")
+    ax.set(xscale="log", xlabel="size (KB of 1e3 bytes; ours: the file on disk)", ylim=(95, 99.5))
+    ax.set(ylabel="test accuracy (%)")
+    ticks = [5, 10, 20, 50, 100, 200, 500, 1000, 2000]
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.minorticks_off()
+    ax.grid(color="0.9")
+    ax.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+def plot_sizes(ax: Axes, logs: Iterable[Path], label: str, style: dict) -> None:
+    finals = [(log, events(log, "result")[-1]) for log in logs]
+    points = sorted((file_bytes(log, final) / 1e3, final["top1"]) for log, final in finals)
+    ax.plot(*zip(*points, strict=True), label=label, **style)
+
+
+def file_bytes(log: Path, final: dict) -> int:
+    """Of the packed file. Seed 0's log is older and has the checkpoint's; its file lies beside."""
+    older = log.name == "lenet5_seed0.jsonl"
+    return log.with_name("lenet5.alq").stat().st_size if older else final["file_bytes"]
+
+
+FIGURES: dict[str, Callable[[Path], Figure]] = {
+    f.__name__: f for f in (run, layers, loss_aware, adaptive, smooth, defects, structures, size)
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("figure", nargs="*", choices=[[], *FIGURES], help="default: all")
+    parser.add_argument("--logs", type=Path, default=PUBLISHED, help="folder of the logs")
+    parser.add_argument("--out", type=Path, default=HERE)
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.figure or FIGURES:
+        figure = FIGURES[name](args.logs)
+        path = args.out / f"{name}.png"
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+        plt.close(figure)
+        print(path, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
