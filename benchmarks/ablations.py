@@ -56,6 +56,7 @@ class Arm:
         kind: class of the quantizer.
         plan: (batches of an epoch) -> what a pruning epoch does.
         instead: functions in the place of `alq.optimizer`'s.
+        from_full: STE steps start from the full-precision weights, not from the sketch.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Arm:
     kind: type[alq.ALQ] = alq.ALQ
     plan: Callable[[int], object] = lambda batches: None
     instead: dict[str, Callable] = field(default_factory=dict)
+    from_full: bool = False
 
 
 def decaying(kinds: Sequence[str], round: int = 0) -> list[Epoch]:
@@ -85,8 +87,8 @@ def loss_aware() -> list[Arm]:
         ste, alternating = decaying(["ste"] * 6), decaying(["basis"] * 4 + ["coordinate"] * 2)
         arms += [
             Arm(f"{bits}bit_sketch", [], bits),
-            Arm(f"{bits}bit_reconstruction", ste, bits, changed.Reconstruction),
-            Arm(f"{bits}bit_ste", ste, bits),
+            Arm(f"{bits}bit_reconstruction", ste, bits, changed.Reconstruction, from_full=True),
+            Arm(f"{bits}bit_ste", ste, bits, from_full=True),
             Arm(f"{bits}bit_alq", alternating, bits),
         ]
     return arms
@@ -157,7 +159,7 @@ def run_arm(claim: str, arm: Arm, args: argparse.Namespace) -> None:
     schedule = Schedule(lr=LR, seed=args.seed)
     plan = arm.plan(len(train))
     training = quantized_training(model, weights, schedule, plan=plan, kind=arm.kind)
-    if arm.kind is changed.Reconstruction:  # what it reconstructs, as is usual
+    if arm.from_full:
         for weight, w in zip(weights, full, strict=True):
             training.optimizers[0].state[weight.parameter]["w0"] = weight.grouping.to_groups(w)
     found = point("sketch")
