@@ -16,6 +16,7 @@ writes its own log, CLAIM_ARM.jsonl; an arm whose log has a result is not run ag
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -104,7 +105,7 @@ def pruned(name: str, **instead: Callable) -> Arm:
 def adaptive() -> list[Arm]:
     return [
         pruned("across_layers"),
-        Arm("within_layers", PRUNING, plan=lambda b: changed.WithinLayers(PR, b)),
+        Arm("within_layers", PRUNING, plan=lambda b: changed.WithinLayers(PR, b, 4 * b)),
         Arm("uniform", PRUNING, plan=lambda b: changed.Uniform((4, 3, 2, 1), b, 4 * b)),
     ]
 
@@ -264,9 +265,8 @@ CLAIMS = {f.__name__: f for f in (loss_aware, adaptive, smooth, defects)}
 
 def finished(log: Path) -> bool:
     """Whether the run that wrote `log` came to its end."""
-    return log.exists() and log.read_text().rstrip().rpartition("\n")[2].startswith(
-        '{"event": "result"'
-    )
+    last = json.loads(log.read_text().splitlines()[-1]) if log.exists() else {"event": None}
+    return last["event"] == "result" and last.get("stage") != "alq"  # a command goes on from there
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -284,7 +284,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int)
-    parser.set_defaults(batch_size=lenet5.DEFAULTS["batch_size"], augment=0, tf32=False)
+    parser.set_defaults(
+        batch_size=lenet5.DEFAULTS["batch_size"], augment=0, tf32=False, deterministic=False
+    )
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     set_arithmetic(args)

@@ -58,13 +58,33 @@ class AcrossLayers:
 
 @dataclass(frozen=True)
 class WithinLayers:
-    """The same share of every layer, the layer's cheapest, a share pr/batches at each batch."""
+    """The same share of every layer, the layer's own cheapest, a share pr/batches at each batch.
+
+    Counts are rounded to what should be left of the sketch, not at random batch by batch, so that
+    a layer of few coordinates keeps its share.
+    """
 
     pr: float
     batches: int
+    round_batches: int
 
     def step(self, quantizer: ALQ) -> None:
-        quantizer.prune_step(self.pr / self.batches, 1.0)
+        rounds_done, batch = divmod(quantizer.steps_done, self.round_batches)
+        done = rounds_done * self.batches + batch + 1 - (self.round_batches - self.batches)
+        left = (1 - self.pr / self.batches) ** done
+
+        def choose(costs: list[Tensor], masks: list[Tensor], *rest: object) -> list[Tensor]:
+            dead = []
+            for f, mask in zip(costs, masks, strict=True):
+                flags = torch.zeros(mask.numel(), dtype=torch.bool)
+                surplus = max(0, int(mask.sum()) - round(left * mask.numel()))
+                ranked = torch.where(mask, f, torch.inf).flatten()
+                flags[ranked.topk(surplus, largest=False).indices] = True
+                dead.append(flags.view_as(mask))
+            return dead
+
+        with patch.object(alq.optimizer, "choose_pruned", choose):
+            quantizer.prune_step(1.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_every_claim_runs_and_runs_once(few, tmp_path, claim) -> None:
 @pytest.mark.parametrize("claim", ["size", "recipe"])
 def test_commands_run(few, tmp_path, monkeypatch, claim) -> None:
     name, flags = list(ablations.COMMANDS[claim].items())[-1]
-    monkeypatch.setitem(ablations.COMMANDS[claim], name, flags + " --R 1 --top_k 0.5")
+    monkeypatch.setitem(ablations.COMMANDS[claim], name, flags + " --R 1 --top_k 0.5 --val_size 88")
     ablations.main([claim, "--arm", name, "--out", str(tmp_path), *few])
     assert ablations.finished(tmp_path / f"{claim}_{name}.jsonl")
 

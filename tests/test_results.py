@@ -11,7 +11,7 @@ import alq
 import lenet5
 from alq.checkpoint import load_checkpoint
 from alq.data import EVAL_BATCH, TensorLoader, read_mnist
-from alq.results import read_run, results_table
+from alq.results import PUBLISHED, read_run, results_table
 from alq.training import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,10 +41,11 @@ def test_set() -> TensorLoader:
     return TensorLoader(images, labels, EVAL_BATCH, lenet5.MEAN, lenet5.STD)
 
 
-def test_the_published_small_file_has_the_accuracy_of_its_log(test_set) -> None:
+@pytest.mark.parametrize("name, log", [("lenet5", "lenet5_seed0"), ("lenet5_10kb", "lenet5_10kb")])
+def test_a_published_small_file_has_the_accuracy_of_its_log(test_set, name, log) -> None:
     model = lenet5.LeNet5().to(memory_format=torch.channels_last)
-    weights = alq.load_packed(RUNS / "lenet5.alq", model)
-    logged = read_run(RUNS / "lenet5_seed0.jsonl")["stages"]["posttrain"]
+    weights = alq.load_packed(RUNS / f"{name}.alq", model)
+    logged = read_run(RUNS / f"{log}.jsonl")["stages"]["posttrain"]
     assert alq.average_bitwidth(weights) == pytest.approx(logged["bitwidth"])
     assert alq.storage_bytes(weights) == pytest.approx(logged["storage_bytes"])
     # Convolutions round differently on other machines: a picture in 10 000 may change sides.
@@ -57,3 +58,9 @@ def test_the_published_full_precision_network_has_the_accuracy_of_its_log(test_s
     model.load_state_dict(content["model"])
     logged = read_run(RUNS / "lenet5_seed0.jsonl")["stages"]["pretrain"]
     assert evaluate(model, test_set)["accuracy"] == pytest.approx(logged["top1_fp"], abs=0.02)
+
+
+def test_the_network_of_ten_kb_reaches_the_paper() -> None:
+    result = read_run(RUNS / "lenet5_10kb.jsonl")["stages"]["posttrain"]
+    assert (RUNS / "lenet5_10kb.alq").stat().st_size == result["file_bytes"] <= 10e3
+    assert result["top1"] >= PUBLISHED["lenet5"]["top1"]
