@@ -159,7 +159,8 @@ def against_bits(logs: Path, arms: dict[str, str]) -> Figure:
         plain_ticks(ax.xaxis, ax.get_xlim())
     cut.set_ylabel("test error (%)")
     plain_ticks(cut.yaxis, cut.get_ylim())
-    trained.legend(loc="upper right", fontsize=8)
+    lines = trained.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
