@@ -12,7 +12,7 @@ NEVER = 2**62  # later than any batch
 
 
 class Watch:
-    """The first batch at which the loss, or a parameter's gradient, was not finite.
+    """The first batch at which the loss, or the square of a parameter's gradient, was not finite.
 
     `look` only queues work on the device; `check` reads the outcome back.
     """
@@ -30,6 +30,7 @@ class Watch:
             none if p.grad is None else torch.linalg.vector_norm(p.grad, torch.inf).to(loss.dtype)
             for _, p in self.named
         ]
+        largest = [x.square() for x in largest]  # which the moments hold
         now = torch.stack([loss, *largest]).isfinite() * NEVER + batch
         self.first = now if self.first is None else torch.minimum(self.first, now)
 
@@ -39,10 +40,11 @@ class Watch:
             first = least_over_processes(self.first.tolist())
             if (batch := min(first)) < NEVER:
                 if first[0] == batch:  # which makes the gradients so, too
-                    what = "the loss"
+                    what = "the loss is not finite"
                 else:
-                    what = f"the gradient of {self.named[first[1:].index(batch)][0]}"
-                raise NotFinite(f"{self.title}, batch {batch}: {what} is not finite; {self.advice}")
+                    name = self.named[first[1:].index(batch)][0]
+                    what = f"the gradient of {name}, or its square, is not finite"
+                raise NotFinite(f"{self.title}, batch {batch}: {what}; {self.advice}")
         finite = [p.isfinite().all() for _, p in self.named]
         if finite and not torch.stack(finite).all():
             name = self.named[[bool(x) for x in finite].index(False)][0]

@@ -89,7 +89,7 @@ class ALQ(Optimizer):
         """Optimise the coordinates with the bases fixed. One may turn negative."""
         for weight, state in self._layers():
             p_a, h_a = self._update_both_moments(weight, state)
-            weight.alpha = (weight.alpha - p_a / h_a) * weight.mask
+            weight.alpha = torch.where(weight.mask, weight.alpha - p_a / h_a, 0.0)
             weight.write()
 
     @optimizer_step

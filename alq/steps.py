@@ -65,7 +65,8 @@ def alpha_moments(
     As B is +-1, each of the last two is the group's sum on live coordinates.
     """
     m_a = basis_products(m, index, live)
-    return m_a, v.sum(1, keepdim=True) * live, v_max.sum(1, keepdim=True) * live
+    v_a, v_a_max = (torch.where(live, x.sum(1, keepdim=True), 0.0) for x in (v, v_max))
+    return m_a, v_a, v_a_max  # 0 where not live, also if a square has overflown
 
 
 def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:

@@ -46,9 +46,9 @@ class Poisoned(lenet5.LeNet5):
     ("stage", "what", "message"),
     [
         ("PRETRAIN", "loss", "pretrain 2/3 pretrain, batch 3: the loss is not finite; try a lower"),
-        ("PRETRAIN", "gradient", "pretrain 2/3 pretrain, batch 3: the gradient of conv2.weight is"),
+        ("PRETRAIN", "gradient", "pretrain 2/3 pretrain, batch 3: the gradient of conv2.weight, "),
         ("ALQ", "loss", "alq 2/4 basis, batch 3: the loss is not finite; try a lower"),
-        ("ALQ", "gradient", "alq 2/4 basis, batch 3: the gradient of conv2.weight is not finite"),
+        ("ALQ", "gradient", "alq 2/4 basis, batch 3: the gradient of conv2.weight, or its"),
     ],
 )
 @pytest.mark.parametrize("save_every", ["0", "1e-9"])
@@ -84,13 +84,13 @@ def test_a_watch_tells_the_first_bad_batch() -> None:
     watch = Watch(model, "epoch", "stop")
     one = torch.tensor(1.0)
     for p in model.parameters():
-        p.grad = None if p is model[0].bias else torch.full_like(p, 1e30)
+        p.grad = None if p is model[0].bias else torch.full_like(p, 1e15)
     watch.look(1, one)
     watch.check()
-    model[1].weight.grad[0, 1] = torch.inf
+    model[1].weight.grad[0, 1] = 1e30  # its square overflows
     watch.look(2, one)
     watch.look(3, one * torch.nan)
-    with pytest.raises(NotFinite, match=r"epoch, batch 2: the gradient of 1\.weight is not finite"):
+    with pytest.raises(NotFinite, match=r"epoch, batch 2: the gradient of 1\.weight, or"):
         watch.check()
     watch = Watch(model, "epoch", "stop")
     nn.init.constant_(model[0].bias, torch.nan)
