@@ -18,9 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from unittest.mock import patch
 
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
 import alq.optimizer
-import changed
+import arms
 import lenet5
 from alq.checkpoint import load_checkpoint
 from alq.data import TensorLoader
@@ -43,94 +42,9 @@ from alq.training import evaluate
 
 TRAINED = Path("checkpoints/published/lenet5_model_ori.pth")
 LOGS = Path("checkpoints/ablations")
-LR, LD = 1e-3, 0.8  # of all arms: the paper's rate and factor for LeNet5
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One run of a comparison.
-
-    Attributes:
-        name: in the log's name and the figure.
-        epochs: what each epoch does (`alq.schedule.Epoch.kind`).
-        max_bit: of the sketch.
-        kind: class of the quantizer.
-        plan: (batches of an epoch) -> what a pruning epoch does.
-        instead: functions in the place of `alq.optimizer`'s.
-        from_full: STE steps start from the full-precision weights, not from the sketch.
-    """
-
-    name: str
-    epochs: Sequence[Epoch]
-    max_bit: int = 6
-    kind: type[alq.ALQ] = alq.ALQ
-    plan: Callable[[int], object] = lambda batches: None
-    instead: dict[str, Callable] = field(default_factory=dict)
-    from_full: bool = False
-
-
-def decaying(kinds: Sequence[str], round: int = 0) -> list[Epoch]:
-    return [Epoch(kind, LR * LD ** (k + 1), round) for k, kind in enumerate(kinds)]
-
-
-ROUND = ["basis", "basis", "coordinate"]
-ROUNDS, PR, TOP_K = 4, 0.9, 0.01
-# Four rounds that end in a pruning epoch, then one that only trains.
-PRUNING = [
-    epoch for r in range(1, ROUNDS + 1) for epoch in decaying([*ROUND, "prune"], r)
-] + decaying(ROUND, ROUNDS + 1)
-
-
-def loss_aware() -> list[Arm]:
-    """At 1 and 2 bits, the same for all groups."""
-    arms = []
-    for bits in (1, 2):
-        ste, alternating = decaying(["ste"] * 6), decaying(["basis"] * 4 + ["coordinate"] * 2)
-        arms += [
-            Arm(f"{bits}bit_sketch", [], bits),
-            Arm(f"{bits}bit_reconstruction", ste, bits, changed.Reconstruction, from_full=True),
-            Arm(f"{bits}bit_ste", ste, bits, from_full=True),
-            Arm(f"{bits}bit_alq", alternating, bits),
-        ]
-    return arms
-
-
-def pruned(name: str, **instead: Callable) -> Arm:
-    def plan(batches: int) -> object:
-        return changed.AcrossLayers(PR, batches, TOP_K)
-
-    return Arm(name, PRUNING, plan=plan, instead=instead)
-
-
-def adaptive() -> list[Arm]:
-    return [
-        pruned("across_layers"),
-        Arm("within_layers", PRUNING, plan=lambda b: changed.WithinLayers(PR, b, 4 * b)),
-        Arm("uniform", PRUNING, plan=lambda b: changed.Uniform((4, 3, 2, 1), b, 4 * b)),
-    ]
-
-
-def smooth() -> list[Arm]:
-    cut = Arm("one_cut", PRUNING, plan=lambda b: changed.OneCut(PR, b, 4 * b))
-    return [pruned("every_batch"), cut]
-
-
-def defects() -> list[Arm]:
-    return [
-        pruned("none"),
-        pruned("lost_flips", optimise_bases=changed.bases_losing_flips),
-        pruned("wrong_ranking", choose_pruned=changed.choose_by_wrong_values),
-    ]
-
-
-# The same run under several claims' names: run once.
-SAME = {
-    ("smooth", "every_batch"): "adaptive_across_layers",
-    ("defects", "none"): "adaptive_across_layers",
-}
-
-
-def run_arm(claim: str, arm: Arm, args: argparse.Namespace) -> None:
+def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
     """Train one arm and log its epochs, its accuracy after each pruning and before it."""
     torch.manual_seed(args.seed)
     source = load_checkpoint(args.model_ori, "lenet5")
@@ -157,7 +71,7 @@ def run_arm(claim: str, arm: Arm, args: argparse.Namespace) -> None:
         log.write("point", after=after, epoch=training.epochs_done, **found)
         return found
 
-    schedule = Schedule(lr=LR, seed=args.seed)
+    schedule = Schedule(lr=arms.LR, seed=args.seed)
     plan = arm.plan(len(train))
     training = quantized_training(model, weights, schedule, plan=plan, kind=arm.kind)
     if arm.from_full:
@@ -213,31 +127,6 @@ def structures(args: argparse.Namespace) -> None:
 
 # ---------------------------------------------------------------------------- whole commands
 
-# One basis, one coordinate and one pruning epoch a round; five epochs of post-training.
-SHORT = (
-    "--ALQ --POSTTRAIN --epoch_basis 1 --epoch_coord 1 --pr 1 "
-    "--epoch_ste 4 --ld_ste 0.7 --epoch_post_coord 1 --ld_post_coord 0.7"
-)
-TEN_KB = f"{SHORT} --max_bit 3 --target_kb 9.4"
-COMMANDS = {
-    "size": {
-        "6bit": f"{SHORT} --R 1 --pr 1e-6",
-        **{f"{bits:g}bit": f"{SHORT} --target_bit {bits}" for bits in (3, 1.5)},
-        **{
-            f"{bits:g}bit": f"{SHORT} --max_bit 3 --target_bit {bits}"
-            for bits in (0.8, 0.41, 0.2, 0.1, 0.055)
-        },
-    },
-    "recipe": {
-        "plain": TEN_KB,
-        "distill": f"{TEN_KB} --distill 0.7",
-        "augment": f"{TEN_KB} --augment 2",
-        "per_byte": f"{TEN_KB} --per_byte",
-        "finer": f"{TEN_KB} --subc 0 0 8 5",
-        "longer": f"{TEN_KB} --epoch_ste 12 --ld_ste 0.9",
-    },
-}
-
 
 def run_command(claim: str, arm: str, args: argparse.Namespace) -> None:
     """`lenet5.py` with the arm's flags; its log and its files are named for the arm."""
@@ -255,12 +144,10 @@ def run_command(claim: str, arm: str, args: argparse.Namespace) -> None:
     if args.threads:
         own += ["--threads", args.threads]
     model.with_suffix(".jsonl").unlink(missing_ok=True)
-    lenet5.main([*COMMANDS[claim][arm].split(), *map(str, own)])
+    lenet5.main([*arms.COMMANDS[claim][arm].split(), *map(str, own)])
 
 
 # ---------------------------------------------------------------------------- command line
-
-CLAIMS = {f.__name__: f for f in (loss_aware, adaptive, smooth, defects)}
 
 
 def finished(log: Path) -> bool:
@@ -273,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("claim", nargs="+", choices=[*CLAIMS, "structures", *COMMANDS])
+    parser.add_argument("claim", nargs="+", choices=[*arms.CLAIMS, "structures", *arms.COMMANDS])
     parser.add_argument("--arm", nargs="+", help="only these arms")
     parser.add_argument("--model_ori", type=Path, default=TRAINED)
     parser.add_argument("--out", type=Path, default=LOGS, help="folder of the logs")
@@ -294,15 +181,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         if claim == "structures":
             structures(args)
             continue
-        arms = {arm.name: arm for arm in CLAIMS[claim]()} if claim in CLAIMS else COMMANDS[claim]
-        for name, arm in arms.items():
-            log = args.out / f"{SAME.get((claim, name), f'{claim}_{name}')}.jsonl"
+        chosen = (
+            {arm.name: arm for arm in arms.CLAIMS[claim]()}
+            if claim in arms.CLAIMS
+            else arms.COMMANDS[claim]
+        )
+        for name, arm in chosen.items():
+            log = args.out / f"{arms.SAME.get((claim, name), f'{claim}_{name}')}.jsonl"
             if (args.arm and name not in args.arm) or finished(log):
                 continue
-            if claim in COMMANDS:
+            if claim in arms.COMMANDS:
                 run_command(claim, name, args)
-            elif (claim, name) in SAME:
-                run_arm("adaptive", pruned("across_layers"), args)
+            elif (claim, name) in arms.SAME:
+                run_arm("adaptive", arms.pruned("across_layers"), args)
             else:
                 run_arm(claim, arm, args)
 

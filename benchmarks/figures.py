@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
@@ -172,35 +173,6 @@ def plain_ticks(axis: Axis, limits: tuple[float, float]) -> None:
     axis.set_ticks([], minor=True)
 
 
-def adaptive(logs: Path) -> Figure:
-    return against_bits(
-        logs,
-        {
-            "adaptive_across_layers": "across all layers",
-            "adaptive_within_layers": "within each layer",
-            "adaptive_uniform": "same bitwidth everywhere",
-        },
-    )
-
-
-def smooth(logs: Path) -> Figure:
-    return against_bits(
-        logs,
-        {"adaptive_across_layers": "a little at every batch", "smooth_one_cut": "one cut a round"},
-    )
-
-
-def defects(logs: Path) -> Figure:
-    return against_bits(
-        logs,
-        {
-            "adaptive_across_layers": "without defects",
-            "defects_lost_flips": "sign flips lost",
-            "defects_wrong_ranking": "ranked by wrong values",
-        },
-    )
-
-
 def structures(logs: Path) -> Figure:
     """Reconstruction error against storage of the sketch of the trained weights."""
     sketches = events(logs / "ablations" / "structures_sketch.jsonl", "sketch")
@@ -257,8 +229,26 @@ def file_bytes(log: Path, final: dict) -> int:
     return log.with_name("lenet5.alq").stat().st_size if older else final["file_bytes"]
 
 
+# Figure -> the logs that `against_bits` compares, and what it calls them.
+COMPARED = {
+    "adaptive": {
+        "adaptive_across_layers": "across all layers",
+        "adaptive_within_layers": "within each layer",
+        "adaptive_uniform": "same bitwidth everywhere",
+    },
+    "smooth": {
+        "adaptive_across_layers": "a little at every batch",
+        "smooth_one_cut": "one cut a round",
+    },
+    "defects": {
+        "adaptive_across_layers": "without defects",
+        "defects_lost_flips": "sign flips lost",
+        "defects_wrong_ranking": "ranked by wrong values",
+    },
+}
 FIGURES: dict[str, Callable[[Path], Figure]] = {
-    f.__name__: f for f in (run, layers, loss_aware, adaptive, smooth, defects, structures, size)
+    **{draw.__name__: draw for draw in (run, layers, loss_aware, structures, size)},
+    **{name: partial(against_bits, arms=arms) for name, arms in COMPARED.items()},
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ablations
+import arms
 import changed
 import lenet5
 from alq.checkpoint import load_checkpoint, save_checkpoint
@@ -29,9 +30,9 @@ def few(tmp_path_factory) -> list[str]:
     small = tuple([part[:count] for part in pair] for pair, count in ((train, 344), (test, 50)))
     patch = pytest.MonkeyPatch()
     patch.setattr(lenet5, "read_mnist", lambda root: small)
-    patch.setattr(ablations, "TOP_K", 0.5)  # enough candidates at each of so few batches
-    rounds = ablations.decaying([*ablations.ROUND, "prune"], 1) + ablations.decaying(["basis"], 2)
-    patch.setattr(ablations, "PRUNING", rounds)
+    patch.setattr(arms, "TOP_K", 0.5)  # enough candidates at each of so few batches
+    rounds = arms.decaying([*arms.ROUND, "prune"], 1) + arms.decaying(["basis"], 2)
+    patch.setattr(arms, "PRUNING", rounds)
     yield ["--model_ori", str(path), "--threads", "1"]
     patch.undo()
 
@@ -60,8 +61,8 @@ def test_every_claim_runs_and_runs_once(few, tmp_path, claim) -> None:
 
 @pytest.mark.parametrize("claim", ["size", "recipe"])
 def test_commands_run(few, tmp_path, monkeypatch, claim) -> None:
-    name, flags = list(ablations.COMMANDS[claim].items())[-1]
-    monkeypatch.setitem(ablations.COMMANDS[claim], name, flags + " --R 1 --top_k 0.5 --val_size 88")
+    name, flags = list(arms.COMMANDS[claim].items())[-1]
+    monkeypatch.setitem(arms.COMMANDS[claim], name, flags + " --R 1 --top_k 0.5 --val_size 88")
     ablations.main([claim, "--arm", name, "--out", str(tmp_path), *few])
     assert ablations.finished(tmp_path / f"{claim}_{name}.jsonl")
 

@@ -34,9 +34,9 @@ def waits(monkeypatch) -> dict[str, list[int]]:
     def counted(name: str):
         step = getattr(alq.ALQ, name)
 
-        def take(self, *arguments) -> None:
+        def take(self, *arguments, **named) -> None:
             before = Stats.syncs
-            step(self, *arguments)
+            step(self, *arguments, **named)
             counts.setdefault(name, []).append(Stats.syncs - before)
 
         return take
