@@ -204,7 +204,7 @@ def inflate(names: Tensor) -> dict:
     return json.loads(zlib.decompressobj().decompress(names.numpy().tobytes(), MOST_NAMES))
 
 
-def seal(tensors: dict[str, Tensor], version: int) -> bytes:
+def seal(tensors: dict[str, Tensor], version: int = VERSION) -> bytes:
     """The file: metadata and tensors."""
     metadata = {KEY: f"{version} {NO_CHECKSUM.decode()}"}
     content = safetensors.torch.save(tensors, metadata)

@@ -239,7 +239,7 @@ def forge(path, packed: bytes, change) -> None:
     path.write_bytes(packed)
     tensors, _ = unseal(path)
     tensors["names"] = deflate(change(inflate(tensors["names"])))
-    path.write_bytes(seal(tensors, 1))
+    path.write_bytes(seal(tensors))
 
 
 def test_another_version_is_named(tmp_path, packed, monkeypatch) -> None:
@@ -263,7 +263,7 @@ def test_names_that_inflate_without_end_are_refused(tmp_path, packed) -> None:
     tensors, _ = unseal(tmp_path / "bomb.alq")
     bomb = zlib.compress(b" " * 2**26)
     tensors["names"] = torch.frombuffer(bytearray(bomb), dtype=torch.uint8)
-    (tmp_path / "bomb.alq").write_bytes(seal(tensors, 1))
+    (tmp_path / "bomb.alq").write_bytes(seal(tensors))
     assert "makes no sense" in refusal(tmp_path / "bomb.alq")
 
 
