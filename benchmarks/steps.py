@@ -106,9 +106,10 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
     sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     clock = time.process_time if args.cpu_time else time.perf_counter
     torch.manual_seed(0)
-    model = make().to(device)
+    model = make().to(device, memory_format=torch.channels_last)  # as the scripts hold it
 
     x = torch.randn(min(batch, args.pictures), *picture, device=device)
+    x = x.contiguous(memory_format=torch.channels_last)
 
     def forward_backward() -> None:
         model.zero_grad()
@@ -160,6 +161,14 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
     }
 
 
+def machine(device: torch.device) -> str:
+    """What a figure depends on, for its reader."""
+    return (
+        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, "
+        f"{platform.processor() or platform.machine()}"
+    )
+
+
 def show(row: dict) -> None:
     print(
         f"\n{row['network']}: {row['weights'] / 1e6:.2f} M weights, max_bit {row['max_bit']}, "
@@ -171,6 +180,8 @@ def show(row: dict) -> None:
         peak = row["peak memory in largest layers"].get(step)
         memory = "" if peak is None else f"{peak:13.1f}"
         print(f"{step:20}{1e3 * seconds:10.2f}{seconds / floor:11.1f}{memory}", flush=True)
+    basis, network = row["seconds"]["basis"], row["seconds"]["forward + backward"]
+    print(f"the basis step's share of a training step: {100 * basis / (basis + network):.1f} %")
 
 
 def main() -> None:
@@ -193,17 +204,16 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
-    print(
-        f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, "
-        f"{platform.processor() or platform.machine()}"
-    )
+    print(machine(torch.device(args.device)))
     rows = []
     for name in args.network:
         for bits in args.bits:
             rows.append(measure(name, bits, args))
             show(rows[-1])
     if args.json:
-        args.json.write_text(json.dumps({"arguments": sys.argv[1:], "rows": rows}, indent=1))
+        where = machine(torch.device(args.device))
+        content = {"machine": where, "arguments": sys.argv[1:], "rows": rows}
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

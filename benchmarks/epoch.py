@@ -1,0 +1,130 @@
+"""Where the time of a LeNet5 epoch on MNIST goes, for each kind of epoch.
+
+    python benchmarks/epoch.py --threads 2 --json epoch.json
+
+Full precision, basis, coordinate, prune and STE at max_bit 6, fresh from the sketch: the seconds of
+a whole epoch (medians; the kinds take turns) in data, forward + backward, optimizer (the quantizer,
+or SGD; and Adam on the biases) and the rest. Starts from checkpoints/published/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from argparse import Namespace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import alq
+import lenet5
+from alq.checkpoint import load_checkpoint
+from alq.loop import Training, prepare, quantized_training
+from alq.pruning import PruneByRatio
+from alq.schedule import Epoch
+from alq.training import classification, train_epoch
+from steps import machine
+
+KINDS = ("pretrain", "basis", "coordinate", "prune", "ste")
+PARTS = ("data", "forward + backward", "optimizer", "other")
+
+
+class Clock:
+    """Seconds of each part of an epoch; `lap` books the time since the last call."""
+
+    def __init__(self, sync: Callable[[], None]) -> None:
+        self.sync, self.seconds = sync, defaultdict(float)
+        self.last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        self.sync()
+        now = time.perf_counter()
+        self.seconds[part] += now - self.last
+        self.last = now
+
+    def timed_batches(self, batches: Iterable) -> Iterator:
+        for batch in batches:
+            self.lap("data")
+            yield batch
+            self.lap("other")
+
+    def timed_loss(self, model: nn.Module, batch: object) -> tuple:
+        self.lap("other")
+        return classification(model, batch)
+
+    def timed_step(self, step: Callable[[], None]) -> Callable[[], None]:
+        def take() -> None:
+            self.lap("forward + backward")
+            step()
+            self.lap("optimizer")
+
+        return take
+
+
+def training_of(kind: str, flags: Namespace, batches: int) -> Training:
+    """A fresh training of the published full-precision network that can take steps of `kind`."""
+    torch.manual_seed(0)
+    model = lenet5.LeNet5().to(flags.device, memory_format=torch.channels_last)
+    saved = load_checkpoint(ROOT / "checkpoints/published/lenet5_model_ori.pth", "lenet5")
+    model.load_state_dict(saved["model"])
+    if kind == "pretrain":
+        optimizer = lenet5.pretrain_optimizer(model.parameters(), flags)
+        return Training(model, [optimizer], {"pretrain": optimizer.step})
+    weights = alq.quantize(model, flags.structure, flags.subc, *flags.max_bit)
+    plan = PruneByRatio(1, flags.pr, flags.top_k, flags.pr / flags.top_k / batches)
+    return quantized_training(model, weights, flags, plan=plan)
+
+
+def measure(kind: str, flags: Namespace, train: Iterable) -> dict[str, float]:
+    """Seconds of one epoch of `kind`, part by part."""
+    training = training_of(kind, flags, len(train))
+    prepare(training, Epoch(kind, flags.lr_pretrain if kind == "pretrain" else flags.lr))
+    sync = torch.cuda.synchronize if flags.device.type == "cuda" else lambda: None
+    clock = Clock(sync)
+    step = clock.timed_step(training.steps[kind])
+    train_epoch(training.model, clock.timed_batches(train), step, clock.timed_loss)
+    return {part: clock.seconds[part] for part in PARTS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3, help="epochs of each kind (3)")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    where = {"data": ROOT / "data", "device": args.device, "seed": 0, "wd": 0.0}
+    flags = Namespace(**{**lenet5.DEFAULTS, **where})
+    train = lenet5.load_data(flags, None)[0].train
+    print(machine(args.device))
+    found: dict[str, list[dict]] = {kind: [] for kind in KINDS}
+    for _ in range(args.repeats):
+        for kind in KINDS:
+            found[kind].append(measure(kind, flags, train))
+    print(f"{'seconds an epoch':18}{'all':>8}" + "".join(f"{part:>20}" for part in PARTS))
+    rows = {}
+    for kind, epochs in found.items():
+        rows[kind] = sorted(epochs, key=lambda parts: sum(parts.values()))[len(epochs) // 2]
+        parts = "".join(f"{rows[kind][part]:20.2f}" for part in PARTS)
+        print(f"{kind:18}{sum(rows[kind].values()):8.2f}{parts}")
+    whole = {kind: median(sum(e.values()) for e in epochs) for kind, epochs in found.items()}
+    print(f"basis / full precision: {whole['basis'] / whole['pretrain']:.2f}")
+    if args.json:
+        content = {"machine": machine(args.device), "arguments": sys.argv[1:], "seconds": rows}
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
