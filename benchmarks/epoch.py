@@ -22,8 +22,7 @@ from statistics import median
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
 import lenet5
@@ -34,6 +33,7 @@ from alq.schedule import Epoch
 from alq.training import classification, train_epoch
 from steps import machine
 
+ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("pretrain", "basis", "coordinate", "prune", "ste")
 PARTS = ("data", "forward + backward", "optimizer", "other")
 
