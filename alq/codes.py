@@ -125,8 +125,25 @@ def _positive_levels(alpha: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
     codes = torch.arange(1, 2**L, 2, device=alpha.device, dtype=torch.int32)
     levels = alpha @ sign_table(L, alpha)[1::2].T
     codes = torch.where(levels < 0, ~codes, codes) & pack_bits(live).unsqueeze(1)
-    levels, order = levels.abs().sort(dim=1)
-    return levels, codes.gather(1, order)
+    return _sort_together(levels.abs(), codes)
+
+
+def _sort_together(levels: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Levels >= 0 (float32 or float64) and their codes (int32), both by ascending level.
+
+    Non-negative float32 numbers are ordered as their bits are, so that level and code make one
+    integer to sort. On a CPU numpy does so 14 times as fast as torch sorts floats with indices
+    (128 levels a group), which at 8 bits were 40 % of a basis step.
+    """
+    if levels.dtype != torch.float32:
+        levels, order = levels.sort(dim=1)
+        return levels, codes.gather(1, order)
+    keys = (levels.view(torch.int32).long() << 32) | codes
+    if keys.device.type == "cpu":
+        keys.numpy().sort(axis=1)  # in place: the array shares the tensor's memory
+    else:
+        keys = keys.sort(dim=1).values
+    return (keys >> 32).int().view(torch.float32), (keys & 0xFFFFFFFF).int()
 
 
 def _count_below(x: Tensor, middle: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from . import parallel
 from .checks import check_files, check_layers, check_numbers, check_stages
+from .cpu import settle_cpu
 from .errors import InputError, NotFinite
 from .interrupt import Interruption, Stopped
 from .loop import size_of
@@ -120,8 +121,7 @@ def set_arithmetic(args: Namespace) -> None:
     torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
     torch.backends.cudnn.deterministic = args.deterministic
     torch.backends.cudnn.allow_tf32 = args.tf32  # matrix products never use it unless asked to
-    # Moments of weights that get no gradient decay into denormals, 13x slower on CPUs.
-    torch.set_flush_denormal(True)
+    settle_cpu()
 
 
 def print_result(recipe: Recipe, result: dict) -> None:

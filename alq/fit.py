@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .cpu import settle_cpu
 from .errors import InputError
 from .loop import describe, quantized_training, score, size_of, train_through
 from .multibit import MultiBitWeight
@@ -52,7 +53,7 @@ def fit(
     Raises: InputError for what cannot be done as asked; it names the layer or the value.
     """
     schedule = schedule or Schedule()
-    torch.set_flush_denormal(True)  # as the scripts do: denormal moments are slow on a CPU
+    settle_cpu()
     _check(weights, train_loader, val_loader)
     write = RunLog(Path(log)).write if log else _no_log
     loss = _loss_function(loss, weights[0].parameter.device)

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import alq
 import lenet5
 from alq.checkpoint import load_checkpoint
+from alq.cpu import settle_cpu
 from alq.loop import Training, prepare, quantized_training
 from alq.pruning import PruneByRatio
 from alq.schedule import Epoch
@@ -104,7 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)
+    settle_cpu()
     where = {"data": ROOT / "data", "device": args.device, "seed": 0, "wd": 0.0}
     flags = Namespace(**{**lenet5.DEFAULTS, **where})
     train = lenet5.load_data(flags, None)[0].train

@@ -21,6 +21,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
+from alq.cpu import settle_cpu
 from steps import machine, times
 
 N = 512  # weights a group, as the last convolutions of VGG and ResNet have
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them into this file")
     args = parser.parse_args()
-    torch.set_flush_denormal(True)
+    settle_cpu()
     cases = [(size, I) for size in SIZES if size <= args.largest] + [(WEIGHTS, b) for b in BITS]
     rows = []
     for threads in args.threads:

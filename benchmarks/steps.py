@@ -31,6 +31,7 @@ import lenet5
 import resnet
 import vgg
 from alq.codes import sign_table
+from alq.cpu import settle_cpu
 from alq.loss_model import pseudo_gradient_and_hessian, update_moments
 from alq.network import quantizable
 
@@ -203,7 +204,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)
+    settle_cpu()
     print(machine(torch.device(args.device)))
     rows = []
     for name in args.network:
