@@ -1,7 +1,7 @@
 """Tools beside the scripts.
 
 `python -m alq info FILE` looks into a packed file or a checkpoint;
-`python -m alq table` prints the README's results table from the logs of published runs.
+`python -m alq table` prints the README's tables of results from the logs of published runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from .errors import InputError
 from .flags import OneLineParser
 from .info import info_text, inspect, plot
-from .results import results_table
+from .results import recipe_table, results_table
 
 PUBLISHED_RUNS = Path("checkpoints/published")
 
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.command == "table":
         print(results_table(args.folder.glob("*.jsonl")))
+        print("", recipe_table(args.folder / "ablations"), sep="\n")
         return
     try:
         found = inspect(args.file)

@@ -107,3 +107,29 @@ def provenance(runs: list[dict]) -> str:
     """When, where and in which logs, each said once."""
     dates, machines = (list(dict.fromkeys(run[key] for run in runs)) for key in ("date", "machine"))
     return "; ".join([*dates, *machines, ", ".join(f"`{run['log']}`" for run in runs)])
+
+
+def recipe_table(folder: Path) -> str:
+    """Markdown: what each extra gains over the run without any, from `folder`/recipe_*.jsonl."""
+    lines = ["| flags | bits | file, bytes | test % | gain |", "| --- | --- | --- | --- | --- |"]
+    logs = sorted(folder.glob("recipe_*.jsonl"), key=lambda log: log.stem != "recipe_plain")
+    plain: dict = {}
+    for log in logs:
+        found = {event["event"]: event for event in read_log(log)}
+        flags, result = found["start"]["flags"], found["result"]
+        plain = plain or {"flags": flags, "top1": result["top1"]}
+        own = [f"--{k} {plain_text(v)}" for k, v in flags.items() if v != plain["flags"].get(k)]
+        title = ", ".join(f"`{flag.strip()}`" for flag in own if not flag.startswith("--model "))
+        gain = "" if log is logs[0] else f"{result['top1'] - plain['top1']:+.2f}"
+        lines.append(
+            f"| {title or 'none'} | {result['bitwidth']:.3f} | {result['file_bytes']} "
+            f"| {result['top1']:.2f} | {gain} |"
+        )
+    return "\n".join(lines)
+
+
+def plain_text(value: object) -> str:
+    """A flag's value as it is typed."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is True else str(value)

@@ -35,6 +35,7 @@ from alq.cpu import settle_cpu
 from alq.loss_model import pseudo_gradient_and_hessian, update_moments
 from alq.network import quantizable
 
+STEPS = ("basis", "ste", "coordinate", "prune")
 # network, picture, the entry script's defaults
 NETWORKS = {
     "lenet5": (lenet5.LeNet5, (1, 28, 28), lenet5.DEFAULTS),
@@ -156,8 +157,7 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
         "weights": sum(weight.parameter.numel() for weight in weights),
         "seconds": {"forward + backward": network, "sketch": sketching[""], **seconds},
         "peak memory in largest layers": {
-            step: peak_bytes(steps[step], device) / largest
-            for step in ("amsgrad", "basis", "ste", "coordinate", "prune")
+            step: peak_bytes(steps[step], device) / largest for step in ("amsgrad", *STEPS)
         },
     }
 
@@ -185,6 +185,23 @@ def show(row: dict) -> None:
     print(f"the basis step's share of a training step: {100 * basis / (basis + network):.1f} %")
 
 
+def markdown(content: dict) -> str:
+    """The README's table, from what `--json` wrote."""
+    titles = ["network", "bits", "AMSGrad ms", *(f"{step} x" for step in STEPS)]
+    titles += ["naive / basis", "basis, % of training step", "sketch s", "peak memory"]
+    lines = ["| " + " | ".join(titles) + " |", "| --- " * len(titles) + "|"]
+    for row in content["rows"]:
+        seconds, peak = row["seconds"], row["peak memory in largest layers"]
+        floor, basis = seconds["amsgrad"], seconds["basis"]
+        share = 100 * basis / (basis + seconds["forward + backward"])
+        cells = [row["network"], f"{row['bitwidth']:.2f}", f"{1e3 * floor:.1f}"]
+        cells += [f"{seconds[step] / floor:.1f}" for step in STEPS]
+        cells += [f"{seconds['basis naive'] / basis:.0f}", f"{share:.1f}"]
+        cells += [f"{seconds['sketch']:.2f}", f"{max(peak[step] for step in STEPS):.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -195,6 +212,7 @@ def main() -> None:
         "--pictures", type=int, default=128,
         help="forward + backward on at most so many, scaled to the batch size (128)",
     )  # fmt: skip
+    parser.add_argument("--table", type=Path, metavar="JSON", help="print the README's table, exit")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
     parser.add_argument(
@@ -202,6 +220,9 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
+    if args.table:
+        print(markdown(json.loads(args.table.read_text())))
+        return
     if args.threads:
         torch.set_num_threads(args.threads)
     settle_cpu()

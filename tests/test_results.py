@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import alq
 import lenet5
 from alq.checkpoint import load_checkpoint
 from alq.data import EVAL_BATCH, TensorLoader, read_mnist
-from alq.results import PUBLISHED, read_run, results_table
+from alq.results import PUBLISHED, read_run, recipe_table, results_table
 from alq.training import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +34,18 @@ def test_only_default_schedules_make_the_row(tmp_path) -> None:
         assert not read_run(changed)["default"]
         assert "| here | not measured here" in results_table([changed]).splitlines()[3]
     assert read_run(RUNS / "lenet5_seed0.jsonl")["default"]
+
+
+def test_the_readme_holds_the_gains_of_the_extras() -> None:
+    assert recipe_table(RUNS / "ablations") in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_holds_the_table_of_the_benchmark(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from steps import markdown
+
+    content = json.loads((ROOT / "benchmarks" / "results" / "steps.json").read_text())
+    assert markdown(content) in (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,18 @@ def test_without_data_the_error_says_where_the_archive_belongs(tmp_path, monkeyp
         read_cifar10(tmp_path)
 
 
+def test_a_half_downloaded_archive_is_refused(cifar, monkeypatch) -> None:
+    archive = cifar / "cifar-10-python.tar.gz"
+    archive.write_bytes(archive.read_bytes()[:-1000])
+
+    def no_network(*_args, **_kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", no_network)
+    with pytest.raises(InputError, match="no intact CIFAR-10"):
+        read_cifar10(cifar)
+
+
 def test_a_cut_and_flip_is_torchvisions() -> None:
     images = torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8)
     draws = CropFlip().draw(50, torch.Generator().manual_seed(0))
