@@ -165,6 +165,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(stage, stop, finished, tm
 
 def test_a_second_ctrl_c_acts_at_once(tmp_path) -> None:
     def work() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' `&` has it ignored
         with Interruption() as interruption:
             os.kill(os.getpid(), signal.SIGINT)
             assert interruption.code == 130
