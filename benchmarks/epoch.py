@@ -106,7 +106,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     settle_cpu()
-    where = {"data": ROOT / "data", "device": args.device, "seed": 0, "wd": 0.0}
+    where = {"data": ROOT / "data", "device": args.device, "seed": 0, "wd": 0.0, "augment": 0}
     flags = Namespace(**{**lenet5.DEFAULTS, **where})
     train = lenet5.load_data(flags, None)[0].train
     print(machine(args.device))
