@@ -4,12 +4,14 @@ from .compact import round_floats
 from .fit import fit
 from .multibit import MultiBitWeight
 from .network import average_bitwidth, quantize, restore, storage_bytes
+from .compiled import CompiledALQ
 from .optimizer import ALQ
 from .packed import load_packed, save_packed
 from .schedule import Schedule
 
 __all__ = [
     "ALQ",
+    "CompiledALQ",
     "MultiBitWeight",
     "Schedule",
     "average_bitwidth",

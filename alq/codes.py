@@ -107,15 +107,24 @@ def nearest_codes(target: Tensor, alpha: Tensor, live: Tensor) -> Tensor:
     The levels are symmetric about 0, so the search is for |target| among the 2^(L-1) that are not
     negative, and its rank the number of their midpoints below it.
     """
-    L = alpha.shape[1]
-    if L == 0:
+    if alpha.shape[1] == 0:
         return torch.zeros(target.shape, dtype=torch.int32, device=target.device)
-    levels, positive = _positive_levels(alpha, live)  # (G, 2^(L-1)) twice
-    every = pack_bits(live).unsqueeze(1)  # (G, 1): all live bits
+    middle, positive, every = search_tables(alpha, live)
     by_rank = torch.cat([positive, positive ^ every], dim=1)  # (G, 2^L), negative targets second
-    rank = _count_below(target.abs(), (levels[:, 1:] + levels[:, :-1]) / 2)
-    rank.add_(torch.lt(target, 0, out=torch.empty_like(target)), alpha=levels.shape[1])
+    rank = _count_below(target.abs(), middle)
+    rank.add_(torch.lt(target, 0, out=torch.empty_like(target)), alpha=positive.shape[1])
     return by_rank.gather(1, _long(rank))
+
+
+def search_tables(alpha: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What |target| is searched in: (G, L) twice, L > 0 -> three tables.
+
+    Returns: the midpoints of neighbours of the 2^(L-1) levels >= 0 (G, 2^(L-1) - 1), ascending;
+    the codes of these levels (G, 2^(L-1)) int32; all live bits (G, 1): code ^ live bits is the
+    code of the opposite level.
+    """
+    levels, codes = _positive_levels(alpha, live)  # (G, 2^(L-1)) twice
+    return (levels[:, 1:] + levels[:, :-1]) / 2, codes, pack_bits(live).unsqueeze(1).int()
 
 
 def _positive_levels(alpha: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:

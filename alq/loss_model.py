@@ -32,7 +32,17 @@ def pseudo_gradient_and_hessian(
 
     The learning rate sits in p, so that the unconstrained minimum d = -p/h is one AMSGrad step.
     """
+    return scale_moments(m, v_max, *scales(t, lr, betas), eps)
+
+
+def scales(t: int, lr: float, betas: tuple[float, float]) -> tuple[float, float]:
+    """What `pseudo_gradient_and_hessian` multiplies m and sqrt(v_max) + eps by."""
     beta1, beta2 = betas
-    p = m * (lr / (1 - beta1**t))
-    h = v_max.sqrt().add_(eps).mul_((1 - beta2**t) ** -0.5)
-    return p, h
+    return lr / (1 - beta1**t), (1 - beta2**t) ** -0.5
+
+
+def scale_moments(
+    m: Tensor, v_max: Tensor, p_scale: float, h_scale: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """p and h from the two `scales`."""
+    return m * p_scale, v_max.sqrt().add_(eps).mul_(h_scale)

@@ -110,10 +110,14 @@ class MultiBitWeight:
 
     @torch.no_grad()
     def write(self, w_hat: Tensor | None = None) -> None:
-        """Put `w_hat` (G, n), by default `w_hat_groups()`, into the layer's parameter."""
-        self.parameter.copy_(
-            self.grouping.to_weight(self.w_hat_groups() if w_hat is None else w_hat)
-        )
+        """Put `w_hat` (G, n), by default `w_hat_groups()`, into the layer's parameter.
+
+        One that is a view of the parameter is there already.
+        """
+        if w_hat is None:
+            w_hat = self.w_hat_groups()
+        if w_hat.data_ptr() != self.parameter.data_ptr():
+            self.parameter.copy_(self.grouping.to_weight(w_hat))
 
     @property
     def bitwidth(self) -> float:

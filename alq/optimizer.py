@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from .codes import basis_products, blocks
 from .errors import InputError
-from .loss_model import pseudo_gradient_and_hessian, update_moments
+from .loss_model import pseudo_gradient_and_hessian, scale_moments, scales, update_moments
 from .multibit import MultiBitWeight, check_state, live_counts
 from .precision import optimizer_step
 from .steps import alpha_moments, choose_pruned, optimise_bases, removal_cost
@@ -90,7 +90,7 @@ class ALQ(Optimizer):
         for weight, state in self._layers():
             p_a, h_a = self._update_both_moments(weight, state)
             weight.alpha = torch.where(weight.mask, weight.alpha - p_a / h_a, 0.0)
-            weight.write()
+            self._write(weight)
 
     @optimizer_step
     def prune_step(
@@ -128,7 +128,7 @@ class ALQ(Optimizer):
         # The one point where the host waits for the device.
         for weight, counts in zip(self.weights, live_counts(self.weights), strict=True):
             weight.count_live(*counts)
-            weight.write()
+            self._write(weight)
 
     @property
     def steps_done(self) -> int:
@@ -184,29 +184,36 @@ class ALQ(Optimizer):
     def _optimise(self, weight: MultiBitWeight, state: dict, base: Tensor, move_base: bool) -> None:
         """`optimise_bases` in blocks of groups, from `base` (G, n), which becomes t if it moves."""
         g = self._gradient(weight)
-        w_hat = torch.empty_like(g)  # (G, n)
+        w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n), all of it written to
         live = weight.live_first(weight.mask)  # (G, L)
         alpha = weight.live_first(weight.alpha)  # (G, L)
         state["step"] += 1
         state["step_a"] += 1
         state["alpha_moments"] = None
+        scales = self._scales(state["step"])
         for block in blocks(weight.codes, weight.L):
-            p, h = self._update_moments(g[block], state, block)
-            weight.codes[block], alpha[block], w_hat[block], t = optimise_bases(
-                base[block], p, h, alpha[block], live[block]
-            )
-            if move_base:
-                base[block] = t
+            moments = [state[key][block] for key in ("m", "v", "v_max")]
+            alpha[block] = self._optimise_block(
+                g[block], moments, base[block], weight.codes[block], alpha[block], live[block],
+                w_hat[block], scales, move_base,
+            )  # fmt: skip
         weight.alpha = weight.in_place(alpha)
         weight.write(w_hat)
 
-    def _update_moments(self, g: Tensor, state: dict, block: slice) -> tuple[Tensor, Tensor]:
+    def _optimise_block(
+        self, g: Tensor, moments: list[Tensor], w0: Tensor, codes: Tensor, alpha: Tensor,
+        live: Tensor, w_hat: Tensor, scales: tuple[float, float], move_base: bool,
+    ) -> Tensor:  # fmt: skip
+        """Update the moments, write to codes, w_hat and, if it moves, w0; the new alpha (G, L)."""
         group = self.param_groups[0]
-        m, v, v_max = (state[key][block] for key in ("m", "v", "v_max"))
-        update_moments(g, m, v, v_max, group["betas"])
-        return pseudo_gradient_and_hessian(
-            m, v_max, state["step"], group["lr"], group["betas"], group["eps"]
-        )
+        update_moments(g, *moments, group["betas"])
+        p, h = scale_moments(moments[0], moments[2], *scales, group["eps"])
+        new_codes, alpha, new_w_hat, t = optimise_bases(w0, p, h, alpha, live)
+        codes.copy_(new_codes)
+        w_hat.copy_(new_w_hat)
+        if move_base:
+            w0.copy_(t)
+        return alpha
 
     def _update_both_moments(self, weight: MultiBitWeight, state: dict) -> tuple[Tensor, Tensor]:
         """Update the moments in both domains, each with its own gradient; p_a and h_a (G, I)."""
@@ -216,26 +223,38 @@ class ALQ(Optimizer):
         state["step"] += 1
         state["step_a"] += 1
         derive = state["alpha_moments"] is None
-        g_a = torch.empty(live.shape, dtype=g.dtype, device=g.device)  # (G, L)
-        derived = [torch.empty_like(g_a) for _ in range(3)] if derive else []
+        products = [torch.empty_like(live, dtype=g.dtype) for _ in range(4 if derive else 1)]
         for block in blocks(weight.codes, weight.L):
-            index = weight.codes[block].long()
             moments = [state[key][block] for key in ("m", "v", "v_max")]
-            if derive:
-                for whole, part in zip(
-                    derived, alpha_moments(*moments, index, live[block]), strict=True
-                ):
-                    whole[block] = part
-            update_moments(g[block], *moments, group["betas"])
-            g_a[block] = basis_products(g[block], index, live[block])
+            parts = self._products_block(
+                g[block], moments, weight.codes[block], live[block], derive
+            )
+            for whole, part in zip(products, parts, strict=True):
+                whole[block] = part
+        g_a, *derived = (weight.in_place(x) for x in products)  # (G, I)
         if derive:
-            state["alpha_moments"] = [weight.in_place(x) for x in derived]
-        g_a = weight.in_place(g_a) + group["weight_decay"] * weight.alpha  # (G, I)
+            state["alpha_moments"] = derived
+        g_a = g_a + group["weight_decay"] * weight.alpha
         m_a, v_a, v_a_max = state["alpha_moments"]
         update_moments(g_a, m_a, v_a, v_a_max, group["betas"])
-        return pseudo_gradient_and_hessian(
-            m_a, v_a_max, state["step_a"], group["lr"], group["betas"], group["eps"]
-        )
+        return scale_moments(m_a, v_a_max, *self._scales(state["step_a"]), group["eps"])
+
+    def _products_block(
+        self, g: Tensor, moments: list[Tensor], codes: Tensor, live: Tensor, derive: bool
+    ) -> list[Tensor]:
+        """Update the moments; B g, and what the coordinates' moments derive from if asked for."""
+        index = codes.long()
+        derived = alpha_moments(*moments, index, live) if derive else ()
+        update_moments(g, *moments, self.param_groups[0]["betas"])
+        return [basis_products(g, index, live), *derived]
+
+    def _write(self, weight: MultiBitWeight) -> None:
+        """w_hat of new coordinates into the parameter."""
+        weight.write()
+
+    def _scales(self, t: int) -> tuple[float, float]:
+        group = self.param_groups[0]
+        return scales(t, group["lr"], group["betas"])
 
     @staticmethod
     def _gradient(weight: MultiBitWeight) -> Tensor:

@@ -32,9 +32,7 @@ def optimise_bases(
     t = torch.addcdiv(w0, p, h, value=-1)  # (G, n)
     codes = nearest_codes(t, alpha, live)  # (G, n)
     index = codes.long()
-    solved = solve_coordinates(index, live, w0, p, h)  # (G, L)
-    # Bases that coincide under a large h are singular in float32, ridge or not: alpha stays.
-    alpha = torch.where(solved.isfinite().all(1, keepdim=True), solved, alpha)
+    alpha = finite_or(alpha, solve_coordinates(index, live, w0, p, h))  # (G, L)
     w_hat = level_table(alpha).gather(1, index)  # (G, n); the flip does not change it
     flipped = pack_bits(alpha < 0).unsqueeze(1)  # (G, 1)
     return codes.to(torch.uint8).bitwise_xor_(flipped), alpha.abs(), w_hat, t
@@ -50,9 +48,22 @@ def solve_coordinates(index: Tensor, live: Tensor, w0: Tensor, p: Tensor, h: Ten
     pairs = pair_table(L, h.dtype, h.device)  # (2^L, L*L)
     A = (sum_by_code(h, index, L) @ pairs).unflatten(1, (L, L))  # (G, L, L)
     A.mul_(live.unsqueeze(2) & live.unsqueeze(1))
-    A.diagonal(dim1=1, dim2=2).add_(RIDGE + (~live).to(h.dtype))
     b = basis_products((h * w0).sub_(p), index, live)  # (G, L)
+    return solve_with_ridge(A, b, live)
+
+
+def solve_with_ridge(A: Tensor, b: Tensor, live: Tensor) -> Tensor:
+    """(A + R)^-1 b: A (G, L, L), written to, and b (G, L), both 0 where not `live`."""
+    A.diagonal(dim1=1, dim2=2).add_(RIDGE + (~live).to(A.dtype))
     return torch.linalg.solve_ex(A, b.unsqueeze(2))[0].squeeze(2) * live
+
+
+def finite_or(alpha: Tensor, solved: Tensor) -> Tensor:
+    """`solved` (G, L), but `alpha` in the groups where it is not finite.
+
+    Bases that coincide under a large h are singular in float32, ridge or not: alpha stays.
+    """
+    return torch.where(solved.isfinite().all(1, keepdim=True), solved, alpha)
 
 
 def alpha_moments(

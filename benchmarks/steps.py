@@ -121,7 +121,7 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
     plain = [p.detach().clone() for p in quantizable(model).values()]
     sketching = times({"": lambda: alq.quantize(model, structure, subc, max_bit)}, 1, sync, clock)
     weights = alq.quantize(model, structure, subc, max_bit)
-    optimizer = alq.ALQ(weights, lr=1e-3)
+    optimizer = (alq.CompiledALQ if args.compile else alq.ALQ)(weights, lr=1e-3)
     for weight, tensor in zip(weights, plain, strict=True):
         weight.parameter.grad = 1e-2 * torch.randn_like(weight.parameter)
         tensor.grad = weight.parameter.grad.clone()
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--bits", nargs="+", default=["max", "2"], help="'max' or an average")
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds (7)")
+    parser.add_argument("--compile", action="store_true", help="the steps of CompiledALQ")
     parser.add_argument("--naive", action="store_true", help="also the naive basis step (slow)")
     parser.add_argument(
         "--pictures", type=int, default=128,
