@@ -25,10 +25,10 @@ from torch import Tensor
 CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**24
 
 
-def blocks(codes: Tensor, L: int) -> Iterator[slice]:
+def blocks(codes: Tensor, L: int, size: int | None = None) -> Iterator[slice]:
     """The groups of `codes` (G, n) in blocks, with L live bases: of n weights and 2^L levels."""
     G, n = codes.shape
-    size = CPU_BLOCK if codes.device.type == "cpu" else DEVICE_BLOCK
+    size = size or (CPU_BLOCK if codes.device.type == "cpu" else DEVICE_BLOCK)
     groups = max(1, size // max(n, 2**L))
     for start in range(0, G, groups):
         yield slice(start, start + groups)
@@ -120,39 +120,55 @@ def search_tables(alpha: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What |target| is searched in: (G, L) twice, L > 0 -> three tables.
 
     Returns: the midpoints of neighbours of the 2^(L-1) levels >= 0 (G, 2^(L-1) - 1), ascending;
-    the codes of these levels (G, 2^(L-1)) int32; all live bits (G, 1): code ^ live bits is the
-    code of the opposite level.
+    the codes of these levels (G, 2^(L-1)) int32; all live bits (G, 1) int32: code ^ live bits is
+    the code of the opposite level.
     """
-    levels, codes = _positive_levels(alpha, live)  # (G, 2^(L-1)) twice
-    return (levels[:, 1:] + levels[:, :-1]) / 2, codes, pack_bits(live).unsqueeze(1).int()
-
-
-def _positive_levels(alpha: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
-    """The 2^(L-1) levels that are not negative, ascending, and their codes: both (G, 2^(L-1))."""
     L = alpha.shape[1]
     # One of each pair of opposite codes: those with bit 0 set (basis 0 is live if any is).
     codes = torch.arange(1, 2**L, 2, device=alpha.device, dtype=torch.int32)
-    levels = alpha @ sign_table(L, alpha)[1::2].T
-    codes = torch.where(levels < 0, ~codes, codes) & pack_bits(live).unsqueeze(1)
-    return _sort_together(levels.abs(), codes)
-
-
-def _sort_together(levels: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Levels >= 0 (float32 or float64) and their codes (int32), both by ascending level.
-
-    Non-negative float32 numbers are ordered as their bits are, so that level and code make one
-    integer to sort. On a CPU numpy does so 14 times as fast as torch sorts floats with indices
-    (128 levels a group), which at 8 bits were 40 % of a basis step.
-    """
-    if levels.dtype != torch.float32:
-        levels, order = levels.sort(dim=1)
-        return levels, codes.gather(1, order)
-    keys = (levels.view(torch.int32).long() << 32) | codes
-    if keys.device.type == "cpu":
-        keys.numpy().sort(axis=1)  # in place: the array shares the tensor's memory
+    every = pack_bits(live).unsqueeze(1).int()  # (G, 1)
+    levels, codes = positive_levels(alpha @ sign_table(L, alpha)[1::2].T, codes, every)
+    if levels.dtype == torch.float32:
+        levels, codes = from_keys(sort_rows(to_keys(levels, codes)))
     else:
-        keys = keys.sort(dim=1).values
+        levels, order = levels.sort(dim=1)
+        codes = codes.gather(1, order)
+    return midpoints(levels), codes, every
+
+
+def positive_levels(levels: Tensor, codes: Tensor, every: Tensor) -> tuple[Tensor, Tensor]:
+    """|levels| and their codes (G, 2^(L-1)), of levels whose `codes` do not look at live bits."""
+    return levels.abs(), (codes ^ -(levels < 0).int()) & every
+
+
+def midpoints(levels: Tensor) -> Tensor:
+    """(G, K) ascending -> (G, K - 1)"""
+    return (levels[:, 1:] + levels[:, :-1]) / 2
+
+
+def to_keys(levels: Tensor, codes: Tensor) -> Tensor:
+    """float32 levels >= 0 and their codes as int64 that are in the levels' order.
+
+    Non-negative float32 numbers are ordered as their bits are.
+    """
+    return (levels.view(torch.int32).long() << 32) | codes
+
+
+def from_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Levels float32 and codes int32 of `to_keys`."""
     return (keys >> 32).int().view(torch.float32), (keys & 0xFFFFFFFF).int()
+
+
+def sort_rows(keys: Tensor) -> Tensor:
+    """Each row of int64 (G, K) ascending, on a CPU in place.
+
+    There numpy sorts integers 14 times as fast as torch sorts floats with indices (128 levels a
+    group), which at 8 bits were 40 % of a basis step.
+    """
+    if keys.device.type != "cpu":
+        return keys.sort(dim=1).values
+    keys.numpy().sort(axis=1)  # the array shares the tensor's memory
+    return keys
 
 
 def _count_below(x: Tensor, middle: Tensor) -> Tensor:

@@ -1,30 +1,32 @@
 """The optimizer's passes over the weights as kernels of `torch.compile`: what `--compile` runs.
 
-A step of `ALQ` reads and writes a block of weights about 30 times, in cache. Here `torch.compile`
-makes two passes of it, whose arithmetic stays in vector registers; so sums by code, which a CPU
-adds one by one, are sums of +-x here, and the nearest level a chain of comparisons. Values equal
-those of `ALQ` but for the rounding of sums.
+A step of `ALQ` reads and writes a block of weights some 30 times, in cache. Here `torch.compile`
+makes one or two passes of it, with the arithmetic in vector registers; therefore the nearest level
+is a chain of comparisons, and a sum by code the sums of +-x that it stands for. Values equal those
+of `ALQ` but for the rounding of sums.
 """
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from .codes import search_tables
+from .codes import DEVICE_BLOCK, from_keys, midpoints, positive_levels, sort_rows, to_keys
 from .errors import InputError
 from .loss_model import scale_moments, update_moments
 from .multibit import MultiBitWeight
 from .optimizer import ALQ
-from .steps import finite_or, solve_with_ridge
+from .steps import RIDGE, finite_or
 
 KERNELS = 64  # versions of one kernel that torch may compile: it makes one for each L and more
 
 
 class CompiledALQ(ALQ):
     """`ALQ`, compiled. The first step with each number of live bases L takes seconds to compile."""
+
+    block = DEVICE_BLOCK
 
     def __init__(self, *arguments: object, **named: object) -> None:
         super().__init__(*arguments, **named)
@@ -35,36 +37,39 @@ class CompiledALQ(ALQ):
         self, g: Tensor, moments: list[Tensor], w0: Tensor, codes: Tensor, alpha: Tensor,
         live: Tensor, w_hat: Tensor, scales: tuple[float, float], move_base: bool,
     ) -> Tensor:  # fmt: skip
-        L = live.shape[1]
-        if L == 0:
+        if not can_compile(alpha):
             return super()._optimise_block(
                 g, moments, w0, codes, alpha, live, w_hat, scales, move_base
             )
         group = self.param_groups[0]
-        tables = search_tables(alpha, live)
-        h_sums, b = search_and_sum(
-            g, *moments, w0, codes, *tables, *group["betas"], *scales, group["eps"], move_base
-        )
-        A = h_sums[:, pair_places(L, live.device)]  # (G, L, L)
-        A.mul_(live.unsqueeze(2) & live.unsqueeze(1))
-        alpha = finite_or(alpha, solve_with_ridge(A, b * live, live))
-        rebuild(codes, alpha, w_hat)
-        return alpha.abs()
+        keys = sort_rows(level_keys(alpha, live))
+        sums = optimise_bases(
+            g, *moments, w0, codes, live, keys, torch.ones_like(alpha[:, :1]),
+            *group["betas"], *scales, group["eps"], move_base,
+        )  # fmt: skip
+        return optimise_coordinates(sums, alpha, live, codes, w_hat)
 
     def _products_block(
         self, g: Tensor, moments: list[Tensor], codes: Tensor, live: Tensor, derive: bool
     ) -> list[Tensor]:
-        if live.shape[1] == 0:
+        if not can_compile(g) or live.shape[1] == 0:
             return super()._products_block(g, moments, codes, live, derive)
-        sums = multiply(g, *moments, codes, live, *self.param_groups[0]["betas"], derive)
+        sums = multiply(
+            g, *moments, codes, torch.ones_like(g[:, :1]), live.shape[1],
+            *self.param_groups[0]["betas"], derive,
+        )  # fmt: skip
         return [torch.where(live, x, 0.0) for x in sums]
 
     def _write(self, weight: MultiBitWeight) -> None:
-        if weight.L == 0:
+        if not can_compile(weight.alpha) or weight.L == 0:
             return super()._write(weight)
         w_hat = weight.grouping.to_groups(weight.parameter)
-        rebuild(weight.codes, weight.live_first(weight.alpha), w_hat)
+        rebuild(weight.codes, weight.live_first(weight.alpha), w_hat, flip=False)
         weight.write(w_hat)
+
+
+def can_compile(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.shape[1] > 0
 
 
 def require_compiler(device: torch.device) -> None:
@@ -79,84 +84,143 @@ def require_compiler(device: torch.device) -> None:
         ) from error
 
 
-@cache
-def pair_places(L: int, device: torch.device) -> Tensor:
-    """(L, L): in which column of `search_and_sum`'s sums of h the pair (i, j) of bases lies."""
-    places = torch.zeros(L, L, dtype=torch.int64)  # the diagonal's are all column 0
-    i, j = torch.tril_indices(L, L, offset=-1)
-    places[i, j] = places[j, i] = torch.arange(1, len(i) + 1)
-    return places.to(device)
-
-
-def signs_of(code: Tensor, L: int) -> list[Tensor]:
-    """Codes (G, n) int32 -> L times (G, n) of -1.0 and 1.0."""
-    return [((code >> l) & 1).float() * 2 - 1 for l in range(L)]
+@partial(torch.compile, dynamic=True)
+def level_keys(alpha: Tensor, live: Tensor) -> Tensor:
+    """The 2^(L-1) levels >= 0 with their codes, to sort: (G, L) twice -> (G, 2^(L-1)) int64."""
+    L = alpha.shape[1]
+    codes = torch.arange(1, 2**L, 2, device=alpha.device, dtype=torch.int32).unsqueeze(0)
+    every = live_bits(live)
+    return to_keys(*positive_levels(signed_sum(codes, alpha), codes, every))
 
 
 @partial(torch.compile, dynamic=True)
-def search_and_sum(
-    g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, w0: Tensor, codes: Tensor, middle: Tensor,
-    positive: Tensor, every: Tensor, beta1: float, beta2: float, p_scale: float, h_scale: float,
+def optimise_bases(
+    g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, w0: Tensor, codes: Tensor, live: Tensor,
+    keys: Tensor, one: Tensor, beta1: float, beta2: float, p_scale: float, h_scale: float,
     eps: float, move_base: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Moments, t, nearest codes, and the sums that the coordinates are solved from, in one pass.
+) -> Tensor:  # fmt: skip
+    """Moments, nearest codes, and the sums that the coordinates follow from, in one pass.
 
-    `middle`, `positive`, `every` are `search_tables`. Writes to m, v, v_max, codes, and with
-    `move_base` t to w0.
-    Returns: sums of h over the signs of every two bases (G, 1 + L(L-1)/2; `pair_places`), and
-    b = B (h*w0 - p) (G, L).
+    `keys` are the sorted `level_keys`, `one` is (G, 1) of ones.
+    Writes to m, v, v_max, codes and, with `move_base`, t to w0.
+    Returns: (G, L + 1 + L(L-1)/2): the sums of x = h*w0 - p times the signs of each basis; of h;
+    of h times the signs of every two bases.
     """
-    levels = positive.shape[1]
-    L = levels.bit_length()
+    L = live.shape[1]
+    # Keeps (G, n) two dimensions for the compiler, which otherwise updates in a pass of its own.
+    g = g * one
     update_moments(g, m, v, v_max, (beta1, beta2))
     p, h = scale_moments(m, v_max, p_scale, h_scale, eps)
-    t = w0 - p / h
+    t = w0 - p / h  # (G, n)
+
+    levels, positive = from_keys(keys)
+    middle = midpoints(levels)
     distance = t.abs()
     code = positive[:, :1]
-    for k in range(1, levels):
+    for k in range(1, 2 ** (L - 1)):
         code = torch.where(distance > middle[:, k - 1 : k], positive[:, k : k + 1], code)
-    code = torch.where(t < 0, code ^ every, code)  # (G, n)
+    code = torch.where(t < 0, code ^ live_bits(live), code)  # (G, n)
+
     signs = signs_of(code, L)
-    h_sums = [h.sum(1)]
+    x = h * w0 - p
+    sums = [(x * sign).sum(1) for sign in signs]
+    sums.append(h.sum(1))
     for i in range(L):
         h_i = h * signs[i]
-        h_sums += [(h_i * signs[j]).sum(1) for j in range(i)]
-    x = h * w0 - p
-    b = [(x * sign).sum(1) for sign in signs]
+        sums += [(h_i * signs[j]).sum(1) for j in range(i)]
     codes.copy_(code)
     if move_base:
         w0.copy_(t)
-    return torch.stack(h_sums, 1), torch.stack(b, 1)
+    return torch.stack(sums, 1)
 
 
 @partial(torch.compile, dynamic=True)
-def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
-    """w_hat = B^T alpha, summed in the order of `level_table`; then alpha < 0 flips bits of codes.
+def optimise_coordinates(
+    sums: Tensor, alpha: Tensor, live: Tensor, codes: Tensor, w_hat: Tensor
+) -> Tensor:
+    """Solve for alpha (G, L) with `optimise_bases`' sums, make it positive; writes to w_hat, codes."""
+    L = alpha.shape[1]
+    exists = live.unbind(1)  # L times (G,)
+    b, total, pairs = sums[:, :L].unbind(1), sums[:, L], iter(sums[:, L + 1 :].unbind(1))
+    b = [torch.where(e, x, 0.0) for e, x in zip(exists, b, strict=True)]
+    A = {(i, i): torch.where(exists[i], total, 1.0) + RIDGE for i in range(L)}
+    for i in range(L):
+        for j in range(i):
+            A[i, j] = torch.where(exists[i] & exists[j], next(pairs), 0.0)
+    alpha = finite_or(alpha, torch.stack(solve(A, b), 1) * live)
+    rewrite(codes, alpha, w_hat, flip=True)
+    return alpha.abs()
 
-    codes, w_hat (G, n) are written to; alpha (G, L).
+
+def solve(A: dict[tuple[int, int], Tensor], b: list[Tensor]) -> list[Tensor]:
+    """A^-1 b by A = C D C^T (Cholesky without roots), for all groups at once.
+
+    `A` holds the elements (i, j), i >= j, of positive definite matrices, each (G,) as those of b.
     """
-    code, total, flipped = codes.int(), 0.0, 0
-    for l, sign in enumerate(signs_of(code, alpha.shape[1])):
-        a = alpha[:, l : l + 1]
-        total = total + sign * a
-        flipped = flipped | ((a < 0).int() << l)
-    w_hat.copy_(total)
-    codes.copy_(code ^ flipped)
+    C, D = {}, []
+    for i in range(len(b)):
+        for j in range(i):
+            rest = A[i, j] - sum(C[i, k] * D[k] * C[j, k] for k in range(j))
+            C[i, j] = rest / D[j]
+        D.append(A[i, i] - sum(C[i, k] * C[i, k] * D[k] for k in range(i)))
+    x = list(b)
+    for i in range(len(b)):
+        x[i] = x[i] - sum(C[i, k] * x[k] for k in range(i))
+    x = [value / d for value, d in zip(x, D, strict=True)]
+    for i in reversed(range(len(b))):
+        x[i] = x[i] - sum(C[k, i] * x[k] for k in range(i + 1, len(b)))
+    return x
+
+
+def rewrite(codes: Tensor, alpha: Tensor, w_hat: Tensor, flip: bool) -> None:
+    """w_hat = B^T alpha; with `flip`, the bits of negative coordinates flip in the codes.
+
+    Writes to w_hat and codes (G, n).  alpha (G, L).
+    """
+    code = codes.int()
+    w_hat.copy_(signed_sum(code, alpha))
+    if flip:
+        for l, a in enumerate(alpha.split(1, dim=1)):
+            code = code ^ ((a < 0).int() << l)
+        codes.copy_(code)
+
+
+rebuild = torch.compile(rewrite, dynamic=True)
 
 
 @partial(torch.compile, dynamic=True)
 def multiply(
-    g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, live: Tensor,
+    g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, one: Tensor, L: int,
     beta1: float, beta2: float, derive: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Moments and B g in one pass; with `derive` also what `steps.alpha_moments` sums, before.
 
-    Writes to m, v, v_max. Returns: B g, and with `derive` B m, sum v, sum v_max; each (G, L).
+    Writes to m, v, v_max. Returns: B g (G, L), and with `derive` B m (G, L), the sums of v and of
+    v_max (G, 1).
     """
-    signs = signs_of(codes.int(), live.shape[1])
+    g = g * one
+    signs = signs_of(codes.int(), L)
     results = [torch.stack([(g * sign).sum(1) for sign in signs], 1)]
     if derive:
         results.append(torch.stack([(m * sign).sum(1) for sign in signs], 1))
-        results += [x.sum(1, keepdim=True).expand(live.shape) for x in (v, v_max)]
+        results += [x.sum(1, keepdim=True) for x in (v, v_max)]
     update_moments(g, m, v, v_max, (beta1, beta2))
     return results
+
+
+def signs_of(code: Tensor, L: int) -> list[Tensor]:
+    """Codes int32 -> L times -1.0 and 1.0, of their shape."""
+    return [((code >> l) & 1).float() * 2 - 1 for l in range(L)]
+
+
+def signed_sum(code: Tensor, alpha: Tensor) -> Tensor:
+    """Levels by code, (G, n) or (1, n), of alpha (G, L), added in the order of `level_table`."""
+    total = 0.0
+    for a, sign in zip(alpha.split(1, dim=1), signs_of(code, alpha.shape[1]), strict=True):
+        total = total + sign * a
+    return total
+
+
+def live_bits(live: Tensor) -> Tensor:
+    """(G, L) bool -> (G, 1) int32, as `pack_bits`."""
+    return sum(bit.int() << l for l, bit in enumerate(live.split(1, dim=1)))

@@ -35,6 +35,8 @@ class ALQ(Optimizer):
         generator: of the random rounding in `prune_step`, on the CPU; None takes torch's own.
     """
 
+    block: int | None = None  # weights worked on at a time; None takes the device's
+
     def __init__(
         self,
         weights: Sequence[MultiBitWeight],
@@ -57,13 +59,13 @@ class ALQ(Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([weight.parameter for weight in self.weights], defaults)
         for weight in self.weights:
-            moments = weight.alpha.new_zeros(3, weight.G, weight.n)
+            m, v, v_max = (weight.alpha.new_zeros(weight.G, weight.n) for _ in range(3))
             self.state[weight.parameter] = {
                 "step": 0,  # t of the moments in the w domain
                 "step_a": 0,  # t of the moments in the alpha domain
-                "m": moments[0],  # (G, n)
-                "v": moments[1],
-                "v_max": moments[2],
+                "m": m,  # (G, n)
+                "v": v,
+                "v_max": v_max,
                 # (G, I) m_a, v_a, v_a_max; None after a new B, until a step asks for them
                 "alpha_moments": None,
                 "w0": None,  # (G, n): full-precision copy, from the first ste_step on
@@ -191,7 +193,7 @@ class ALQ(Optimizer):
         state["step_a"] += 1
         state["alpha_moments"] = None
         scales = self._scales(state["step"])
-        for block in blocks(weight.codes, weight.L):
+        for block in blocks(weight.codes, weight.L, self.block):
             moments = [state[key][block] for key in ("m", "v", "v_max")]
             alpha[block] = self._optimise_block(
                 g[block], moments, base[block], weight.codes[block], alpha[block], live[block],
@@ -224,7 +226,7 @@ class ALQ(Optimizer):
         state["step_a"] += 1
         derive = state["alpha_moments"] is None
         products = [torch.empty_like(live, dtype=g.dtype) for _ in range(4 if derive else 1)]
-        for block in blocks(weight.codes, weight.L):
+        for block in blocks(weight.codes, weight.L, self.block):
             moments = [state[key][block] for key in ("m", "v", "v_max")]
             parts = self._products_block(
                 g[block], moments, weight.codes[block], live[block], derive
