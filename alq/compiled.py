@@ -8,19 +8,22 @@ of `ALQ` but for the rounding of sums.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from .codes import DEVICE_BLOCK, from_keys, midpoints, positive_levels, sort_rows, to_keys
 from .errors import InputError
-from .loss_model import scale_moments, update_moments
+from .loss_model import scale_moments, scales, update_moments
 from .multibit import MultiBitWeight
 from .optimizer import ALQ
 from .steps import RIDGE, finite_or
 
-KERNELS = 64  # versions of one kernel that torch may compile: it makes one for each L and more
+# All sums over a group belong into one loop; by default the compiler starts another after 16. Its
+# loops that share a buffer also fail to compile in torch 2.14 ("KeyError: 'buf0'").
+OPTIONS = {"max_fusion_size": 1024, "cpp.max_horizontal_fusion_size": 1024}
+KERNELS = 64  # versions of one kernel that torch may make: one for each L and kind of step
 
 
 class CompiledALQ(ALQ):
@@ -30,48 +33,48 @@ class CompiledALQ(ALQ):
 
     def __init__(self, *arguments: object, **named: object) -> None:
         super().__init__(*arguments, **named)
-        require_compiler(self.weights[0].parameter.device)
+        if self.weights:
+            require_compiler(self.weights[0].parameter.device)
         torch._dynamo.config.recompile_limit = KERNELS
 
     def _optimise_block(
         self, g: Tensor, moments: list[Tensor], w0: Tensor, codes: Tensor, alpha: Tensor,
-        live: Tensor, w_hat: Tensor, scales: tuple[float, float], move_base: bool,
+        live: Tensor, w_hat: Tensor, t: int, move_base: bool,
     ) -> Tensor:  # fmt: skip
-        if not can_compile(alpha):
-            return super()._optimise_block(
-                g, moments, w0, codes, alpha, live, w_hat, scales, move_base
-            )
+        if not can_compile(live.shape[1], g.dtype):
+            return super()._optimise_block(g, moments, w0, codes, alpha, live, w_hat, t, move_base)
         group = self.param_groups[0]
         keys = sort_rows(level_keys(alpha, live))
         sums = optimise_bases(
             g, *moments, w0, codes, live, keys, torch.ones_like(alpha[:, :1]),
-            *group["betas"], *scales, group["eps"], move_base,
+            *group["betas"], *scales(t, group["lr"], group["betas"]), group["eps"], move_base,
         )  # fmt: skip
         return optimise_coordinates(sums, alpha, live, codes, w_hat)
 
     def _products_block(
         self, g: Tensor, moments: list[Tensor], codes: Tensor, live: Tensor, derive: bool
     ) -> list[Tensor]:
-        if not can_compile(g) or live.shape[1] == 0:
+        if not can_compile(live.shape[1], g.dtype):
             return super()._products_block(g, moments, codes, live, derive)
-        sums = multiply(
-            g, *moments, codes, torch.ones_like(g[:, :1]), live.shape[1],
-            *self.param_groups[0]["betas"], derive,
-        )  # fmt: skip
-        return [torch.where(live, x, 0.0) for x in sums]
+        one, L = torch.ones_like(g[:, :1]), live.shape[1]
+        derived = inherit(*moments, codes, L) if derive else ()
+        products = multiply(g, *moments, codes, one, L, *self.param_groups[0]["betas"])
+        return [torch.where(live, x, 0.0) for x in (products, *derived)]
 
     def _write(self, weight: MultiBitWeight) -> None:
-        if not can_compile(weight.alpha) or weight.L == 0:
+        if not can_compile(weight.L, weight.alpha.dtype):
             return super()._write(weight)
         w_hat = weight.grouping.to_groups(weight.parameter)
         rebuild(weight.codes, weight.live_first(weight.alpha), w_hat, flip=False)
         weight.write(w_hat)
 
 
-def can_compile(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.shape[1] > 0
+def can_compile(L: int, dtype: torch.dtype) -> bool:
+    """All else is left to `ALQ`: `to_keys` takes no other type."""
+    return L > 0 and dtype == torch.float32
 
 
+@cache
 def require_compiler(device: torch.device) -> None:
     """InputError if `torch.compile` can make nothing for `device`."""
     try:
@@ -84,7 +87,10 @@ def require_compiler(device: torch.device) -> None:
         ) from error
 
 
-@partial(torch.compile, dynamic=True)
+kernel = partial(torch.compile, dynamic=True, options=OPTIONS)  # one for all sizes of groups
+
+
+@kernel
 def level_keys(alpha: Tensor, live: Tensor) -> Tensor:
     """The 2^(L-1) levels >= 0 with their codes, to sort: (G, L) twice -> (G, 2^(L-1)) int64."""
     L = alpha.shape[1]
@@ -93,7 +99,7 @@ def level_keys(alpha: Tensor, live: Tensor) -> Tensor:
     return to_keys(*positive_levels(signed_sum(codes, alpha), codes, every))
 
 
-@partial(torch.compile, dynamic=True)
+@kernel
 def optimise_bases(
     g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, w0: Tensor, codes: Tensor, live: Tensor,
     keys: Tensor, one: Tensor, beta1: float, beta2: float, p_scale: float, h_scale: float,
@@ -134,11 +140,14 @@ def optimise_bases(
     return torch.stack(sums, 1)
 
 
-@partial(torch.compile, dynamic=True)
+@kernel
 def optimise_coordinates(
     sums: Tensor, alpha: Tensor, live: Tensor, codes: Tensor, w_hat: Tensor
 ) -> Tensor:
-    """Solve for alpha (G, L) with `optimise_bases`' sums, make it positive; writes to w_hat, codes."""
+    """Solve for alpha (G, L) with `optimise_bases`' sums, as `steps.solve_coordinates` does.
+
+    Writes to w_hat and, as alpha becomes positive, to codes.
+    """
     L = alpha.shape[1]
     exists = live.unbind(1)  # L times (G,)
     b, total, pairs = sums[:, :L].unbind(1), sums[:, L], iter(sums[:, L + 1 :].unbind(1))
@@ -185,27 +194,27 @@ def rewrite(codes: Tensor, alpha: Tensor, w_hat: Tensor, flip: bool) -> None:
         codes.copy_(code)
 
 
-rebuild = torch.compile(rewrite, dynamic=True)
+rebuild = kernel(rewrite)
 
 
-@partial(torch.compile, dynamic=True)
+@kernel
 def multiply(
     g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, one: Tensor, L: int,
-    beta1: float, beta2: float, derive: bool,
-) -> list[Tensor]:  # fmt: skip
-    """Moments and B g in one pass; with `derive` also what `steps.alpha_moments` sums, before.
-
-    Writes to m, v, v_max. Returns: B g (G, L), and with `derive` B m (G, L), the sums of v and of
-    v_max (G, 1).
-    """
+    beta1: float, beta2: float,
+) -> Tensor:  # fmt: skip
+    """Moments and B g (G, L) in one pass. Writes to m, v, v_max; `one` is (G, 1) of ones."""
     g = g * one
-    signs = signs_of(codes.int(), L)
-    results = [torch.stack([(g * sign).sum(1) for sign in signs], 1)]
-    if derive:
-        results.append(torch.stack([(m * sign).sum(1) for sign in signs], 1))
-        results += [x.sum(1, keepdim=True) for x in (v, v_max)]
     update_moments(g, m, v, v_max, (beta1, beta2))
-    return results
+    return torch.stack([(g * sign).sum(1) for sign in signs_of(codes.int(), L)], 1)
+
+
+@kernel
+def inherit(
+    m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, L: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of `steps.alpha_moments`: B m (G, L); sum v, sum v_max (G, 1)."""
+    m_a = torch.stack([(m * sign).sum(1) for sign in signs_of(codes.int(), L)], 1)
+    return m_a, v.sum(1, keepdim=True), v_max.sum(1, keepdim=True)
 
 
 def signs_of(code: Tensor, L: int) -> list[Tensor]:

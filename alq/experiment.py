@@ -11,6 +11,7 @@ import torch
 
 from . import parallel
 from .checks import check_files, check_layers, check_numbers, check_stages
+from .compiled import require_compiler
 from .cpu import settle_cpu
 from .errors import InputError, NotFinite
 from .interrupt import Interruption, Stopped
@@ -42,6 +43,8 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
             check_files(args, named)
             check_layers(args, recipe.network)
         set_arithmetic(args)
+        if named and args.compile:
+            require_compiler(args.device)
         with parallel.joined(args.device):
             result = run_named(recipe, args, named) if named else evaluate_packed(recipe, args)
             main = parallel.is_main()

@@ -29,6 +29,7 @@ def fit(
     schedule: Schedule | None = None,
     log: str | Path | None = None,
     progress: bool = True,
+    compile: bool = False,
 ) -> dict:
     """The stages --ALQ and --POSTTRAIN of the scripts, on a model that `quantize` has sketched.
 
@@ -47,6 +48,7 @@ def fit(
         schedule: epochs, rates, pruning and targets; None takes the paper's for LeNet5.
         log: a file that gets one JSON line per epoch.
         progress: shows bars and prints the result.
+        compile: the quantizer's steps by `torch.compile` (`CompiledALQ`); the model is yours.
 
     Returns: bitwidth, storage_bytes, val_loss, val_accuracy (percent, None if not counted), rounds,
     seconds.
@@ -64,9 +66,9 @@ def fit(
     bars = None if progress else False  # None: on a terminal
     go = partial(train_through, train=train_loader, val=val_loader, log=write, progress=bars)
 
-    training = quantized_training(model, weights, schedule, loss, plan)
+    training = quantized_training(model, weights, schedule, loss, plan, compile=compile)
     go("alq", training, alq_schedule(schedule, plan.rounds), after_epoch=lambda epoch, val: None)
-    seconds = training.seconds + _posttrain(model, weights, schedule, loss, go)
+    seconds = training.seconds + _posttrain(model, weights, schedule, loss, go, compile)
     val = evaluate(model.eval(), val_loader, loss)
     result = {
         **size_of(weights),
@@ -89,7 +91,7 @@ def _posttrain(
     go: Callable,
 ) -> float:
     """Post-train and go back to the best epoch; the seconds it took."""
-    training = quantized_training(model, weights, schedule, loss)
+    training = quantized_training(model, weights, schedule, loss, compile=compile)
     best = _snapshot(model, weights)
 
     def keep_best(epoch: Epoch, val: dict) -> None:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from .codes import basis_products, blocks
 from .errors import InputError
-from .loss_model import pseudo_gradient_and_hessian, scale_moments, scales, update_moments
+from .loss_model import pseudo_gradient_and_hessian, update_moments
 from .multibit import MultiBitWeight, check_state, live_counts
 from .precision import optimizer_step
 from .steps import alpha_moments, choose_pruned, optimise_bases, removal_cost
@@ -192,29 +192,31 @@ class ALQ(Optimizer):
         state["step"] += 1
         state["step_a"] += 1
         state["alpha_moments"] = None
-        scales = self._scales(state["step"])
         for block in blocks(weight.codes, weight.L, self.block):
             moments = [state[key][block] for key in ("m", "v", "v_max")]
             alpha[block] = self._optimise_block(
                 g[block], moments, base[block], weight.codes[block], alpha[block], live[block],
-                w_hat[block], scales, move_base,
+                w_hat[block], state["step"], move_base,
             )  # fmt: skip
         weight.alpha = weight.in_place(alpha)
         weight.write(w_hat)
 
     def _optimise_block(
         self, g: Tensor, moments: list[Tensor], w0: Tensor, codes: Tensor, alpha: Tensor,
-        live: Tensor, w_hat: Tensor, scales: tuple[float, float], move_base: bool,
+        live: Tensor, w_hat: Tensor, t: int, move_base: bool,
     ) -> Tensor:  # fmt: skip
-        """Update the moments, write to codes, w_hat and, if it moves, w0; the new alpha (G, L)."""
-        group = self.param_groups[0]
-        update_moments(g, *moments, group["betas"])
-        p, h = scale_moments(moments[0], moments[2], *scales, group["eps"])
-        new_codes, alpha, new_w_hat, t = optimise_bases(w0, p, h, alpha, live)
+        """Update moments, for the `t`-th time; write codes, w_hat and, if it moves, w0.
+
+        Returns: the new alpha (G, L).
+        """
+        update_moments(g, *moments, self.param_groups[0]["betas"])
+        m, _, v_max = moments
+        p, h = self._pseudo_gradient_and_hessian(m, v_max, t)
+        new_codes, alpha, new_w_hat, unconstrained = optimise_bases(w0, p, h, alpha, live)
         codes.copy_(new_codes)
         w_hat.copy_(new_w_hat)
         if move_base:
-            w0.copy_(t)
+            w0.copy_(unconstrained)
         return alpha
 
     def _update_both_moments(self, weight: MultiBitWeight, state: dict) -> tuple[Tensor, Tensor]:
@@ -239,7 +241,7 @@ class ALQ(Optimizer):
         g_a = g_a + group["weight_decay"] * weight.alpha
         m_a, v_a, v_a_max = state["alpha_moments"]
         update_moments(g_a, m_a, v_a, v_a_max, group["betas"])
-        return scale_moments(m_a, v_a_max, *self._scales(state["step_a"]), group["eps"])
+        return self._pseudo_gradient_and_hessian(m_a, v_a_max, state["step_a"])
 
     def _products_block(
         self, g: Tensor, moments: list[Tensor], codes: Tensor, live: Tensor, derive: bool
@@ -254,9 +256,11 @@ class ALQ(Optimizer):
         """w_hat of new coordinates into the parameter."""
         weight.write()
 
-    def _scales(self, t: int) -> tuple[float, float]:
+    def _pseudo_gradient_and_hessian(
+        self, m: Tensor, v_max: Tensor, t: int
+    ) -> tuple[Tensor, Tensor]:
         group = self.param_groups[0]
-        return scales(t, group["lr"], group["betas"])
+        return pseudo_gradient_and_hessian(m, v_max, t, group["lr"], group["betas"], group["eps"])
 
     @staticmethod
     def _gradient(weight: MultiBitWeight) -> Tensor:

@@ -26,7 +26,7 @@ from .training import EpochSoFar
 # Flags that may differ between a run and its resumption. Other devices and numbers of threads add
 # in another order, so that their results differ in the last digits; all others change nothing.
 MAY_CHANGE = {
-    "PRETRAIN", "ALQ", "POSTTRAIN", "DOWNLOAD", "EVAL", "resume", "save_every",
+    "PRETRAIN", "ALQ", "POSTTRAIN", "DOWNLOAD", "EVAL", "resume", "save_every", "compile",
     "data", "model_ori", "model", "device", "threads", "workers", "floats", "coded",
 }  # fmt: skip
 SAVE = 1  # what a process wishes after a step: this, an exit code (above 128), or nothing

@@ -186,7 +186,8 @@ def alq(run: Run) -> dict:
         model, one_or_each(args.structure), one_or_each(args.subc), one_or_each(args.max_bit)
     )
     plan = pruning_plan(args, weights, len(data.train))
-    training = quantized_training(model, weights, args, run.loss(source["model"]), plan)
+    loss = run.loss(source["model"])
+    training = quantized_training(model, weights, args, loss, plan, compile=args.compile)
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
     epochs = schedule.alq_schedule(args, plan.rounds)
     points = run.resume_points("alq", training, args.model_ori)
@@ -218,7 +219,7 @@ def posttrain(run: Run) -> dict:
     load_model(model, source["model"], f"--model {args.model}")
     data, val_indices = run.load_data(model, source.get("val_indices"))
     weights = restore(model, states)
-    training = quantized_training(model, weights, args, run.loss())
+    training = quantized_training(model, weights, args, run.loss(), compile=args.compile)
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
     target = posttrained_path(args)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import alq.optimizer
 from alq.codes import level_table, nearest_codes, pack_bits
+from alq.loss_model import update_moments
 from alq.optimizer import ALQ
 from alq.sketch import sketch
 from alq.steps import solve_coordinates
@@ -33,7 +34,9 @@ class Reconstruction(ALQ):
             if state["w0"] is None:
                 state["w0"] = weight.grouping.to_groups(weight.parameter).clone()
             state["step"] += 1
-            p, h = self._update_moments(self._gradient(weight), state, slice(None))
+            moments = [state[key] for key in ("m", "v", "v_max")]
+            update_moments(self._gradient(weight), *moments, self.param_groups[0]["betas"])
+            p, h = self._pseudo_gradient_and_hessian(moments[0], moments[2], state["step"])
             state["w0"].addcdiv_(p, h, value=-1)
             B, weight.alpha, weight.mask = sketch(state["w0"], weight.I)
             weight.codes = pack_bits(B.transpose(1, 2) > 0)
