@@ -283,7 +283,8 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action="store_true",
         help="go on from the last resume point; --data, --model, --model_ori, --device, --threads, "
-        "--workers, --compile and --save_every may have changed, and stages that are done may be left out",
+        "--workers, --compile and --save_every may have changed, and stages that are done be left "
+        "out",
     )
 
 

@@ -116,7 +116,7 @@ class MultiBitWeight:
         """
         if w_hat is None:
             w_hat = self.w_hat_groups()
-        if w_hat.data_ptr() != self.parameter.data_ptr():
+        if w_hat is not self.parameter and w_hat._base is not self.parameter:
             self.parameter.copy_(self.grouping.to_weight(w_hat))
 
     @property

@@ -1,6 +1,6 @@
 """Where the time of a LeNet5 epoch on MNIST goes, for each kind of epoch.
 
-    python benchmarks/epoch.py --threads 2 --json epoch.json
+    python benchmarks/epoch.py --threads 2 --json epoch.json [--compile]
 
 Full precision, basis, coordinate, prune and STE at max_bit 6, fresh from the sketch: the seconds of
 a whole epoch (medians; the kinds take turns) in data, forward + backward, optimizer (the quantizer,
@@ -10,6 +10,7 @@ or SGD; and Adam on the biases) and the rest. Starts from checkpoints/published/
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -71,7 +72,7 @@ class Clock:
         return take
 
 
-def training_of(kind: str, flags: Namespace, batches: int) -> Training:
+def training_of(kind: str, flags: Namespace) -> Training:
     """A fresh training of the published full-precision network that can take steps of `kind`."""
     torch.manual_seed(0)
     model = lenet5.LeNet5().to(flags.device, memory_format=torch.channels_last)
@@ -81,13 +82,13 @@ def training_of(kind: str, flags: Namespace, batches: int) -> Training:
         optimizer = lenet5.pretrain_optimizer(model.parameters(), flags)
         return Training(model, [optimizer], {"pretrain": optimizer.step})
     weights = alq.quantize(model, flags.structure, flags.subc, *flags.max_bit)
-    plan = PruneByRatio(1, flags.pr, flags.top_k, flags.pr / flags.top_k / batches)
-    return quantized_training(model, weights, flags, plan=plan)
+    plan = PruneByRatio(1, flags.pr, flags.top_k, flags.pr / flags.top_k / flags.batches)
+    return quantized_training(model, weights, flags, plan=plan, compile=flags.compile)
 
 
 def measure(kind: str, flags: Namespace, train: Iterable) -> dict[str, float]:
     """Seconds of one epoch of `kind`, part by part."""
-    training = training_of(kind, flags, len(train))
+    training = training_of(kind, flags)
     prepare(training, Epoch(kind, flags.lr_pretrain if kind == "pretrain" else flags.lr))
     sync = torch.cuda.synchronize if flags.device.type == "cuda" else lambda: None
     clock = Clock(sync)
@@ -99,17 +100,26 @@ def measure(kind: str, flags: Namespace, train: Iterable) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3, help="epochs of each kind (3)")
+    parser.add_argument("--batches", type=int, help="of an epoch, the first so many (all)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
+    parser.add_argument("--compile", action="store_true", help="the quantizer by torch.compile")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     settle_cpu()
     where = {"data": ROOT / "data", "device": args.device, "seed": 0, "wd": 0.0, "augment": 0}
+    where["compile"] = args.compile
     flags = Namespace(**{**lenet5.DEFAULTS, **where})
     train = lenet5.load_data(flags, None)[0].train
+    flags.batches = len(train)
+    if args.batches:
+        train = list(itertools.islice(train, args.batches))
     print(machine(args.device))
+    if args.compile:  # one batch of each kind, which is not counted
+        for kind in KINDS:
+            measure(kind, flags, list(itertools.islice(train, 1)))
     found: dict[str, list[dict]] = {kind: [] for kind in KINDS}
     for _ in range(args.repeats):
         for kind in KINDS:
