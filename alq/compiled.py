@@ -65,7 +65,7 @@ class CompiledALQ(ALQ):
         if not can_compile(weight.L, weight.alpha.dtype):
             return super()._write(weight)
         w_hat = weight.grouping.to_groups(weight.parameter)
-        rebuild(weight.codes, weight.live_first(weight.alpha), w_hat, flip=False)
+        rebuild(weight.codes, weight.live_first(weight.alpha), w_hat)
         weight.write(w_hat)
 
 
@@ -157,7 +157,11 @@ def optimise_coordinates(
         for j in range(i):
             A[i, j] = torch.where(exists[i] & exists[j], next(pairs), 0.0)
     alpha = finite_or(alpha, torch.stack(solve(A, b), 1) * live)
-    rewrite(codes, alpha, w_hat, flip=True)
+    code = codes.int()
+    w_hat.copy_(signed_sum(code, alpha))  # the flip does not change it
+    for l, a in enumerate(alpha.split(1, dim=1)):
+        code = code ^ ((a < 0).int() << l)
+    codes.copy_(code)
     return alpha.abs()
 
 
@@ -181,20 +185,10 @@ def solve(A: dict[tuple[int, int], Tensor], b: list[Tensor]) -> list[Tensor]:
     return x
 
 
-def rewrite(codes: Tensor, alpha: Tensor, w_hat: Tensor, flip: bool) -> None:
-    """w_hat = B^T alpha; with `flip`, the bits of negative coordinates flip in the codes.
-
-    Writes to w_hat and codes (G, n).  alpha (G, L).
-    """
-    code = codes.int()
-    w_hat.copy_(signed_sum(code, alpha))
-    if flip:
-        for l, a in enumerate(alpha.split(1, dim=1)):
-            code = code ^ ((a < 0).int() << l)
-        codes.copy_(code)
-
-
-rebuild = kernel(rewrite)
+@kernel
+def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
+    """w_hat = B^T alpha, (G, n) from codes (G, n) and alpha (G, L)."""
+    w_hat.copy_(signed_sum(codes.int(), alpha))
 
 
 @kernel

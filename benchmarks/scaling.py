@@ -1,6 +1,6 @@
 """How the steps' time grows with the number of weights, with I and with threads.
 
-    python benchmarks/scaling.py --compile --json scaling.json --plot scaling.svg
+    python benchmarks/scaling.py --compile --json scaling.json --plot scaling.png
 
 One pixelwise layer of groups of 512 weights: 1e5 to 1e8 weights at 4 bits; 1 to 8 bits at
 `--weights`; both with each of `--threads`. Beside the basis and coordinate steps: torch's
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -39,9 +40,15 @@ def measure(weights: float, bits: int, repeats: int, compile: bool) -> dict:
     optimizer = alq.ALQ([weight])
     plain = weight.parameter.detach().clone()
     weight.parameter.grad = plain.grad = 1e-2 * torch.randn_like(weight.parameter)
+    compiled, first = {}, None
+    if compile:
+        compiled["basis compiled"] = alq.CompiledALQ([weight]).basis_step
+        start = time.perf_counter()
+        compiled["basis compiled"]()
+        first = time.perf_counter() - start
     steps = {
         "basis": optimizer.basis_step,
-        **({"basis compiled": alq.CompiledALQ([weight]).basis_step} if compile else {}),
+        **compiled,
         "coordinate": optimizer.coordinate_step,
         "amsgrad": torch.optim.Adam([plain], amsgrad=True, foreach=True).step,
     }
@@ -49,6 +56,7 @@ def measure(weights: float, bits: int, repeats: int, compile: bool) -> dict:
         "weights": weight.parameter.numel(),
         "bits": bits,
         "threads": torch.get_num_threads(),
+        "first compiled step": first,  # compiles where no row before had these bits and threads
         "seconds": times(steps, repeats, lambda: None, time.perf_counter),
     }
 
@@ -94,6 +102,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="draw them into this file")
     args = parser.parse_args()
     settle_cpu()
+    torch._inductor.config.force_disable_caches = args.compile
     cases = [(size, I) for size in SIZES if size <= args.largest] + [
         (args.weights, b) for b in BITS
     ]
@@ -104,6 +113,8 @@ def main() -> None:
         for size, bits in cases:
             rows.append(measure(size, bits, args.repeats, args.compile))
             cells = "  ".join(f"{k} {1e3 * s:9.2f} ms" for k, s in rows[-1]["seconds"].items())
+            first = rows[-1]["first compiled step"]
+            cells += f"  first {first:.1f} s" if first else ""
             print(f"{rows[-1]['weights']:>10} weights  {bits} bits  {cells}", flush=True)
     if args.json:
         content = {"machine": machine(torch.device("cpu")), "rows": rows}

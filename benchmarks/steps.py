@@ -99,6 +99,15 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
+def steps_of(optimizer: alq.ALQ) -> dict[str, Callable[[], None]]:
+    return {
+        "basis": optimizer.basis_step,
+        "ste": optimizer.ste_step,
+        "coordinate": optimizer.coordinate_step,
+        "prune": partial(optimizer.prune_step, 1e-3, 1e-3),
+    }
+
+
 def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
     """All figures of one network at one average bitwidth."""
     make, picture, defaults = NETWORKS[name]
@@ -121,7 +130,7 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
     plain = [p.detach().clone() for p in quantizable(model).values()]
     sketching = times({"": lambda: alq.quantize(model, structure, subc, max_bit)}, 1, sync, clock)
     weights = alq.quantize(model, structure, subc, max_bit)
-    optimizer = (alq.CompiledALQ if args.compile else alq.ALQ)(weights, lr=1e-3)
+    optimizer = alq.ALQ(weights, lr=1e-3)
     for weight, tensor in zip(weights, plain, strict=True):
         weight.parameter.grad = 1e-2 * torch.randn_like(weight.parameter)
         tensor.grad = weight.parameter.grad.clone()
@@ -130,11 +139,11 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
     steps = {
         "amsgrad": torch.optim.Adam(plain, amsgrad=True, foreach=True).step,
         "amsgrad fused": torch.optim.Adam([p.clone() for p in plain], amsgrad=True, fused=True),
-        "basis": optimizer.basis_step,
-        "ste": optimizer.ste_step,
-        "coordinate": optimizer.coordinate_step,
-        "prune": partial(optimizer.prune_step, 1e-3, 1e-3),
+        **steps_of(optimizer),
     }
+    if args.compile:
+        compiled = steps_of(alq.CompiledALQ(weights, lr=1e-3))
+        steps |= {f"{name} compiled": step for name, step in compiled.items()}
     fused = steps["amsgrad fused"]
     for p, q in zip(fused.param_groups[0]["params"], plain, strict=True):
         p.grad = q.grad.clone()
@@ -157,7 +166,9 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
         "weights": sum(weight.parameter.numel() for weight in weights),
         "seconds": {"forward + backward": network, "sketch": sketching[""], **seconds},
         "peak memory in largest layers": {
-            step: peak_bytes(steps[step], device) / largest for step in ("amsgrad", *STEPS)
+            step: peak_bytes(steps[step], device) / largest
+            for step in steps
+            if step != "amsgrad fused"
         },
     }
 
@@ -185,21 +196,36 @@ def show(row: dict) -> None:
     print(f"the basis step's share of a training step: {100 * basis / (basis + network):.1f} %")
 
 
+def cells(row: dict) -> list[str]:
+    """One line of the README's table; where there are two figures: eager; compiled."""
+    seconds, peak = row["seconds"], row["peak memory in largest layers"]
+
+    def both(figure: Callable[[str], float], digits: int = 1) -> str:
+        return "; ".join(f"{figure(kind):.{digits}f}" for kind in ("", " compiled"))
+
+    def share(kind: str) -> float:
+        basis = seconds["basis" + kind]
+        return 100 * basis / (basis + seconds["forward + backward"])
+
+    floor, naive = seconds["amsgrad"], seconds["basis naive"]
+    return [
+        row["network"],
+        f"{row['bitwidth']:.2f}",
+        f"{1e3 * floor:.1f}",
+        *(both(lambda kind, step=step: seconds[step + kind] / floor) for step in STEPS),
+        both(lambda kind: naive / seconds["basis" + kind], 0),
+        both(share),
+        f"{seconds['sketch']:.2f}",
+        both(lambda kind: max(peak[step + kind] for step in STEPS)),
+    ]
+
+
 def markdown(content: dict) -> str:
-    """The README's table, from what `--json` wrote."""
+    """The README's table, from what `--compile --naive --json` wrote."""
     titles = ["network", "bits", "AMSGrad ms", *(f"{step} x" for step in STEPS)]
     titles += ["naive / basis", "basis, % of training step", "sketch s", "peak memory"]
-    lines = ["| " + " | ".join(titles) + " |", "| --- " * len(titles) + "|"]
-    for row in content["rows"]:
-        seconds, peak = row["seconds"], row["peak memory in largest layers"]
-        floor, basis = seconds["amsgrad"], seconds["basis"]
-        share = 100 * basis / (basis + seconds["forward + backward"])
-        cells = [row["network"], f"{row['bitwidth']:.2f}", f"{1e3 * floor:.1f}"]
-        cells += [f"{seconds[step] / floor:.1f}" for step in STEPS]
-        cells += [f"{seconds['basis naive'] / basis:.0f}", f"{share:.1f}"]
-        cells += [f"{seconds['sketch']:.2f}", f"{max(peak[step] for step in STEPS):.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    lines = [titles, ["---"] * len(titles), *map(cells, content["rows"])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
@@ -207,7 +233,7 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--bits", nargs="+", default=["max", "2"], help="'max' or an average")
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds (7)")
-    parser.add_argument("--compile", action="store_true", help="the steps of CompiledALQ")
+    parser.add_argument("--compile", action="store_true", help="also the steps of CompiledALQ")
     parser.add_argument("--naive", action="store_true", help="also the naive basis step (slow)")
     parser.add_argument(
         "--pictures", type=int, default=128,
