@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .cpu import settle_cpu
 from .errors import InputError
-from .loop import describe, quantized_training, score, size_of, train_through
+from .loop import Training, describe, quantized_training, score, size_of, train_through
 from .multibit import MultiBitWeight
 from .pruning import pruning_plan
 from .report import format_bytes, layer_table
@@ -66,9 +66,10 @@ def fit(
     bars = None if progress else False  # None: on a terminal
     go = partial(train_through, train=train_loader, val=val_loader, log=write, progress=bars)
 
-    training = quantized_training(model, weights, schedule, loss, plan, compile=compile)
+    make = partial(quantized_training, model, weights, schedule, loss, compile=compile)
+    training = make(plan=plan)
     go("alq", training, alq_schedule(schedule, plan.rounds), after_epoch=lambda epoch, val: None)
-    seconds = training.seconds + _posttrain(model, weights, schedule, loss, go, compile)
+    seconds = training.seconds + _posttrain(make(), schedule, go)
     val = evaluate(model.eval(), val_loader, loss)
     result = {
         **size_of(weights),
@@ -83,15 +84,9 @@ def fit(
     return result
 
 
-def _posttrain(
-    model: nn.Module,
-    weights: list[MultiBitWeight],
-    schedule: Schedule,
-    loss: LossFunction,
-    go: Callable,
-) -> float:
+def _posttrain(training: Training, schedule: Schedule, go: Callable) -> float:
     """Post-train and go back to the best epoch; the seconds it took."""
-    training = quantized_training(model, weights, schedule, loss, compile=compile)
+    model, weights = training.model, training.weights
     best = _snapshot(model, weights)
 
     def keep_best(epoch: Epoch, val: dict) -> None:

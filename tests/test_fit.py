@@ -78,7 +78,8 @@ def test_dict_batches_and_a_loss_without_accuracy(tmp_path, capsys) -> None:
     assert result["storage_bytes"] == alq.storage_bytes(weights)
 
 
-def test_tuple_batches_and_the_default_loss_learn(capsys) -> None:
+@pytest.mark.parametrize("compile", [False, True])
+def test_tuple_batches_and_the_default_loss_learn(capsys, compile) -> None:
     torch.manual_seed(0)
     x = torch.randn(400, 6)
     y = (x[:, 0] > 0).long()
@@ -89,7 +90,7 @@ def test_tuple_batches_and_the_default_loss_learn(capsys) -> None:
         lr=0.01, R=1, epoch_basis=4, epoch_coord=2, pr=0.5, top_k=0.2, epoch_ste=4,
         epoch_post_coord=1,
     )  # fmt: skip
-    result = alq.fit(model, weights, loader[:8], loader[8:], schedule=schedule)
+    result = alq.fit(model, weights, loader[:8], loader[8:], schedule=schedule, compile=compile)
     assert result["val_accuracy"] > 90
     assert "1 round at pr 0.5" in capsys.readouterr().out
 
