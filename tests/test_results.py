@@ -48,6 +48,24 @@ def test_the_readme_holds_the_table_of_the_benchmark(monkeypatch) -> None:
     assert markdown(content) in (ROOT / "README.md").read_text()
 
 
+def test_the_readme_holds_the_epochs_and_the_compile_times() -> None:
+    text = (ROOT / "README.md").read_text()
+
+    def result(name: str) -> dict:
+        return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+
+    for name, row in {"epoch": "eager", "epoch_compiled": "quantizer compiled"}.items():
+        parts = result(f"{name}.json")["seconds"].values()
+        cells = (f"{sum(part.values()):.2f}" for part in parts)
+        assert f"| {' | '.join([row, *cells])} |" in text
+    first = {}
+    for row in result("scaling.json")["rows"]:
+        if row["threads"] == 1:  # the first row with so many bits is the one that compiles
+            first.setdefault(row["bits"], f"{row['first compiled step']:.0f}")
+    seconds = [first[bits] for bits in range(1, 9)]
+    assert f"for {', '.join(seconds[:-1])} and {seconds[-1]} s at L = 1 to 8" in text
+
+
 @pytest.fixture(scope="module")
 def test_set() -> TensorLoader:
     _, (images, labels) = read_mnist(ROOT / "data")
