@@ -8,7 +8,8 @@ of `ALQ` but for the rounding of sums.
 
 from __future__ import annotations
 
-from functools import cache, partial
+from collections.abc import Callable
+from functools import cache, wraps
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ class CompiledALQ(ALQ):
         super().__init__(*arguments, **named)
         if self.weights:
             require_compiler(self.weights[0].parameter.device)
-        torch._dynamo.config.recompile_limit = KERNELS
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, KERNELS)
 
     def _optimise_block(
         self, g: Tensor, moments: list[Tensor], w0: Tensor, codes: Tensor, alpha: Tensor,
@@ -87,7 +89,21 @@ def require_compiler(device: torch.device) -> None:
         ) from error
 
 
-kernel = partial(torch.compile, dynamic=True, options=OPTIONS)  # one for all sizes of groups
+def kernel(function: Callable) -> Callable:
+    """`function` by `torch.compile`, for all sizes of groups at once.
+
+    Compiled when first called: to prepare it at import would cost every script a second.
+    """
+
+    @cache
+    def compiled() -> Callable:
+        return torch.compile(function, dynamic=True, options=OPTIONS)
+
+    @wraps(function)
+    def run(*arguments: object) -> object:
+        return compiled()(*arguments)
+
+    return run
 
 
 @kernel
