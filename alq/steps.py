@@ -48,13 +48,8 @@ def solve_coordinates(index: Tensor, live: Tensor, w0: Tensor, p: Tensor, h: Ten
     pairs = pair_table(L, h.dtype, h.device)  # (2^L, L*L)
     A = (sum_by_code(h, index, L) @ pairs).unflatten(1, (L, L))  # (G, L, L)
     A.mul_(live.unsqueeze(2) & live.unsqueeze(1))
+    A.diagonal(dim1=1, dim2=2).add_(RIDGE + (~live).to(h.dtype))
     b = basis_products((h * w0).sub_(p), index, live)  # (G, L)
-    return solve_with_ridge(A, b, live)
-
-
-def solve_with_ridge(A: Tensor, b: Tensor, live: Tensor) -> Tensor:
-    """(A + R)^-1 b: A (G, L, L), written to, and b (G, L), both 0 where not `live`."""
-    A.diagonal(dim1=1, dim2=2).add_(RIDGE + (~live).to(A.dtype))
     return torch.linalg.solve_ex(A, b.unsqueeze(2))[0].squeeze(2) * live
 
 
