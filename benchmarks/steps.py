@@ -99,6 +99,28 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
     return peak
 
 
+def amsgrad_steps(tensors: list[Tensor]) -> dict[str, Callable[[], object]]:
+    """torch's two ways, each on tensors of its own with the gradients of `tensors`."""
+    copies = [tensor.clone() for tensor in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.grad = tensor.grad.clone()
+    return {
+        "amsgrad": torch.optim.Adam(tensors, amsgrad=True, foreach=True).step,
+        "amsgrad fused": torch.optim.Adam(copies, amsgrad=True, fused=True).step,
+    }
+
+
+def naive_step(weights: list[alq.MultiBitWeight]) -> Callable[[], None]:
+    """`naive_basis_step` of all of them, with moments of its own."""
+    moments = [weight.alpha.new_zeros(3, weight.G, weight.n) for weight in weights]
+
+    def step() -> None:
+        for weight, own in zip(weights, moments, strict=True):
+            naive_basis_step(weight, weight.parameter.grad, own, 1e-3)
+
+    return step
+
+
 def steps_of(optimizer: alq.ALQ) -> dict[str, Callable[[], None]]:
     return {
         "basis": optimizer.basis_step,
@@ -136,28 +158,14 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
         tensor.grad = weight.parameter.grad.clone()
     if bits != "max":
         optimizer.prune_step(1.0, 1 - float(bits) / alq.average_bitwidth(weights))
-    steps = {
-        "amsgrad": torch.optim.Adam(plain, amsgrad=True, foreach=True).step,
-        "amsgrad fused": torch.optim.Adam([p.clone() for p in plain], amsgrad=True, fused=True),
-        **steps_of(optimizer),
-    }
+    steps = {**amsgrad_steps(plain), **steps_of(optimizer)}
     if args.compile:
         compiled = steps_of(alq.CompiledALQ(weights, lr=1e-3))
         steps |= {f"{name} compiled": step for name, step in compiled.items()}
-    fused = steps["amsgrad fused"]
-    for p, q in zip(fused.param_groups[0]["params"], plain, strict=True):
-        p.grad = q.grad.clone()
-    steps["amsgrad fused"] = fused.step
     bitwidth = alq.average_bitwidth(weights)
     seconds = times(steps, args.repeats, sync, clock)
     if args.naive:
-        moments = {weight: weight.alpha.new_zeros(3, weight.G, weight.n) for weight in weights}
-
-        def naive() -> None:
-            for weight in weights:
-                naive_basis_step(weight, weight.parameter.grad, moments[weight], 1e-3)
-
-        seconds["basis naive"] = times({"": naive}, 1, sync, clock)[""]
+        seconds["basis naive"] = times({"": naive_step(weights)}, 1, sync, clock)[""]
     largest = 4 * max(weight.parameter.numel() for weight in weights)
     return {
         "network": name,
