@@ -71,6 +71,11 @@ class CompiledALQ(ALQ):
         weight.write(w_hat)
 
 
+def quantizer_kind(compile: bool) -> type[ALQ]:
+    """What `--compile` chooses."""
+    return CompiledALQ if compile else ALQ
+
+
 def can_compile(L: int, dtype: torch.dtype) -> bool:
     """All else is left to `ALQ`: `to_keys` takes no other type."""
     return L > 0 and dtype == torch.float32

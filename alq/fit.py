@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .compiled import quantizer_kind
 from .cpu import settle_cpu
 from .errors import InputError
 from .loop import Training, describe, quantized_training, score, size_of, train_through
@@ -66,7 +67,8 @@ def fit(
     bars = None if progress else False  # None: on a terminal
     go = partial(train_through, train=train_loader, val=val_loader, log=write, progress=bars)
 
-    make = partial(quantized_training, model, weights, schedule, loss, compile=compile)
+    kind = quantizer_kind(compile)
+    make = partial(quantized_training, model, weights, schedule, loss, kind=kind)
     training = make(plan=plan)
     go("alq", training, alq_schedule(schedule, plan.rounds), after_epoch=lambda epoch, val: None)
     seconds = training.seconds + _posttrain(make(), schedule, go)

@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from . import parallel
-from .compiled import CompiledALQ
 from .errors import NotFinite
 from .finite import Watch
 from .multibit import MultiBitWeight
@@ -59,10 +58,9 @@ def quantized_training(
     loss: LossFunction = classification,
     plan: PruneByRatio | PruneToTarget | None = None,
     kind: type[ALQ] = ALQ,
-    compile: bool = False,
 ) -> Training:
     """ALQ for the multi-bit weights, Adam for all other parameters. Without `plan`, no pruning."""
-    quantizer = (CompiledALQ if compile else kind)(
+    quantizer = kind(
         weights,
         lr=schedule.lr,
         weight_decay=schedule.wd,

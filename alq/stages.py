@@ -15,6 +15,7 @@ from . import schedule
 from .checkpoint import load_checkpoint, load_model, save_checkpoint, weights_in
 from .checks import check_data, check_same_layers, posttrained_path
 from .compact import round_floats
+from .compiled import quantizer_kind
 from .data import Loader, Split
 from .distill import distillation
 from .download import load_fetched
@@ -187,7 +188,8 @@ def alq(run: Run) -> dict:
     )
     plan = pruning_plan(args, weights, len(data.train))
     loss = run.loss(source["model"])
-    training = quantized_training(model, weights, args, loss, plan, compile=args.compile)
+    kind = quantizer_kind(args.compile)
+    training = quantized_training(model, weights, args, loss, plan, kind)
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
     epochs = schedule.alq_schedule(args, plan.rounds)
     points = run.resume_points("alq", training, args.model_ori)
@@ -219,7 +221,8 @@ def posttrain(run: Run) -> dict:
     load_model(model, source["model"], f"--model {args.model}")
     data, val_indices = run.load_data(model, source.get("val_indices"))
     weights = restore(model, states)
-    training = quantized_training(model, weights, args, run.loss(), compile=args.compile)
+    kind = quantizer_kind(args.compile)
+    training = quantized_training(model, weights, args, run.loss(), kind=kind)
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
     target = posttrained_path(args)
 

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import alq
 import lenet5
 from alq.checkpoint import load_checkpoint
+from alq.compiled import quantizer_kind
 from alq.cpu import settle_cpu
 from alq.loop import Training, prepare, quantized_training
 from alq.pruning import PruneByRatio
@@ -83,7 +84,7 @@ def training_of(kind: str, flags: Namespace) -> Training:
         return Training(model, [optimizer], {"pretrain": optimizer.step})
     weights = alq.quantize(model, flags.structure, flags.subc, *flags.max_bit)
     plan = PruneByRatio(1, flags.pr, flags.top_k, flags.pr / flags.top_k / flags.batches)
-    return quantized_training(model, weights, flags, plan=plan, compile=flags.compile)
+    return quantized_training(model, weights, flags, plan=plan, kind=quantizer_kind(flags.compile))
 
 
 def measure(kind: str, flags: Namespace, train: Iterable) -> dict[str, float]:
