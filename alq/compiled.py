@@ -2,8 +2,8 @@
 
 A step of `ALQ` reads and writes a block of weights some 30 times, in cache. Here `torch.compile`
 makes one or two passes of it, with the arithmetic in vector registers; therefore the nearest level
-is a chain of comparisons, and a sum by code the sums of +-x that it stands for. Values equal those
-of `ALQ` but for the rounding of sums.
+is searched for by selecting and not by looking up, and a sum by code the sums of +-x that it stands
+for. Values equal those of `ALQ` but for the rounding of sums.
 """
 
 from __future__ import annotations
@@ -22,8 +22,17 @@ from .optimizer import ALQ
 from .steps import RIDGE, finite_or
 
 # All sums over a group belong into one loop; by default the compiler starts another after 16. Its
-# loops that share a buffer also fail to compile in torch 2.14 ("KeyError: 'buf0'").
-OPTIONS = {"max_fusion_size": 1024, "cpp.max_horizontal_fusion_size": 1024}
+# loops that share a buffer also fail to compile in torch 2.14 ("KeyError: 'buf0'"). Nor may it
+# write a long expression's parts to memory, of which it would make further loops.
+OPTIONS = {
+    "max_fusion_size": 1024,
+    "cpp.max_horizontal_fusion_size": 1024,
+    "realize_opcount_threshold": 10**6,
+    "realize_acc_reads_threshold": 10**6,
+}
+# With more live bases the search's tables are made by a kernel of their own: made anew for every 16
+# weights they would cost more than its call.
+MAX_INLINE_BASES = 6
 KERNELS = 64  # versions of one kernel that torch may make: one for each L and kind of step
 
 
@@ -46,9 +55,11 @@ class CompiledALQ(ALQ):
         if not can_compile(live.shape[1], g.dtype):
             return super()._optimise_block(g, moments, w0, codes, alpha, live, w_hat, t, move_base)
         group = self.param_groups[0]
-        keys = sort_rows(level_keys(alpha, live))
+        tables = (sort_rows(level_keys(alpha, live)),)
+        if live.shape[1] > MAX_INLINE_BASES:
+            tables = search_tables(*tables)
         sums = optimise_bases(
-            g, *moments, w0, codes, live, keys, torch.ones_like(alpha[:, :1]),
+            g, *moments, w0, codes, live, tables, torch.ones_like(alpha[:, :1]),
             *group["betas"], *scales(t, group["lr"], group["betas"]), group["eps"], move_base,
         )  # fmt: skip
         return optimise_coordinates(sums, alpha, live, codes, w_hat)
@@ -121,14 +132,42 @@ def level_keys(alpha: Tensor, live: Tensor) -> Tensor:
 
 
 @kernel
+def search_tables(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted `level_keys` (G, K) -> midpoints (G, K - 1); codes (G, K/4), four to an int32."""
+    levels, codes = from_keys(keys)
+    return midpoints(levels), codes.to(torch.uint8).view(torch.int32)
+
+
+def nearest_positive(x: Tensor, middle: Tensor, codes: Tensor) -> Tensor:
+    """The code of the level >= 0 that x >= 0 is nearest to: (G, n), tables -> (G, n) int32.
+
+    Bisection: each comparison selects, weight by weight, the half of both tables that remains. At
+    8 bits it takes half the time of comparing with all midpoints in turn.
+    """
+    K = middle.shape[1] + 1
+    middle, codes = middle.split(1, dim=1), codes.split(1, dim=1)
+    shift = 0  # to the code in an int32 of four
+    while K > 1:
+        K //= 2
+        above = x > middle[K - 1]
+        middle = [torch.where(above, middle[K + k], middle[k]) for k in range(K - 1)]
+        half = len(codes) // 2
+        if half:
+            codes = [torch.where(above, codes[half + k], codes[k]) for k in range(half)]
+        else:
+            shift = shift + above.int() * (8 * K)
+    return (codes[0] >> shift) & 255
+
+
+@kernel
 def optimise_bases(
     g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, w0: Tensor, codes: Tensor, live: Tensor,
-    keys: Tensor, one: Tensor, beta1: float, beta2: float, p_scale: float, h_scale: float,
-    eps: float, move_base: bool,
+    tables: tuple[Tensor, ...], one: Tensor, beta1: float, beta2: float, p_scale: float,
+    h_scale: float, eps: float, move_base: bool,
 ) -> Tensor:  # fmt: skip
     """Moments, nearest codes, and the sums that the coordinates follow from, in one pass.
 
-    `keys` are the sorted `level_keys`, `one` is (G, 1) of ones.
+    `tables` are `search_tables`, or what these are made of; `one` is (G, 1) of ones.
     Writes to m, v, v_max, codes and, with `move_base`, t to w0.
     Returns: (G, L + 1 + L(L-1)/2): the sums of x = h*w0 - p times the signs of each basis; of h;
     of h times the signs of every two bases.
@@ -140,12 +179,10 @@ def optimise_bases(
     p, h = scale_moments(m, v_max, p_scale, h_scale, eps)
     t = w0 - p / h  # (G, n)
 
-    levels, positive = from_keys(keys)
-    middle = midpoints(levels)
-    distance = t.abs()
-    code = positive[:, :1]
-    for k in range(1, 2 ** (L - 1)):
-        code = torch.where(distance > middle[:, k - 1 : k], positive[:, k : k + 1], code)
+    if len(tables) == 1:
+        levels, positive = from_keys(*tables)
+        tables = midpoints(levels), positive
+    code = nearest_positive(t.abs(), *tables)
     code = torch.where(t < 0, code ^ live_bits(live), code)  # (G, n)
 
     signs = signs_of(code, L)

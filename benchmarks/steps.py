@@ -6,6 +6,10 @@ For each network, freshly sketched at its max_bit and again pruned to an average
 sketch, the four steps, torch's AMSGrad on the same tensors (foreach and fused), the naive basis
 step (all 2^I levels against every weight), and forward + backward of the network. The steps take
 turns in one process; medians, and their ratio to foreach AMSGrad.
+
+The scripts let the process keep its freed memory (`alq.cpu`), which makes AMSGrad and the naive
+step several times faster, too. These two are timed also before that: rows "as torch starts", the
+naive step then with a whole layer's table at once.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from statistics import median
 
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,8 +38,8 @@ from alq.codes import sign_table
 from alq.cpu import settle_cpu
 from alq.loss_model import pseudo_gradient_and_hessian, update_moments
 from alq.network import quantizable
+from steps_tables import AS_STARTED, markdown
 
-STEPS = ("basis", "ste", "coordinate", "prune")
 # network, picture, the entry script's defaults
 NETWORKS = {
     "lenet5": (lenet5.LeNet5, (1, 28, 28), lenet5.DEFAULTS),
@@ -46,8 +50,13 @@ NETWORKS = {
 
 
 @torch.no_grad()
-def naive_basis_step(weight: alq.MultiBitWeight, g: Tensor, moments: Tensor, lr: float) -> None:
-    """The basis step as first written down: every weight against all 2^I levels, B as floats."""
+def naive_basis_step(
+    weight: alq.MultiBitWeight, g: Tensor, moments: Tensor, lr: float, at_once: int | None
+) -> None:
+    """The basis step as first written down: every weight against all 2^I levels, B as floats.
+
+    `at_once` bounds the number of distances in memory.
+    """
     betas, eps = (0.9, 0.999), 1e-8
     g = weight.grouping.to_groups(g)  # (G, n)
     w0 = weight.grouping.to_groups(weight.parameter)
@@ -56,7 +65,7 @@ def naive_basis_step(weight: alq.MultiBitWeight, g: Tensor, moments: Tensor, lr:
     t = w0 - p / h
     signs = sign_table(weight.I, t)  # (2^I, I)
     ridge = 1e-6 * torch.eye(weight.I, device=t.device)
-    groups = max(1, 2**24 // (weight.n * len(signs)))  # 64 MB of distances at a time
+    groups = max(1, at_once // (weight.n * len(signs))) if at_once else weight.G
     for rows in (slice(k, k + groups) for k in range(0, weight.G, groups)):
         levels = weight.alpha[rows] @ signs.T  # (G, 2^I)
         nearest = (t[rows].unsqueeze(2) - levels.unsqueeze(1)).abs().argmin(2)  # (G, n)
@@ -110,13 +119,13 @@ def amsgrad_steps(tensors: list[Tensor]) -> dict[str, Callable[[], object]]:
     }
 
 
-def naive_step(weights: list[alq.MultiBitWeight]) -> Callable[[], None]:
+def naive_step(weights: list[alq.MultiBitWeight], at_once: int | None) -> Callable[[], None]:
     """`naive_basis_step` of all of them, with moments of its own."""
     moments = [weight.alpha.new_zeros(3, weight.G, weight.n) for weight in weights]
 
     def step() -> None:
         for weight, own in zip(weights, moments, strict=True):
-            naive_basis_step(weight, weight.parameter.grad, own, 1e-3)
+            naive_basis_step(weight, weight.parameter.grad, own, 1e-3, at_once)
 
     return step
 
@@ -130,16 +139,48 @@ def steps_of(optimizer: alq.ALQ) -> dict[str, Callable[[], None]]:
     }
 
 
+def timing(args: argparse.Namespace) -> Callable[..., dict[str, float]]:
+    """`times` with the flags' device and clock: of steps and the number of repeats."""
+    sync = torch.cuda.synchronize if torch.device(args.device).type == "cuda" else lambda: None
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    return partial(times, sync=sync, clock=clock)
+
+
+def network(name: str, args: argparse.Namespace) -> tuple[nn.Module, Callable[[], list]]:
+    """The network as the scripts hold it, and the function that sketches it."""
+    make, _, defaults = NETWORKS[name]
+    torch.manual_seed(0)
+    model = make().to(args.device, memory_format=torch.channels_last)
+    structure, subc, max_bit = (defaults[key] for key in ("structure", "subc", "max_bit"))
+    return model, partial(alq.quantize, model, structure, subc, *max_bit)
+
+
+def give_gradients(tensors: list[Tensor]) -> list[Tensor]:
+    for tensor in tensors:
+        tensor.grad = 1e-2 * torch.randn_like(tensor)
+    return tensors
+
+
+def measure_as_torch_starts(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of what the steps are compared with, to be called before `settle_cpu`."""
+    model, sketch = network(name, args)
+    seconds_of = timing(args)
+    tensors = give_gradients([p.detach().clone() for p in quantizable(model).values()])
+    seconds = seconds_of({AS_STARTED["amsgrad"]: amsgrad_steps(tensors)["amsgrad"]}, args.repeats)
+    if args.naive:
+        weights = sketch()
+        give_gradients([weight.parameter for weight in weights])
+        seconds |= seconds_of({AS_STARTED["basis naive"]: naive_step(weights, None)}, 1)
+    return seconds
+
+
 def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
     """All figures of one network at one average bitwidth."""
-    make, picture, defaults = NETWORKS[name]
-    batch, structure, subc = (defaults[key] for key in ("batch_size", "structure", "subc"))
-    (max_bit,) = defaults["max_bit"]
+    _, picture, defaults = NETWORKS[name]
+    batch, (max_bit,) = defaults["batch_size"], defaults["max_bit"]
     device = torch.device(args.device)
-    sync = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    clock = time.process_time if args.cpu_time else time.perf_counter
-    torch.manual_seed(0)
-    model = make().to(device, memory_format=torch.channels_last)  # as the scripts hold it
+    seconds_of = timing(args)
+    model, sketch = network(name, args)
 
     x = torch.randn(min(batch, args.pictures), *picture, device=device)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -148,14 +189,13 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
         model.zero_grad()
         model(x).square().sum().backward()
 
-    network = times({"": forward_backward}, 1, sync, clock)[""] * batch / len(x)
-    plain = [p.detach().clone() for p in quantizable(model).values()]
-    sketching = times({"": lambda: alq.quantize(model, structure, subc, max_bit)}, 1, sync, clock)
-    weights = alq.quantize(model, structure, subc, max_bit)
+    seconds = seconds_of({"forward + backward": forward_backward, "sketch": sketch}, 1)
+    seconds["forward + backward"] *= batch / len(x)
+    plain = give_gradients([p.detach().clone() for p in quantizable(model).values()])
+    weights = sketch()
     optimizer = alq.ALQ(weights, lr=1e-3)
     for weight, tensor in zip(weights, plain, strict=True):
-        weight.parameter.grad = 1e-2 * torch.randn_like(weight.parameter)
-        tensor.grad = weight.parameter.grad.clone()
+        weight.parameter.grad = tensor.grad.clone()
     if bits != "max":
         optimizer.prune_step(1.0, 1 - float(bits) / alq.average_bitwidth(weights))
     steps = {**amsgrad_steps(plain), **steps_of(optimizer)}
@@ -163,16 +203,16 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
         compiled = steps_of(alq.CompiledALQ(weights, lr=1e-3))
         steps |= {f"{name} compiled": step for name, step in compiled.items()}
     bitwidth = alq.average_bitwidth(weights)
-    seconds = times(steps, args.repeats, sync, clock)
+    seconds |= seconds_of(steps, args.repeats)
     if args.naive:
-        seconds["basis naive"] = times({"": naive_step(weights)}, 1, sync, clock)[""]
+        seconds |= seconds_of({"basis naive": naive_step(weights, at_once=2**24)}, 1)  # 64 MB
     largest = 4 * max(weight.parameter.numel() for weight in weights)
     return {
         "network": name,
         "max_bit": max_bit,
         "bitwidth": bitwidth,
         "weights": sum(weight.parameter.numel() for weight in weights),
-        "seconds": {"forward + backward": network, "sketch": sketching[""], **seconds},
+        "seconds": seconds,
         "peak memory in largest layers": {
             step: peak_bytes(steps[step], device) / largest
             for step in steps
@@ -204,38 +244,6 @@ def show(row: dict) -> None:
     print(f"the basis step's share of a training step: {100 * basis / (basis + network):.1f} %")
 
 
-def cells(row: dict) -> list[str]:
-    """One line of the README's table; where there are two figures: eager; compiled."""
-    seconds, peak = row["seconds"], row["peak memory in largest layers"]
-
-    def both(figure: Callable[[str], float], digits: int = 1) -> str:
-        return "; ".join(f"{figure(kind):.{digits}f}" for kind in ("", " compiled"))
-
-    def share(kind: str) -> float:
-        basis = seconds["basis" + kind]
-        return 100 * basis / (basis + seconds["forward + backward"])
-
-    floor, naive = seconds["amsgrad"], seconds["basis naive"]
-    return [
-        row["network"],
-        f"{row['bitwidth']:.2f}",
-        f"{1e3 * floor:.1f}",
-        *(both(lambda kind, step=step: seconds[step + kind] / floor) for step in STEPS),
-        both(lambda kind: naive / seconds["basis" + kind], 0),
-        both(share),
-        f"{seconds['sketch']:.2f}",
-        both(lambda kind: max(peak[step + kind] for step in STEPS)),
-    ]
-
-
-def markdown(content: dict) -> str:
-    """The README's table, from what `--compile --naive --json` wrote."""
-    titles = ["network", "bits", "AMSGrad ms", *(f"{step} x" for step in STEPS)]
-    titles += ["naive / basis", "basis, % of training step", "sketch s", "peak memory"]
-    lines = [titles, ["---"] * len(titles), *map(cells, content["rows"])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -247,7 +255,7 @@ def main() -> None:
         "--pictures", type=int, default=128,
         help="forward + backward on at most so many, scaled to the batch size (128)",
     )  # fmt: skip
-    parser.add_argument("--table", type=Path, metavar="JSON", help="print the README's table, exit")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="print README's tables, exit")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
     parser.add_argument(
@@ -256,16 +264,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     if args.table:
-        print(markdown(json.loads(args.table.read_text())))
+        print(*markdown(json.loads(args.table.read_text())), sep="\n\n")
         return
     if args.threads:
         torch.set_num_threads(args.threads)
+    before = {name: measure_as_torch_starts(name, args) for name in args.network}
     settle_cpu()
     print(machine(torch.device(args.device)))
     rows = []
     for name in args.network:
         for bits in args.bits:
             rows.append(measure(name, bits, args))
+            rows[-1]["seconds"] |= before[name]
             show(rows[-1])
     if args.json:
         where = machine(torch.device(args.device))

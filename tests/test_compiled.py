@@ -11,6 +11,7 @@ from torch import nn
 import alq
 import lenet5
 from alq import compiled
+from alq.codes import from_keys, level_table, midpoints, pack_bits, sort_rows
 
 LAYERS = [  # structure, subc, max_bit, shape
     ("kernelwise", None, 5, (3, 4, 3, 3)),
@@ -53,8 +54,10 @@ def take(optimizer: alq.ALQ, number: int, step: str) -> None:
     getattr(optimizer, f"{step}_step")(*([0.7, 0.6] if step == "prune" else []))
 
 
-def test_equals_the_eager_steps() -> None:
+@pytest.mark.parametrize("inline", [compiled.MAX_INLINE_BASES, 2])
+def test_equals_the_eager_steps(monkeypatch, inline: int) -> None:
     """Step by step from the same state, so that no rounding adds up; negative coordinates too."""
+    monkeypatch.setattr(compiled, "MAX_INLINE_BASES", inline)
     eager, fast = make(alq.ALQ), make(alq.CompiledALQ)
     negative = 0
     for number, step in enumerate(STEPS):
@@ -72,6 +75,26 @@ def test_equals_the_eager_steps() -> None:
             for key in ("m", "v", "v_max", "w0", "alpha_moments"):
                 torch.testing.assert_close(other[key], one[key], rtol=1e-5, atol=1e-6, msg=where)
     assert negative
+
+
+@pytest.mark.parametrize("L", range(1, 9))
+def test_the_search_equals_brute_force(L: int) -> None:
+    """With the tables as they are and packed; groups with fewer live bases than L, or none."""
+    generator = torch.Generator().manual_seed(L)
+    live = torch.arange(L) < torch.arange(L, -1, -1).unsqueeze(1)  # (L + 1, L)
+    alpha = torch.rand(L + 1, L, generator=generator) * live
+    x = 2 * torch.rand(L + 1, 300, generator=generator)
+    keys = sort_rows(compiled.level_keys.__wrapped__(alpha, live))
+    levels, codes = from_keys(keys)
+    tables = [(midpoints(levels), codes)]
+    if L > 2:
+        tables.append(compiled.search_tables.__wrapped__(keys))
+    table = level_table(alpha)  # a code with a bit too many has the level of one without
+    nearest = (x.unsqueeze(2) - table.unsqueeze(1)).abs().min(2).values
+    for middle, codes in tables:
+        found = compiled.nearest_positive(x, middle, codes)
+        assert not (found & ~pack_bits(live).unsqueeze(1).int()).any()
+        assert torch.equal((x - table.gather(1, found.long())).abs(), nearest)
 
 
 def test_same_bits_each_time() -> None:
