@@ -8,8 +8,8 @@ step (all 2^I levels against every weight), and forward + backward of the networ
 turns in one process; medians, and their ratio to foreach AMSGrad.
 
 The scripts let the process keep its freed memory (`alq.cpu`), which makes AMSGrad and the naive
-step several times faster, too. These two are timed also before that: rows "as torch starts", the
-naive step then with a whole layer's table at once.
+step several times faster, too. These two are timed also without, in a process of their own: rows
+"as torch starts", the naive step then with a whole layer's table at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -140,7 +142,9 @@ def steps_of(optimizer: alq.ALQ) -> dict[str, Callable[[], None]]:
 
 
 def timing(args: argparse.Namespace) -> Callable[..., dict[str, float]]:
-    """`times` with the flags' device and clock: of steps and the number of repeats."""
+    """`times` with the flags' device, threads and clock: of steps and the number of repeats."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
     sync = torch.cuda.synchronize if torch.device(args.device).type == "cuda" else lambda: None
     clock = time.process_time if args.cpu_time else time.perf_counter
     return partial(times, sync=sync, clock=clock)
@@ -162,9 +166,12 @@ def give_gradients(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def measure_as_torch_starts(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of what the steps are compared with, to be called before `settle_cpu`."""
-    model, sketch = network(name, args)
+    """Seconds of what the steps are compared with, without `settle_cpu`.
+
+    To be called in a new process: what it did before decides what memory it keeps.
+    """
     seconds_of = timing(args)
+    model, sketch = network(name, args)
     tensors = give_gradients([p.detach().clone() for p in quantizable(model).values()])
     seconds = seconds_of({AS_STARTED["amsgrad"]: amsgrad_steps(tensors)["amsgrad"]}, args.repeats)
     if args.naive:
@@ -266,16 +273,15 @@ def main() -> None:
     if args.table:
         print(*markdown(json.loads(args.table.read_text())), sep="\n\n")
         return
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    before = {name: measure_as_torch_starts(name, args) for name in args.network}
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
+        started = list(pool.map(partial(measure_as_torch_starts, args=args), args.network))
     settle_cpu()
     print(machine(torch.device(args.device)))
     rows = []
-    for name in args.network:
+    for name, as_torch_starts in zip(args.network, started, strict=True):
         for bits in args.bits:
             rows.append(measure(name, bits, args))
-            rows[-1]["seconds"] |= before[name]
+            rows[-1]["seconds"] |= as_torch_starts
             show(rows[-1])
     if args.json:
         where = machine(torch.device(args.device))
