@@ -10,7 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .codes import basis_products, level_table, nearest_codes, pack_bits, pair_table, sum_by_code
+from .codes import (
+    basis_products,
+    level_table,
+    live_pairs,
+    nearest_codes,
+    pack_bits,
+    pair_table,
+    sum_by_code,
+)
 
 RIDGE = 1e-6  # R of the coordinate solve, SPEC section 5
 
@@ -46,8 +54,8 @@ def solve_coordinates(index: Tensor, live: Tensor, w0: Tensor, p: Tensor, h: Ten
     """
     L = live.shape[1]
     pairs = pair_table(L, h.dtype, h.device)  # (2^L, L*L)
-    A = (sum_by_code(h, index, L) @ pairs).unflatten(1, (L, L))  # (G, L, L)
-    A.mul_(live.unsqueeze(2) & live.unsqueeze(1))
+    both_live = live_pairs(L, h.dtype, h.device)[live.sum(1)]  # (G, L*L): live ones come first
+    A = (sum_by_code(h, index, L) @ pairs).mul_(both_live).unflatten(1, (L, L))  # (G, L, L)
     A.diagonal(dim1=1, dim2=2).add_(RIDGE + (~live).to(h.dtype))
     b = basis_products((h * w0).sub_(p), index, live)  # (G, L)
     return torch.linalg.solve_ex(A, b.unsqueeze(2))[0].squeeze(2) * live
