@@ -147,7 +147,8 @@ def nearest_positive(x: Tensor, middle: Tensor, codes: Tensor) -> Tensor:
     8 bits it takes half the time of comparing with all midpoints in turn.
     """
     K = middle.shape[1] + 1
-    middle, codes = middle.split(1, dim=1), codes.split(1, dim=1)
+    middle = [middle[:, k : k + 1] for k in range(K - 1)]  # may be none to split
+    codes = codes.split(1, dim=1)
     shift = 0  # to the code in an int32 of four
     while K > 1:
         K //= 2

@@ -23,7 +23,7 @@ LAYERS = {
     "conv2d depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4), (4, 5, 5)),
     "conv2d oblong": (lambda: nn.Conv2d(3, 2, (2, 3)), (3, 5, 5)),
     "conv3d": (lambda: nn.Conv3d(2, 4, (1, 2, 3)), (2, 3, 4, 4)),
-    "transposed 1d": (lambda: nn.ConvTranspose1d(4, 6, 3), (4, 5)),
+    "transposed 1d": (lambda: nn.ConvTranspose1d(4, 6, 5), (4, 5)),
     "transposed 1d grouped": (lambda: nn.ConvTranspose1d(4, 6, 3, groups=2), (4, 5)),
     "transposed 2d": (lambda: nn.ConvTranspose2d(3, 2, (2, 3), stride=2), (3, 4, 4)),
     "transposed 2d grouped": (lambda: nn.ConvTranspose2d(6, 9, 2, groups=3), (6, 3, 3)),
