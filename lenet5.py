@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alq.augment import CropFlip
-from alq.data import Split, TensorLoader, read_mnist, tensor_split, test_loader
-from alq.experiment import run_stages
-from alq.flags import count, make_parser
-from alq.results import PUBLISHED
-from alq.stages import Recipe
+from alq.command.flags import count, make_parser
+from alq.command.results import PUBLISHED
+from alq.command.run import run_stages
+from alq.command.stages import Recipe
+from alq.data.loaders import CropFlip, Split, TensorLoader, tensor_split, test_loader
+from alq.data.mnist import read_mnist
 
 MEAN, STD = (0.1307,), (0.3081,)  # of MNIST's pixels in 0..1
 

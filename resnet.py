@@ -13,12 +13,12 @@ import torch
 import torchvision
 from torch import nn
 
-from alq.download import fetch_weights
-from alq.experiment import run_stages
-from alq.flags import OneLineParser, count, make_parser
-from alq.imagefolder import folder_split, folder_test
-from alq.results import PUBLISHED
-from alq.stages import Recipe
+from alq.command.flags import OneLineParser, count, make_parser
+from alq.command.results import PUBLISHED
+from alq.command.run import run_stages
+from alq.command.stages import Recipe
+from alq.data.download import fetch_weights
+from alq.data.imagenet import folder_split, folder_test
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # of the full-precision training
 LAYERS = {"resnet18": 21, "resnet34": 37}  # quantized ones, those of the shortcuts included

@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from alq.augment import CropFlip
-from alq.cifar import read_cifar10
-from alq.data import Split, TensorLoader, tensor_split, test_loader
-from alq.experiment import run_stages
-from alq.flags import make_parser
-from alq.results import PUBLISHED
-from alq.stages import Recipe
+from alq.command.flags import make_parser
+from alq.command.results import PUBLISHED
+from alq.command.run import run_stages
+from alq.command.stages import Recipe
+from alq.data.cifar10 import read_cifar10
+from alq.data.loaders import CropFlip, Split, TensorLoader, tensor_split, test_loader
 
 # Of CIFAR-10's pixels in 0..1, red, green and blue.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

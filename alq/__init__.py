@@ -1,13 +1,13 @@
 """Adaptive Loss-aware Quantization for multi-bit networks (Qu et al., CVPR 2020)."""
 
-from .compact import round_floats
-from .compiled import CompiledALQ
+from .extras.compiled import CompiledALQ
+from .files.coding import round_floats
+from .files.packed import load_packed, save_packed
 from .fit import fit
-from .multibit import MultiBitWeight
-from .network import average_bitwidth, quantize, restore, storage_bytes
-from .optimizer import ALQ
-from .packed import load_packed, save_packed
-from .schedule import Schedule
+from .method.network import average_bitwidth, quantize, restore, storage_bytes
+from .method.optimizer import ALQ
+from .method.weight import MultiBitWeight
+from .training.schedule import Schedule
 
 __all__ = [
     "ALQ",

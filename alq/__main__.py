@@ -10,10 +10,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from .command.flags import OneLineParser
+from .command.info import info_text, inspect, plot
+from .command.results import recipe_table, results_table
 from .errors import InputError
-from .flags import OneLineParser
-from .info import info_text, inspect, plot
-from .results import recipe_table, results_table
 
 PUBLISHED_RUNS = Path("checkpoints/published")
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .compiled import quantizer_kind
-from .cpu import settle_cpu
+from .command.report import format_bytes, layer_table
 from .errors import InputError
-from .loop import Training, describe, quantized_training, score, size_of, train_through
-from .multibit import MultiBitWeight
-from .pruning import pruning_plan
-from .report import format_bytes, layer_table
-from .runlog import RunLog
-from .schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
-from .training import LossFunction, classification, evaluate
+from .extras.compiled import quantizer_kind
+from .files.runlog import RunLog
+from .machine.arithmetic import settle_cpu
+from .method.weight import MultiBitWeight
+from .training.epoch import LossFunction, classification, evaluate
+from .training.loop import Training, describe, quantized_training, score, size_of, train_through
+from .training.pruning import pruning_plan
+from .training.schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
 
 
 def fit(

@@ -28,17 +28,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
-import alq.optimizer
+import alq.method.optimizer
 import arms
 import lenet5
-from alq.checkpoint import load_checkpoint
-from alq.data import TensorLoader
-from alq.experiment import set_arithmetic
-from alq.loop import quantized_training, size_of, train_through
-from alq.runlog import RunLog, describe_run
-from alq.schedule import Epoch, Schedule
-from alq.structures import make_grouping
-from alq.training import evaluate
+from alq.command.run import set_arithmetic
+from alq.data.loaders import TensorLoader
+from alq.files.checkpoint import load_checkpoint
+from alq.files.runlog import RunLog, describe_run
+from alq.method.structures import make_grouping
+from alq.training.epoch import evaluate
+from alq.training.loop import quantized_training, size_of, train_through
+from alq.training.schedule import Epoch, Schedule
 
 TRAINED = Path("checkpoints/published/lenet5_model_ori.pth")
 LOGS = Path("checkpoints/ablations")
@@ -86,7 +86,7 @@ def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
 
     with ExitStack() as changes:
         for name, function in arm.instead.items():
-            changes.enter_context(patch.object(alq.optimizer, name, function))
+            changes.enter_context(patch.object(alq.method.optimizer, name, function))
         train_through(
             f"{claim} {arm.name}", training, list(arm.epochs), train, data.val, log.write,
             after_epoch,

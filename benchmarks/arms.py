@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import alq
 import changed
-from alq.schedule import Epoch
+from alq.training.schedule import Epoch
 
 LR, LD = 1e-3, 0.8  # of all arms: the paper's rate and factor for LeNet5
 
@@ -18,11 +18,11 @@ class Arm:
 
     Attributes:
         name: in the log's name and the figure.
-        epochs: what each epoch does (`alq.schedule.Epoch.kind`).
+        epochs: what each epoch does (`alq.training.schedule.Epoch.kind`).
         max_bit: of the sketch.
         kind: class of the quantizer.
         plan: (batches of an epoch) -> what a pruning epoch does.
-        instead: functions in the place of `alq.optimizer`'s.
+        instead: functions in the place of `alq.method.optimizer`'s.
         from_full: STE steps start from the full-precision weights, not from the sketch.
     """
 

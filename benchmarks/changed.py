@@ -1,7 +1,7 @@
 """What the ablations change in the method: other steps, other ways to prune, the authors' defects.
 
 Nothing of this is in `alq`: a quantizer of another class, a pruning plan of another class, or a
-function put in the place of one of `alq.optimizer`'s for the duration of a run.
+function put in the place of one of `alq.method.optimizer`'s for the duration of a run.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-import alq.optimizer
-from alq.codes import level_table, nearest_codes, pack_bits
-from alq.loss_model import update_moments
-from alq.optimizer import ALQ
-from alq.sketch import sketch
-from alq.steps import solve_coordinates
+import alq.method.optimizer
+from alq.method.codes import level_table, nearest_codes, pack_bits
+from alq.method.loss_model import update_moments
+from alq.method.optimizer import ALQ
+from alq.method.sketch import sketch
+from alq.method.steps import solve_coordinates
 
 
 class Reconstruction(ALQ):
@@ -86,7 +86,7 @@ class WithinLayers:
                 dead.append(flags.view_as(mask))
             return dead
 
-        with patch.object(alq.optimizer, "choose_pruned", choose):
+        with patch.object(alq.method.optimizer, "choose_pruned", choose):
             quantizer.prune_step(1.0, 0.0)
 
 
@@ -125,7 +125,7 @@ class Uniform:
                 for f, mask in zip(costs, masks, strict=True)
             ]
 
-        with patch.object(alq.optimizer, "choose_pruned", choose):
+        with patch.object(alq.method.optimizer, "choose_pruned", choose):
             quantizer.prune_step(1.0, 0.0)
 
 

@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
 import lenet5
-from alq.checkpoint import load_checkpoint
-from alq.compiled import quantizer_kind
-from alq.cpu import settle_cpu
-from alq.loop import Training, prepare, quantized_training
-from alq.pruning import PruneByRatio
-from alq.schedule import Epoch
-from alq.training import classification, train_epoch
+from alq.extras.compiled import quantizer_kind
+from alq.files.checkpoint import load_checkpoint
+from alq.machine.arithmetic import settle_cpu
+from alq.training.epoch import classification, train_epoch
+from alq.training.loop import Training, prepare, quantized_training
+from alq.training.pruning import PruneByRatio
+from alq.training.schedule import Epoch
 from steps import machine
 
 ROOT = Path(__file__).resolve().parents[1]

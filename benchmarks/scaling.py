@@ -22,7 +22,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
-from alq.cpu import settle_cpu
+from alq.machine.arithmetic import settle_cpu
 from steps import machine, times
 
 N = 512  # weights a group, as the last convolutions of VGG and ResNet have

@@ -7,7 +7,7 @@ sketch, the four steps, torch's AMSGrad on the same tensors (foreach and fused),
 step (all 2^I levels against every weight), and forward + backward of the network. The steps take
 turns in one process; medians, and their ratio to foreach AMSGrad.
 
-The scripts let the process keep its freed memory (`alq.cpu`), which makes AMSGrad and the naive
+The scripts let the process keep its freed memory, which makes AMSGrad and the naive
 step several times faster, too. These two are timed also without, in a process of their own: rows
 "as torch starts", the naive step then with a whole layer's table at once.
 """
@@ -36,10 +36,10 @@ import alq
 import lenet5
 import resnet
 import vgg
-from alq.codes import sign_table
-from alq.cpu import settle_cpu
-from alq.loss_model import pseudo_gradient_and_hessian, update_moments
-from alq.network import quantizable
+from alq.machine.arithmetic import settle_cpu
+from alq.method.codes import sign_table
+from alq.method.loss_model import pseudo_gradient_and_hessian, update_moments
+from alq.method.network import quantizable
 from steps_tables import AS_STARTED, markdown
 
 # network, picture, the entry script's defaults

@@ -21,9 +21,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from alq import checkpoint, packed, quantize, restore
+from alq import quantize, restore
+from alq.command.info import info_text, inspect
 from alq.errors import InputError
-from alq.info import info_text, inspect
+from alq.files import checkpoint, packed
 
 ODD = [
     None, True, -1, 0, 1, 3, 2**31, 2**63, 2**70, 0.5, float("nan"), float("inf"), "", "x",

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import lenet5
-from alq.data import read_mnist
+from alq.data.mnist import read_mnist
 
 TRAIN, TEST = 300, 100
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import resnet
 import vgg
-from alq import imagefolder
+from alq.data import imagenet
 from small_sets import md5_tables
 
 narrow_vgg = partial(vgg.VGG, (16, 32, 64), 64)
@@ -51,8 +51,8 @@ def prepare_vgg(root: Path, patch: Callable = setattr) -> None:
 
 def prepare_resnet(patch: Callable = setattr) -> None:
     """Let resnet.py be narrow, on pictures of 32 pixels."""
-    patch(imagefolder, "RESIZE", 36)
-    patch(imagefolder, "CROP", 32)
+    patch(imagenet, "RESIZE", 36)
+    patch(imagenet, "CROP", 32)
     recipe = dataclasses.replace(resnet.recipe("resnet18"), network=NarrowResNet)
     patch(resnet, "recipe", lambda net: recipe)
 

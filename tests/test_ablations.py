@@ -12,9 +12,9 @@ import ablations
 import arms
 import changed
 import lenet5
-from alq.checkpoint import load_checkpoint, save_checkpoint
-from alq.data import read_mnist
-from alq.steps import choose_pruned, optimise_bases
+from alq.data.mnist import read_mnist
+from alq.files.checkpoint import load_checkpoint, save_checkpoint
+from alq.method.steps import choose_pruned, optimise_bases
 
 ROOT = Path(__file__).resolve().parent.parent
 

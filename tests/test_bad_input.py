@@ -16,9 +16,9 @@ import torch
 import lenet5
 import resnet
 import vgg
-from alq.checkpoint import save_checkpoint
-from alq.data import read_mnist
-from alq.resume import plain_state
+from alq.command.resume import plain_state
+from alq.data.mnist import read_mnist
+from alq.files.checkpoint import save_checkpoint
 from small_sets import write_imagenet
 
 ROOT = Path(__file__).resolve().parent.parent

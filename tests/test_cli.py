@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import alq.loop
+import alq.training.loop
 import lenet5
 import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
-from alq.checkpoint import save_checkpoint
-from alq.training import evaluate
+from alq.files.checkpoint import save_checkpoint
+from alq.training.epoch import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = (
@@ -135,7 +135,10 @@ def test_the_split_is_drawn_once(finished) -> None:
 )
 def test_resume_goes_on_as_if_never_interrupted(finished, tmp_path, monkeypatch, stage, stop_after):
     """Interrupted between two epochs of a stage, the run ends in the same files."""
-    run_epoch, count = alq.loop.train_epoch, {"alq": 2, "posttrain": 8}.get(stage, 0) + stop_after
+    run_epoch, count = (
+        alq.training.loop.train_epoch,
+        {"alq": 2, "posttrain": 8}.get(stage, 0) + stop_after,
+    )
 
     def interrupted(*args, **kwargs):
         nonlocal count
@@ -144,7 +147,7 @@ def test_resume_goes_on_as_if_never_interrupted(finished, tmp_path, monkeypatch,
         count -= 1
         return run_epoch(*args, **kwargs)
 
-    monkeypatch.setattr(alq.loop, "train_epoch", interrupted)
+    monkeypatch.setattr(alq.training.loop, "train_epoch", interrupted)
     stages = ("--PRETRAIN", "--ALQ", "--POSTTRAIN")
     with pytest.raises(SystemExit) as stop:
         run(tmp_path, *stages)
@@ -158,7 +161,7 @@ def test_resume_goes_on_as_if_never_interrupted(finished, tmp_path, monkeypatch,
 
 
 def test_resuming_with_other_flags_is_refused(tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(alq.loop, "evaluate", interrupt := Interrupt(after=1))
+    monkeypatch.setattr(alq.training.loop, "evaluate", interrupt := Interrupt(after=1))
     with pytest.raises(SystemExit):
         run(tmp_path, "--PRETRAIN")
     assert interrupt.calls == 2
@@ -241,7 +244,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(finished, tmp_path, capsys, dam
 
 
 def test_damaged_data_is_named(tmp_path) -> None:
-    from alq.data import read_mnist
+    from alq.data.mnist import read_mnist
 
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import alq
 import lenet5
-from alq import compiled
-from alq.codes import from_keys, level_table, midpoints, pack_bits, sign_table, sort_rows
+from alq.extras import compiled
+from alq.method.codes import from_keys, level_table, midpoints, pack_bits, sign_table, sort_rows
 
 LAYERS = [  # structure, subc, max_bit, shape
     ("kernelwise", None, 5, (3, 4, 3, 3)),

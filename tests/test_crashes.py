@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import alq.checkpoint
+import alq.files.checkpoint
 import lenet5
 import lenet5_on_a_sliver
-from alq.interrupt import Interruption
+from alq.machine.interruption import Interruption
 from crashes import DeadlyFile, finish, fork
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,7 +110,7 @@ def dying_write(size: int):
         file = opened(path, mode, *rest, **options)
         return DeadlyFile(file, left) if mode == "wb" else file
 
-    alq.checkpoint.open = deadly
+    alq.files.checkpoint.open = deadly
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -157,7 +157,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_so(stage, stop, finished, tm
     said = (folder / "out").read_text()
     assert f"stopped by {stop.name}; the same command with --resume goes on from here" in said
     assert "Traceback" not in said
-    point = alq.checkpoint.load_checkpoint(folder / "model.resume", "lenet5")
+    point = alq.files.checkpoint.load_checkpoint(folder / "model.resume", "lenet5")
     assert point["epochs_done"] or point["batches"]
     assert finish(fork(lambda: run(folder, stage, "--resume"), folder / "out")) == 0
     assert_as_finished(folder, finished, stage)
@@ -179,18 +179,18 @@ def test_a_second_ctrl_c_acts_at_once(tmp_path) -> None:
 def test_a_kill_at_any_byte_leaves_the_file_before(tmp_path) -> None:
     path = tmp_path / "x.pth"
     content = {"net": "n", "model": {"w": torch.arange(50.0)}}
-    alq.checkpoint.save_checkpoint(path, content)
+    alq.files.checkpoint.save_checkpoint(path, content)
     size, whole = path.stat().st_size, path.read_bytes()
     for cut in [0, 1, size // 2, size - 65, size - 1, *random.Random(0).sample(range(size), 15)]:
 
         def work(cut=cut) -> None:
             dying_write(cut)
-            alq.checkpoint.save_checkpoint(path, {**content, "net": "m"})
+            alq.files.checkpoint.save_checkpoint(path, {**content, "net": "m"})
 
         assert finish(fork(work, tmp_path / "out")) == -signal.SIGKILL
         assert path.read_bytes() == whole
-    alq.checkpoint.save_checkpoint(path, {**content, "net": "m"})
-    assert alq.checkpoint.load_checkpoint(path, "m")
+    alq.files.checkpoint.save_checkpoint(path, {**content, "net": "m"})
+    assert alq.files.checkpoint.load_checkpoint(path, "m")
     assert [p.name for p in tmp_path.iterdir() if p.name != "out"] == ["x.pth"]
 
 
@@ -237,7 +237,7 @@ def test_a_point_of_another_run_is_refused(finished, tmp_path) -> None:
     shutil.copy(folder / "ori.pth", folder / "model.resume")
     refused("model.resume is no resume point; delete it to start anew", "--ALQ")
     (folder / "model.resume").write_bytes(point)
-    source = alq.checkpoint.load_checkpoint(folder / "ori.pth", "lenet5")
-    alq.checkpoint.save_checkpoint(folder / "ori.pth", {**source, "top1_fp": 1.0})
+    source = alq.files.checkpoint.load_checkpoint(folder / "ori.pth", "lenet5")
+    alq.files.checkpoint.save_checkpoint(folder / "ori.pth", {**source, "top1_fp": 1.0})
     refused("ori.pth is not the file that the run to resume started from", "--ALQ")
     assert finish(fork(lambda: run(folder, "--ALQ"), folder / "out")) == 0  # anew

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import alq.codes
-import alq.runlog
+import alq.files.runlog
+import alq.method.codes
 import few_digits
 import lenet5
 import resnet
@@ -44,8 +44,8 @@ def waits(monkeypatch) -> dict[str, list[int]]:
     for name in ("basis_step", "coordinate_step", "ste_step", "prune_step"):
         monkeypatch.setattr(alq.ALQ, name, counted(name))
     # Blocks of one size, so that both devices sum in the same order.
-    monkeypatch.setattr(alq.codes, "DEVICE_BLOCK", alq.codes.CPU_BLOCK)
-    monkeypatch.setattr(alq.runlog, "describe_device", str)
+    monkeypatch.setattr(alq.method.codes, "DEVICE_BLOCK", alq.method.codes.CPU_BLOCK)
+    monkeypatch.setattr(alq.files.runlog, "describe_device", str)
     return counts
 
 

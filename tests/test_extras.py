@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 import alq
 import lenet5
-from alq.augment import CropFlip
-from alq.data import read_mnist
-from alq.distill import distillation
-from alq.entropy import decode, encode
+from alq.data.loaders import CropFlip
+from alq.data.mnist import read_mnist
 from alq.errors import InputError
-from alq.packed import read_packed
-from alq.training import classification
+from alq.extras.distill import distillation
+from alq.files.coding import decode, encode
+from alq.files.packed import read_packed
+from alq.training.epoch import classification
 
 # ---------------------------------------------------------------------------- entropy coding
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import alq
-from alq.loss_model import pseudo_gradient_and_hessian, update_moments
-from alq.packed import load_packed, save_packed
-from alq.steps import RIDGE, optimise_bases
-from alq.structures import STRUCTURES
+from alq.files.packed import load_packed, save_packed
+from alq.method.loss_model import pseudo_gradient_and_hessian, update_moments
+from alq.method.steps import RIDGE, optimise_bases
+from alq.method.structures import STRUCTURES
 
 SCALES = st.sampled_from([0.0, 1e-30, 1e-12, 1e-3, 1.0, 1e3, 1e12, 1e30])
 GRADIENTS = st.sampled_from([0.0, 1e-30, 1e-12, 1e-3, 1.0, 1e3, 1e12, 1e30])

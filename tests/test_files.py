@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import fuzz_files
-from alq.checkpoint import load_checkpoint, load_model, save_checkpoint, seal
 from alq.errors import InputError
+from alq.files.checkpoint import load_checkpoint, load_model, save_checkpoint, seal
 
 CONTENT = {"net": "small", "model": {"w": torch.arange(6.0)}, "weights": []}
 

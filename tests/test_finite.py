@@ -11,9 +11,9 @@ from torch import nn
 
 import lenet5
 import lenet5_on_a_sliver
-from alq.checkpoint import load_checkpoint
 from alq.errors import NotFinite
-from alq.finite import Watch
+from alq.files.checkpoint import load_checkpoint
+from alq.machine.finite import Watch
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = (

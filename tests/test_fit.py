@@ -16,8 +16,8 @@ from torch.nn import functional as F
 import alq
 import lenet5
 import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
-from alq.pruning import bits_of_one, coordinate_prices, pruning_plan, size_in
-from alq.steps import choose_pruned
+from alq.method.steps import choose_pruned
+from alq.training.pruning import bits_of_one, coordinate_prices, pruning_plan, size_in
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = alq.Schedule(
@@ -203,7 +203,7 @@ def test_the_target_is_reached_to_the_coordinate(target, pr, top_k, batches, rou
 @pytest.mark.parametrize("cost", [float("inf"), float("nan"), -float("inf")])
 def test_costs_that_are_no_numbers_leave_the_target_exact(monkeypatch, cost) -> None:
     """Only live coordinates are ever chosen, so the count of what is removed is right."""
-    monkeypatch.setattr(alq.optimizer, "removal_cost", lambda alpha, *_: alpha * 0 + cost)
+    monkeypatch.setattr(alq.method.optimizer, "removal_cost", lambda alpha, *_: alpha * 0 + cost)
     for unit, value in (("target_bit", 0.7), ("target_kb", 1.5)):
         weights = network()
         schedule = alq.Schedule(**{unit: value}, pr=0.8, top_k=0.1, epoch_basis=0, epoch_coord=0)

@@ -14,7 +14,7 @@ import alq
 import lenet5
 import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
 from alq.__main__ import main
-from alq.info import inspect, weights_by_bits
+from alq.command.info import inspect, weights_by_bits
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = (
@@ -152,7 +152,7 @@ def test_info_runs_as_a_module_and_refuses_in_one_line(tmp_path) -> None:
 
 
 def test_info_refuses_a_resume_point(tmp_path, capsys) -> None:
-    alq.checkpoint.save_checkpoint(tmp_path / "x.resume", {"net": "lenet5", "model": {}})
+    alq.files.checkpoint.save_checkpoint(tmp_path / "x.resume", {"net": "lenet5", "model": {}})
     with pytest.raises(SystemExit):
         main(["info", str(tmp_path / "x.resume")])
     assert "x.resume is a resume point" in capsys.readouterr().err

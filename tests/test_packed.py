@@ -16,10 +16,10 @@ from torch import nn
 
 import alq
 import lenet5
-from alq.checkpoint import write_atomically
 from alq.errors import InputError
-from alq.packed import deflate, inflate, read_packed, seal, unseal
-from alq.structures import make_grouping
+from alq.files.checkpoint import write_atomically
+from alq.files.packed import deflate, inflate, read_packed, seal, unseal
+from alq.method.structures import make_grouping
 from test_steps import CASES
 
 
@@ -115,12 +115,12 @@ def test_every_structure_with_holes_and_groups_without_bits(tmp_path, case) -> N
 def test_the_same_coordinates_give_the_same_bits_in_every_block() -> None:
     """w_hat is computed in blocks by the steps and as a whole after loading."""
     alpha = torch.randn(301, 7, generator=torch.Generator().manual_seed(0))
-    levels = alq.codes.level_table(alpha)
-    assert torch.equal(levels, torch.cat([alq.codes.level_table(a) for a in alpha.split(3)]))
+    levels = alq.method.codes.level_table(alpha)
+    assert torch.equal(levels, torch.cat([alq.method.codes.level_table(a) for a in alpha.split(3)]))
     padded = torch.cat([alpha, torch.zeros(301, 1)], dim=1)  # a dead coordinate behind
-    assert torch.equal(levels, alq.codes.level_table(padded)[:, :128])
+    assert torch.equal(levels, alq.method.codes.level_table(padded)[:, :128])
     assert torch.equal(levels, -levels.flip(1))  # opposite codes
-    flipped = alq.codes.level_table(alpha * torch.tensor([1, -1, 1, 1, -1, 1, 1.0]))
+    flipped = alq.method.codes.level_table(alpha * torch.tensor([1, -1, 1, 1, -1, 1, 1.0]))
     assert torch.equal(levels, flipped[:, torch.arange(128) ^ 0b10010])
 
 
@@ -243,7 +243,7 @@ def forge(path, packed: bytes, change) -> None:
 
 
 def test_another_version_is_named(tmp_path, packed, monkeypatch) -> None:
-    monkeypatch.setattr(alq.packed, "VERSION", 3)
+    monkeypatch.setattr(alq.files.packed, "VERSION", 3)
     alq.save_packed(tmp_path / "new.alq", *trained())
     monkeypatch.undo()
     assert "format version 3; this code reads 1 and 2" in refusal(tmp_path / "new.alq")

@@ -16,9 +16,9 @@ from torch import nn
 
 import few_digits
 import resnet
-from alq import parallel
 from alq.errors import InputError
-from alq.parallel import shares
+from alq.machine import processes
+from alq.machine.processes import shares
 from narrow import RESNET_FLAGS, prepare_resnet
 from small_sets import write_cifar10, write_imagenet
 
@@ -48,11 +48,11 @@ def events(folder: Path, kind: str) -> list[dict]:
 @pytest.mark.parametrize(("count", "batch_size"), [(64, 16), (67, 16), (65, 16), (5, 16)])
 def test_shares_cover_every_batch_once_with_its_mean(processes, count, batch_size) -> None:
     for training in (True, False):
-        found = [shares(count, batch_size, training, (k, processes)) for k in range(processes)]
+        found = [shares(count, batch_size, training, (k, processes)) for k in range(number)]
         places = [list(range(count)[s.part]) for own in found for s in own if s.weight]
         assert sorted(sum(places, start=[])) == list(range(count))  # noqa: RUF017
     values = torch.rand(count, dtype=torch.float64)
-    trained = [shares(count, batch_size, True, (k, processes)) for k in range(processes)]
+    trained = [shares(count, batch_size, True, (k, number)) for k in range(number)]
     for number, start in enumerate(range(0, count, batch_size)):
         own = [process[number] for process in trained]
         mean = sum(values[s.part].mean() * s.weight for s in own) / processes
@@ -135,26 +135,26 @@ def test_resnet_in_two_processes_and_its_file_tested_by_two(tmp_path, monkeypatc
 
 def test_a_batch_that_leaves_one_picture_to_a_process_is_refused(monkeypatch) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    for processes, count, size, advice in (
+    for number, count, size, advice in (
         (1, 65, 32, "--batch_size 31"),
         (1, 65, 1, "--batch_size 3"),
         (2, 65, 31, "--batch_size 30"),
         (2, 64, 3, "--batch_size 4"),
         (4, 7, 4, "more images"),
     ):
-        monkeypatch.setattr(parallel, "world", lambda number=processes: number)
+        monkeypatch.setattr(processes, "world", lambda number=number: number)
         with pytest.raises(InputError, match=f"--batch_size {size}: .* use {advice}$"):
-            parallel.check_batch_norm(model, count, size)
-        parallel.check_batch_norm(model[0], count, size)  # without batch norm one is enough
+            processes.check_batch_norm(model, count, size)
+        processes.check_batch_norm(model[0], count, size)  # without batch norm one is enough
         if advice[0] == "-":
             good = int(advice.split()[1])
             sizes = [
                 len(range(count)[s.part])
-                for k in range(processes)
-                for s in shares(count, good, True, (k, processes))
+                for k in range(number)
+                for s in shares(count, good, True, (k, number))
             ]
             assert min(sizes) > 1
-            parallel.check_batch_norm(model, count, good)
+            processes.check_batch_norm(model, count, good)
 
 
 def test_processes_that_differ_are_found(monkeypatch) -> None:
@@ -162,9 +162,9 @@ def test_processes_that_differ_are_found(monkeypatch) -> None:
     changed = copy.deepcopy(state)
     changed["m"][0][2] += torch.finfo(torch.float32).eps
     sums = []
-    monkeypatch.setattr(parallel, "world", lambda: 2)
-    monkeypatch.setattr(parallel, "gather", lambda own: sums.append(own) or [sums[0], own])
-    parallel.check_same(state, "epoch 1")
-    parallel.check_same(state, "epoch 2")
+    monkeypatch.setattr(processes, "world", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda own: sums.append(own) or [sums[0], own])
+    processes.check_same(state, "epoch 1")
+    processes.check_same(state, "epoch 2")
     with pytest.raises(RuntimeError, match=r"epoch 3: processes 0 and 0 differ in 1 of 2 tensors"):
-        parallel.check_same(changed, "epoch 3")
+        processes.check_same(changed, "epoch 3")

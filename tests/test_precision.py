@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import alq
-from alq.precision import float32_products
+from alq.machine.arithmetic import float32_products
 
 
 def state() -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import alq
-from alq.structures import make_grouping
+from alq.method.structures import make_grouping
 from test_steps import CASES, give_gradient, make_layer
 
 

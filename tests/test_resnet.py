@@ -18,10 +18,10 @@ import torchvision
 from torch.nn import functional as F
 
 import resnet
-from alq import imagefolder
+from alq.command.flags import make_parser
+from alq.data import imagenet
 from alq.errors import InputError
-from alq.flags import make_parser
-from alq.network import quantizable, restore
+from alq.method.network import quantizable, restore
 from small_sets import write_imagenet
 
 SHORT = shlex.split(
@@ -34,8 +34,8 @@ SHORT = shlex.split(
 def pictures(tmp_path, monkeypatch):
     """A folder like ILSVRC12's, of 20 training and 4 test pictures, to be cropped to 32 pixels."""
     write_imagenet(tmp_path / "data", 20, classes=2)
-    monkeypatch.setattr(imagefolder, "RESIZE", 36)
-    monkeypatch.setattr(imagefolder, "CROP", 32)
+    monkeypatch.setattr(imagenet, "RESIZE", 36)
+    monkeypatch.setattr(imagenet, "CROP", 32)
     return tmp_path / "data"
 
 
@@ -63,7 +63,7 @@ def test_only_training_pictures_change_and_only_with_seed_and_epoch(pictures) ->
     """Neither the number of workers nor what was loaded before has an influence."""
     epochs = []
     for workers in ("0", "2"):
-        data, val_indices = imagefolder.folder_split(parse(pictures, "--workers", workers), None)
+        data, val_indices = imagenet.folder_split(parse(pictures, "--workers", workers), None)
         assert [len(x) for x, _ in data.train] == [12] and len(val_indices) == 8
         for epoch in (1, 2, 1):
             data.train.set_epoch(epoch)
@@ -77,24 +77,24 @@ def test_only_training_pictures_change_and_only_with_seed_and_epoch(pictures) ->
         assert all(map(torch.equal, again, val))
     assert first[0].shape == (12, 3, 32, 32)
     assert first[0].is_contiguous(memory_format=torch.channels_last)
-    held_out = imagefolder.read_folder(pictures, "train").samples[int(val_indices[0])]
-    expected = imagefolder.test_transform()(torchvision.datasets.folder.default_loader(held_out[0]))
+    held_out = imagenet.read_folder(pictures, "train").samples[int(val_indices[0])]
+    expected = imagenet.test_transform()(torchvision.datasets.folder.default_loader(held_out[0]))
     assert torch.equal(val[0][0], expected)
 
 
 def test_folders_that_do_not_fit_say_how_to_arrange_them(pictures) -> None:
     shutil.rmtree(pictures / "val" / "n10000001")
     with pytest.raises(InputError, match="'n10000001' is in one of them only"):
-        imagefolder.folder_split(parse(pictures), None)
+        imagenet.folder_split(parse(pictures), None)
     for folder in (pictures / "val").iterdir():
         for file in folder.iterdir():
             file.rename(pictures / "val" / file.name)
         folder.rmdir()
     with pytest.raises(InputError, match=r"val is flat, .* per class; .*devkit"):
-        imagefolder.folder_split(parse(pictures), None)
+        imagenet.folder_split(parse(pictures), None)
     shutil.rmtree(pictures / "val")
     with pytest.raises(InputError, match=r"no folder .*val; .* belong into"):
-        imagefolder.folder_split(parse(pictures), None)
+        imagenet.folder_split(parse(pictures), None)
 
 
 def test_downloaded_weights_are_checked(tmp_path, monkeypatch) -> None:

@@ -10,10 +10,11 @@ import torch
 
 import alq
 import lenet5
-from alq.checkpoint import load_checkpoint
-from alq.data import EVAL_BATCH, TensorLoader, read_mnist
-from alq.results import PUBLISHED, read_run, recipe_table, results_table
-from alq.training import evaluate
+from alq.command.results import PUBLISHED, read_run, recipe_table, results_table
+from alq.data.loaders import EVAL_BATCH, TensorLoader
+from alq.data.mnist import read_mnist
+from alq.files.checkpoint import load_checkpoint
+from alq.training.epoch import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "checkpoints" / "published"

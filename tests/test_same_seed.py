@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import resnet
-from alq import resume
-from alq.interrupt import Stopped
+from alq.command import resume
+from alq.machine.interruption import Stopped
 from narrow import RESNET_FLAGS, prepare_resnet
 from small_sets import write_imagenet
 

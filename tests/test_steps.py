@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import alq
-from alq.codes import level_table, nearest_codes, sign_table
-from alq.loss_model import pseudo_gradient_and_hessian, update_moments
-from alq.sketch import sketch
-from alq.steps import choose_pruned, optimise_bases, solve_coordinates
+from alq.method.codes import level_table, nearest_codes, sign_table
+from alq.method.loss_model import pseudo_gradient_and_hessian, update_moments
+from alq.method.sketch import sketch
+from alq.method.steps import choose_pruned, optimise_bases, solve_coordinates
 from reference import Reference, nearest_signs, prune, sketch_group
 
 # structure, subc, max_bit, weight shape: every structure, I = 1 to 8, n below I, a 1 x 1 kernel.

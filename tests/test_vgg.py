@@ -11,11 +11,10 @@ from torch.nn import functional as F
 from torchvision import datasets, transforms
 
 import vgg
-from alq.augment import CropFlip
-from alq.cifar import read_cifar10
-from alq.data import TensorLoader
+from alq.data.cifar10 import read_cifar10
+from alq.data.loaders import CropFlip, TensorLoader
 from alq.errors import InputError
-from alq.network import quantizable, restore
+from alq.method.network import quantizable, restore
 from narrow import narrow_vgg, prepare_vgg
 from small_sets import write_cifar10
 

@@ -1,0 +1,210 @@
+"""What is in a packed file or a checkpoint, layer by layer: `python -m alq info FILE`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..files.checkpoint import load_checkpoint, weights_in, write_atomically
+from ..files.packed import read_packed
+from ..method.structures import coordinate_bytes
+from .report import format_bytes, parts_line
+
+HEADINGS = ("layer", "shape", "structure", "groups", "n", "bits", "storage")
+BAR = {"color": "0.75", "edgecolor": "black"}  # readable without colours
+
+
+def inspect(path: str | Path) -> dict:
+    """The layers and totals of a packed file or a checkpoint, as plain values.
+
+    Sizes are in bytes. `storage_bytes` is the quantized weights' (SPEC section 1), `compression`
+    what they take in float32 over it, `file_compression` the same for the whole file; None where
+    nothing is left to divide by, or nothing is quantized.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) != b"PK"  # a checkpoint is a zip archive
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if packed:
+        content = read_packed(path)
+        weights, rest, parts = content.weights, content.rest, content.sizes
+    else:
+        weights, rest = read_checkpoint(path)
+        parts = None
+    layers = [describe_layer(state) for state in weights]
+    rest_bytes = sum(value.numel() * value.element_size() for value in rest.values())
+    return {
+        "file": str(path),
+        "kind": "packed file" if packed else "checkpoint",
+        "layers": layers,
+        **totals(layers, rest_bytes, path.stat().st_size),
+        "parts": parts,
+    }
+
+
+def read_checkpoint(path: Path) -> tuple[list[dict], dict[str, Tensor]]:
+    """(the multi-bit weights' states, the other tensors of the network)."""
+    content = load_checkpoint(path, net=None)
+    if "weights" not in content:
+        raise InputError(f"{path} is a resume point; give the checkpoint (.pth) or the .alq file")
+    weights = weights_in(content, str(path))
+    names = {state["name"] for state in weights}
+    return weights, {k: v for k, v in content["model"].items() if k not in names}
+
+
+def describe_layer(state: Mapping) -> dict:
+    """One layer's row. `groups_by_bits[b]` is the number of groups that have b bits."""
+    bits = state["mask"].sum(1)  # (G,)
+    G, I = state["mask"].shape
+    n = math.prod(state["shape"]) // G
+    live = int(bits.sum())
+    return {
+        "name": state["name"],
+        "shape": list(state["shape"]),
+        "structure": state["structure"],
+        "subc": state["subc"],
+        "groups": G,
+        "n": n,
+        "max_bit": I,
+        "bitwidth": live / G,
+        "groups_by_bits": bits.bincount(minlength=I + 1).tolist(),
+        "storage_bytes": live * coordinate_bytes(n),
+        "float32_bytes": 4 * G * n,
+    }
+
+
+def totals(layers: list[dict], rest_bytes: int, file_bytes: int) -> dict:
+    """The network's row."""
+    storage = sum(layer["storage_bytes"] for layer in layers)
+    full = sum(layer["float32_bytes"] for layer in layers)
+    bits = sum(layer["bitwidth"] * layer["float32_bytes"] for layer in layers)
+    return {
+        "weights": full // 4,
+        "bitwidth": bits / full if full else None,
+        "storage_bytes": storage,
+        "float32_bytes": full,
+        "compression": full / storage if storage else None,
+        "rest_bytes": rest_bytes,
+        "file_bytes": file_bytes,
+        "file_compression": (full + rest_bytes) / file_bytes if layers else None,
+    }
+
+
+# ---------------------------------------------------------------------------- for readers
+
+
+def info_text(info: Mapping) -> str:
+    """The table that `python -m alq info` prints."""
+    if not info["layers"]:
+        values = format_bytes(info["rest_bytes"])
+        return f"{info['file']}: {info['kind']} in full precision, {values} of values"
+    most = max(layer["max_bit"] for layer in info["layers"])
+    rows = [(*HEADINGS, *(f"{bits} bit" for bits in range(most + 1)))]
+    for layer in info["layers"]:
+        counts = layer["groups_by_bits"]
+        rows.append(
+            (
+                layer["name"],
+                "x".join(map(str, layer["shape"])),
+                layer["structure"],
+                str(layer["groups"]),
+                str(layer["n"]),
+                f"{layer['bitwidth']:.3f}",
+                format_bytes(layer["storage_bytes"]),
+                *(str(counts[bits]) if bits < len(counts) else "" for bits in range(most + 1)),
+            )
+        )
+    lines = [f"{info['file']}: {info['kind']}; the columns on the right count groups by bitwidth"]
+    lines += ["", *align(rows), "", *summary_lines(info)]
+    return "\n".join(lines)
+
+
+def align(rows: list[tuple[str, ...]]) -> list[str]:
+    """Columns as wide as they need to be: the first three to the left, the numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if k < 3 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def summary_lines(info: Mapping) -> list[str]:
+    """The totals."""
+
+    def times(ratio: float | None) -> str:
+        return "nothing left" if ratio is None else f"{ratio:.1f} times smaller"
+
+    lines = [
+        f"quantized weights: {info['weights']}, {info['bitwidth']:.3f} bit on average, "
+        f"{format_bytes(info['storage_bytes'])}; in float32 {format_bytes(info['float32_bytes'])} "
+        f"({times(info['compression'])})",
+        f"everything else: {format_bytes(info['rest_bytes'])}",
+        f"file: {format_bytes(info['file_bytes'])}",
+    ]
+    if info["parts"]:
+        lines[-1] += f" ({times(info['file_compression'])}): {parts_line(info['parts'])}"
+    return lines
+
+
+def plot(info: Mapping, path: str | Path) -> None:
+    """Draw the bitwidth of each layer and the histogram of the weights' bitwidths into `path`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("--plot needs matplotlib: pip install matplotlib") from error
+    path, layers = Path(path), info["layers"]
+    if not layers:
+        raise InputError(f"{info['file']} has no multi-bit weights to plot")
+    height = max(3.2, 0.8 + 0.22 * len(layers))  # inches
+    figure = Figure(figsize=(9.5, height), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    draw_layers(left, layers, info["bitwidth"])
+    draw_histogram(right, layers)
+    ending = path.suffix[1:] or "png"
+    if ending not in figure.canvas.get_supported_filetypes():
+        raise InputError(f"--plot {path}: '.{ending}' is no kind of picture; use .png or .svg")
+    write_atomically(path, lambda file: figure.savefig(file, format=ending, dpi=150))
+
+
+def draw_layers(axes: Any, layers: list[dict], mean: float) -> None:
+    """One bar a layer, the first on top, and the network's mean."""
+    names = [layer["name"].removesuffix(".weight") for layer in layers]
+    bars = axes.barh(range(len(layers)), [layer["bitwidth"] for layer in layers], **BAR)
+    axes.axvline(mean, color="black", linestyle="--", linewidth=1)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=8, bbox=white)
+    axes.set_yticks(range(len(layers)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("average bitwidth (bits per weight)")
+    axes.set_title(f"layers; dashed: whole network, {mean:.2f}", fontsize=10)
+
+
+def draw_histogram(axes: Any, layers: list[dict]) -> None:
+    """How many of the weights have 0, 1, 2, ... bits."""
+    share = weights_by_bits(layers)
+    axes.bar_label(axes.bar(range(len(share)), share, **BAR), fmt="%.1f", padding=2, fontsize=8)
+    axes.set_xticks(range(len(share)))
+    axes.margins(y=0.1)
+    axes.set_xlabel("bitwidth of the group (bits)")
+    axes.set_ylabel("share of the weights (%)")
+    axes.set_title("weights by bitwidth", fontsize=10)
+
+
+def weights_by_bits(layers: list[dict]) -> list[float]:
+    """Percent of all weights that have 0, 1, 2, ... bits."""
+    counts = [0] * max(len(layer["groups_by_bits"]) for layer in layers)
+    for layer in layers:
+        for bits, groups in enumerate(layer["groups_by_bits"]):
+            counts[bits] += groups * layer["n"]
+    return [100 * count / sum(counts) for count in counts]

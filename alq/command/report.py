@@ -1,0 +1,71 @@
+"""The tables at the end of a run: which layer got how many bits, what it takes, how good it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..method.network import average_bitwidth, storage_bytes
+from ..method.weight import MultiBitWeight
+
+LAYER = "{:<28} {:<15} {:>7} {:>6} {:>9} {:>12}"
+SUMMARY = "{:<24} {:>9} {:>12} {:>9} {:>9}"
+
+
+def format_bytes(count: float | None) -> str:
+    """Bytes in KB or MB of 1e3 and 1e6, as the paper counts them."""
+    if count is None:
+        return "-"
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} KB"
+
+
+def parts_line(parts: Mapping[str, int]) -> str:
+    """The bytes of a packed file, part by part."""
+    listed = " + ".join(f"{name} {size}" for name, size in parts.items())
+    return f"{sum(parts.values())} bytes = {listed}"
+
+
+def layer_table(weights: Sequence[MultiBitWeight]) -> str:
+    """One line per layer and their total."""
+    lines = [LAYER.format("layer", "structure", "groups", "n", "bits", "storage")]
+    for w in weights:
+        size = format_bytes(w.storage_bytes)
+        lines.append(LAYER.format(w.name, w.structure, w.G, w.n, f"{w.bitwidth:.3f}", size))
+    groups, bits = sum(w.G for w in weights), f"{average_bitwidth(weights):.3f}"
+    lines.append(LAYER.format("total", "", groups, "", bits, format_bytes(storage_bytes(weights))))
+    return "\n".join(lines)
+
+
+def summary_table(result: Mapping, published: Mapping[str, float], weights: int) -> str:
+    """Full precision, this run and the published row."""
+
+    def row(
+        name: str, bits: float | None, size: float | None, file: float | None, top1: float | None
+    ) -> str:
+        cells = (
+            "-" if bits is None else f"{bits:.2f}",
+            format_bytes(size),
+            format_bytes(file),
+            "-" if top1 is None else f"{top1:.2f}",
+        )
+        return SUMMARY.format(name, *cells)
+
+    return "\n".join(
+        [
+            SUMMARY.format("", "bits", "storage", "file", "top-1 %"),
+            row("full precision", 32, 4 * weights, None, result["top1_fp"]),
+            row(
+                f"after {result['stage']}",
+                result["bitwidth"],
+                result["storage_bytes"],
+                result["file_bytes"],
+                result["top1"],
+            ),
+            row(
+                "published (paper)",
+                published["bitwidth"],
+                published["storage_bytes"],
+                None,
+                published["top1"],
+            ),
+        ]
+    )

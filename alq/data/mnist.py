@@ -1,0 +1,69 @@
+"""MNIST as tensors."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import zlib
+from pathlib import Path
+from urllib.error import URLError
+
+from torch import Tensor
+from torchvision import datasets
+
+from ..errors import InputError
+from ..machine.processes import main_first
+
+# SHA-256 of the unpacked files (SPEC section 9).
+MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+
+
+@main_first()
+def read_mnist(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """((images, labels) of the training set, of the test set); images (N, 1, 28, 28) uint8.
+
+    Reads `root`/MNIST/raw: unpacks the .gz files on first use and checks them against
+    MNIST_SHA256. Where there are none, torchvision downloads them.
+    """
+    root = Path(root)
+    raw = root / "MNIST" / "raw"
+    for name in MNIST_SHA256:
+        if not (raw / name).exists() and (raw / f"{name}.gz").exists():
+            _unpack(raw / f"{name}.gz", raw / name)
+    if not all((raw / name).exists() for name in MNIST_SHA256):
+        try:
+            datasets.MNIST(root, download=True)
+        except (URLError, OSError, RuntimeError) as error:
+            raise InputError(
+                f"--data {root}: no MNIST in {raw}, and it could not be downloaded ({error}). Use "
+                f"--data data, which the project carries, or put the four .gz files into {raw}"
+            ) from error
+    for name, digest in MNIST_SHA256.items():
+        found = hashlib.sha256((raw / name).read_bytes()).hexdigest()
+        if found != digest:
+            raise InputError(
+                f"--data {root}: {raw / name} is damaged (SHA-256 {found[:12]}..., expected "
+                f"{digest[:12]}...); delete it and start again"
+            )
+    sets = (datasets.MNIST(root, train=train) for train in (True, False))
+    train, test = ((data.data.unsqueeze(1), data.targets) for data in sets)
+    return train, test
+
+
+def _unpack(packed: Path, target: Path) -> None:
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    try:
+        with gzip.open(packed) as source, open(temporary, "wb") as sink:
+            shutil.copyfileobj(source, sink)
+        os.replace(temporary, target)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{packed} is damaged or half downloaded ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,241 @@
+"""The small file: a quantized network in the bytes that the paper counts (SPEC section 1).
+
+A safetensors file (nothing in it is executed) of a few flat tensors, layer after layer in each:
+
+    signs        uint8    one bit a weight and live basis: group by group, basis by basis
+    coordinates  float32  alpha of the live bases, group by group
+    bitwidths    uint8    every group's I_g, in as few bits as the layer's largest needs
+    rest.DTYPE            the rest of the state dict, one tensor a type: biases, normalisation
+    names        uint8    JSON, deflated: the layers' names, structures, shapes, G, I and largest
+                          I_g; the names and shapes of the rest
+    metadata              "alq-packed": format version and checksum
+
+If the names have an entry "compact" (version 2), floats are float16 or coded (`alq.files.coding`).
+In signs and bitwidths each layer starts a new byte. The checksum is the SHA-256 of the whole file
+with the checksum's own digits as zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..method.network import is_weight, restore
+from ..method.weight import MultiBitWeight
+from .bits import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weights
+from .checkpoint import write_atomically
+from .coding import compress, expand
+
+ENDING = ".alq"
+VERSION, COMPACT_VERSION = 1, 2
+KEY = "alq-packed"  # the one entry of safetensors' metadata, which keeps no order of several
+NO_CHECKSUM = b"0" * 64
+MOST_NAMES = 2**24  # bytes of names that are inflated
+# What content of the right form but without sense can raise.
+SENSELESS = (
+    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, RuntimeError,
+    TypeError, ValueError, zlib.error,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """The content of a packed file, checked.
+
+    Attributes:
+        weights: what `MultiBitWeight.state_dict` gave, with the live coordinates first.
+        rest: the other entries of the network's state dict.
+        sizes: bytes of signs, coordinates, bitwidths, rest, names and container: in all the file's.
+    """
+
+    weights: list[dict]
+    rest: dict[str, Tensor]
+    sizes: dict[str, int]
+
+
+def save_packed(
+    path: str | Path,
+    model: nn.Module,
+    weights: Sequence[MultiBitWeight],
+    floats: str = "float32",
+    coded: bool = False,
+) -> dict[str, int]:
+    """Write the quantized `model` to `path` (suggested ending `.alq`), in full or not at all.
+
+    Arguments:
+        weights: all of the model's multi-bit weights, as `alq.quantize` returned them.
+        floats: "float32", or "float16" for a model that `alq.round_floats` has rounded.
+        coded: entropy-code bitwidths and exponents (`alq.files.coding`).
+
+    Returns: the bytes of each part, as `PackedFile.sizes`.
+    Raises: InputError names a layer that is not float32 or does not hold its w_hat, or floats
+    that were not rounded.
+    """
+    state = unique_state(model)
+    for weight in weights:
+        check_savable(weight, state)
+        del state[weight.name]
+    layers, tensors = pack_weights(weights)
+    shapes, rest = pack_rest(state)
+    names = {"layers": layers, "rest": shapes}
+    tensors = compress(tensors | rest, names, floats, coded)
+    tensors["names"] = deflate(names)
+    content = seal(tensors, COMPACT_VERSION if "compact" in names else VERSION)
+    write_atomically(path, lambda file: file.write(content))
+    return part_sizes(tensors, len(content))
+
+
+def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
+    """Put the network in `path` into `model`, bit for bit, and return its multi-bit weights.
+
+    `model` is the same network, trained or not, on any device. It is left as it was when the file
+    is refused: InputError names what is wrong with a missing, truncated, damaged or foreign file,
+    one of another format version and one of another network.
+    """
+    tensors, _ = unseal(path)
+    state = unique_state(model)
+    try:
+        names = inflate(tensors["names"])
+        check_same_network(names, state)
+        tensors = expand(tensors, names)
+        rest = unpack_rest(names["rest"], tensors)
+        weights = restore(model, unpack_weights(names["layers"], tensors))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except SENSELESS as error:
+        raise senseless(path, error) from error
+    with torch.no_grad():
+        for name, tensor in rest.items():
+            state[name].copy_(tensor)
+    return weights
+
+
+def read_packed(path: str | Path) -> PackedFile:
+    """The content of `path`, without a network. Raises InputError as `load_packed` does."""
+    small, size = unseal(path)
+    try:
+        names = inflate(small["names"])
+        tensors = expand(small, names)
+        weights = unpack_weights(names["layers"], tensors)
+        rest = unpack_rest(names["rest"], tensors)
+        return PackedFile(weights, rest, part_sizes(small, size))
+    except SENSELESS as error:
+        raise senseless(path, error) from error
+
+
+def part_sizes(tensors: dict[str, Tensor], size: int) -> dict[str, int]:
+    """Bytes of each part of a file of `size` bytes."""
+    parts = {"signs": 0, "coordinates": 0, "bitwidths": 0, "rest": 0, "names": 0}
+    for name, tensor in tensors.items():
+        parts[name.partition(".")[0]] += tensor.numel() * tensor.element_size()
+    return {**parts, "container": size - sum(parts.values())}
+
+
+# ---------------------------------------------------------------------------- the network
+
+
+def unique_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own parameters and buffers by name; of tied ones one name only.
+
+    The name is that under which `quantize` takes it: the first that ends in `weight`, if any does.
+    """
+    state: dict[int, tuple[str, Tensor]] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name}: is no tensor, and a packed file holds nothing else")
+        taken = state.get(id(value), ("",))[0]
+        if not taken or (is_weight(name) and not is_weight(taken)):
+            state[id(value)] = name, value
+    return dict(state.values())
+
+
+def check_savable(weight: MultiBitWeight, state: dict[str, Tensor]) -> None:
+    parameter = weight.parameter
+    if state.get(weight.name) is not parameter:
+        raise InputError(f"{weight.name}: is not this model's; give the weights of this model")
+    if {parameter.dtype, weight.alpha.dtype} != {torch.float32}:
+        raise InputError(f"{weight.name}: is {dtype_name(parameter)}, and packed files are float32")
+    if not torch.equal(parameter, weight.w_hat()):
+        raise InputError(
+            f"{weight.name}: the parameter does not hold w_hat (it was changed, or is not finite); "
+            "weight.write() puts w_hat there"
+        )
+
+
+def check_same_network(names: dict, state: dict[str, Tensor]) -> None:
+    """InputError names the first tensor in which the file and the network differ."""
+    layers = names["layers"]
+    saved = {
+        name: ("float32", tuple(shape))
+        for name, shape in zip(layers.get("name", []), layers.get("shape", []), strict=True)
+    }
+    for kind, shapes in names["rest"].items():
+        saved |= {name: (kind, tuple(shape)) for name, shape in shapes.items()}
+    own = {name: (dtype_name(tensor), tuple(tensor.shape)) for name, tensor in state.items()}
+    for name in [*own, *saved]:
+        there, here = saved.get(name), own.get(name)
+        if there != here:
+            there, here = ("{} {}".format(*found) if found else "absent" for found in (there, here))
+            raise InputError(
+                f"holds another network: {name} is {there} in the file and {here} in this network"
+            )
+
+
+# ---------------------------------------------------------------------------- the container
+
+
+def deflate(names: dict) -> Tensor:
+    text = json.dumps(names, separators=(",", ":")).encode()
+    return torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8)
+
+
+def inflate(names: Tensor) -> dict:
+    return json.loads(zlib.decompressobj().decompress(names.numpy().tobytes(), MOST_NAMES))
+
+
+def seal(tensors: dict[str, Tensor], version: int = VERSION) -> bytes:
+    """The file: metadata and tensors."""
+    metadata = {KEY: f"{version} {NO_CHECKSUM.decode()}"}
+    content = safetensors.torch.save(tensors, metadata)
+    return content.replace(NO_CHECKSUM, hashlib.sha256(content).hexdigest().encode(), 1)
+
+
+def unseal(path: str | Path) -> tuple[dict[str, Tensor], int]:
+    """(tensors, bytes of the file). Raises InputError unless the file is as `seal` made it."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if content[8:9] != b"{":
+        raise InputError(f"{path} is not an ALQ packed file; --POSTTRAIN makes one, ending .alq")
+    try:
+        tensors = safetensors.torch.load(content)
+        (length,) = struct.unpack("<Q", content[:8])
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    except (SafetensorError, *SENSELESS) as error:
+        raise InputError(f"{path} is truncated or damaged ({error}); copy it again") from error
+    version, _, checksum = metadata.get(KEY, "").partition(" ")
+    if not version:
+        raise InputError(f"{path} is a safetensors file, but not an ALQ packed file")
+    blank = content.replace(checksum.encode(), NO_CHECKSUM, 1)
+    if hashlib.sha256(blank).hexdigest() != checksum:
+        raise InputError(f"{path} is damaged: its checksum does not fit; copy it again")
+    if version not in map(str, (VERSION, COMPACT_VERSION)):
+        known = f"{VERSION} and {COMPACT_VERSION}"
+        raise InputError(f"{path} has format version {version}; this code reads {known}")
+    return tensors, len(content)
+
+
+def senseless(path: str | Path, error: Exception) -> InputError:
+    return InputError(f"{path} is damaged: its content makes no sense ({error!r})")

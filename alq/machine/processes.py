@@ -1,0 +1,235 @@
+"""Several processes at one run, as `torchrun` starts them, and each one's share of the work.
+
+Every process holds the whole network and quantizer. Of each batch it computes its share;
+DistributedDataParallel averages the gradients; then all processes take the same step. Without
+torchrun there is one process, and everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import InputError
+
+
+def claim_device() -> None:
+    """Let "cuda" mean this process's own GPU; InputError if there are fewer than processes."""
+    if not dist.is_torchelastic_launched() or not torch.cuda.is_available():
+        return
+    local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= found:
+        raise InputError(
+            f"--nproc_per_node: more processes than the {found} GPUs here; give torchrun {found}, "
+            "or hide the GPUs (CUDA_VISIBLE_DEVICES=) and add --device cpu"
+        )
+    torch.cuda.set_device(local)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Work together with torchrun's other processes: by nccl on CUDA, by gloo elsewhere."""
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
+        raise InputError(f"--device {device}: under torchrun give --device cuda, a GPU for each")
+    # gloo for what is on the host: asking after each step whether to stop waits for no GPU
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def world() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and prints."""
+    return rank() == 0
+
+
+def wait() -> None:
+    """Go on when all processes have come here."""
+    if world() > 1:
+        dist.barrier()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process goes through alone, then the others: for downloading and unpacking."""
+    if not is_main():
+        wait()
+    yield
+    if is_main():
+        wait()
+
+
+# ---------------------------------------------------------------------------- batches
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's share of one batch.
+
+    Attributes:
+        part: its places in the epoch's order.
+        weight: factor of its mean loss, with which the mean over processes is the batch's mean.
+    """
+
+    part: slice
+    weight: float
+
+
+def shares(
+    count: int, batch_size: int, training: bool, process: tuple[int, int] | None = None
+) -> list[Share]:
+    """This process's shares of `count` samples in batches of `batch_size`.
+
+    `process` is (its number, the number of processes), by default those of this one.
+
+    A last batch may be smaller than the number of processes. In training those without a sample
+    then compute the whole of it with weight 0, as every process must take every step.
+    """
+    number, processes = process or (rank(), world())
+    found = []
+    for start in range(0, count, batch_size):
+        size = min(batch_size, count - start)
+        low, high = (start + k * size // processes for k in (number, number + 1))
+        if high > low:
+            found.append(Share(slice(low, high), (high - low) * processes / size))
+        elif training:
+            found.append(Share(slice(start, start + size), 0.0))
+    return found
+
+
+def check_batch_norm(model: nn.Module, count: int, batch_size: int) -> None:
+    """InputError if a process would train on a single image, which BatchNorm1d cannot normalise.
+
+    `count` images are shared out in batches of `batch_size`.
+    """
+    least = 2 * world()  # of a smaller batch somebody's share is one image
+
+    def fits(size: int) -> bool:
+        return size >= least and not 0 < count % size < least
+
+    if fits(batch_size) or not any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        return
+    sizes = [*range(min(batch_size, count), 1, -1), *range(batch_size, count + 1)]
+    advice = [f"--batch_size {size}" for size in sizes if fits(size)] or ["more images"]
+    raise InputError(
+        f"--batch_size {batch_size}: of {count} training images the last batch has "
+        f"{count % batch_size or batch_size}; batch norm needs at least {least}, two for each "
+        f"process; use {advice[0]}"
+    )
+
+
+def sum_over_processes(values: list[float]) -> list[float]:
+    """Each of `values` summed over all processes, in the same order on each."""
+    return [sum(column) for column in zip(*gather(values), strict=True)]
+
+
+def least_over_processes(values: list[int]) -> list[int]:
+    """The least of each of `values` over all processes."""
+    return [min(column) for column in zip(*gather(values), strict=True)]
+
+
+def largest_over_processes(value: int) -> int:
+    """The largest `value` of any process, cheaply enough to ask at each step."""
+    if world() == 1:
+        return value
+    largest = torch.tensor(value)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def gather(value: object) -> list:
+    """Every process's `value`, by rank."""
+    if world() == 1:
+        return [value]
+    gathered = [None] * world()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+# ---------------------------------------------------------------------------- one state on all
+
+
+def replicate(model: nn.Module) -> nn.Module:
+    """What to compute training batches with: gradients are averaged over the processes.
+
+    Batch norm: each process normalises its share with that share's statistics; the running
+    statistics are the main process's.
+    """
+    return DistributedDataParallel(model) if world() > 1 else model
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the main process's running statistics."""
+    if world() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+@contextmanager
+def same_arithmetic() -> Iterator[None]:
+    """Kernels that add in a fixed order, where processes must come to the same bits.
+
+    Only CUDA has others: sums by scattering come in any order there.
+    """
+    if world() == 1 or not torch.cuda.is_available():
+        yield
+        return
+    before = torch.get_deterministic_debug_mode()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
+def check_same(state: object, when: str) -> None:
+    """RuntimeError if a tensor in `state` (nested dicts and lists) differs between processes."""
+    if world() == 1:
+        return
+    sums = torch.stack([_checksum(tensor) for tensor in tensors_in(state)]).tolist()
+    for other, others in enumerate(gather(sums)):
+        if others != sums:
+            different = sum(a != b for a, b in zip(sums, others, strict=True))
+            raise RuntimeError(
+                f"{when}: processes {rank()} and {other} differ in {different} of {len(sums)} "
+                "tensors, though all take the same steps; start again from the last checkpoint"
+            )
+
+
+def tensors_in(state: object) -> Iterator[Tensor]:
+    """All tensors in nested dicts, lists and tuples."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, (dict, list, tuple)):
+        values: Iterable = state.values() if isinstance(state, dict) else state
+        for value in values:
+            yield from tensors_in(value)
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    """The sum of the bits, int64: what differs in one bit differs here."""
+    flat = tensor.detach().contiguous()
+    if flat.is_floating_point():
+        flat = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+    return flat.sum(dtype=torch.int64).cpu()

@@ -1,0 +1,169 @@
+"""Whole networks: which of their parameters are quantized, and all of them at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from ..errors import InputError
+from .structures import Grouping, make_grouping
+from .weight import MultiBitWeight
+
+T = TypeVar("T")
+# Names of parameters, or a predicate on (name, parameter) that is true for those left alone.
+Skip = Collection[str] | Callable[[str, nn.Parameter], bool]
+
+
+def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
+    """The tensors named `weight` with more than one dimension, in `named_parameters` order.
+
+    A parameter that modules share appears once, under the first of its names, and is left out if
+    `skip` takes any of them.
+
+    Raises: InputError for a name in `skip` that no parameter has, and for a lazy layer that has
+    not seen its first batch.
+    """
+    names: dict[nn.Parameter, list[str]] = {}  # all names of each parameter
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    skipped = _predicate(skip, {name for aliases in names.values() for name in aliases})
+    chosen = {}
+    for parameter, aliases in names.items():
+        weights = [name for name in aliases if is_weight(name)]
+        if not weights or any(skipped(name, parameter) for name in aliases):
+            continue
+        if isinstance(parameter, UninitializedParameter):
+            raise InputError(
+                f"{weights[0]}: has no shape yet; pass a batch through the model first"
+            )
+        if parameter.dim() > 1:
+            chosen[weights[0]] = parameter
+    return chosen
+
+
+def is_weight(name: str) -> bool:
+    """Whether a parameter's own name is `weight`."""
+    return name.rpartition(".")[2] == "weight"
+
+
+def _predicate(skip: Skip, names: set[str]) -> Callable[[str, nn.Parameter], bool]:
+    if callable(skip):
+        return skip
+    wanted = {skip} if isinstance(skip, str) else set(skip)
+    if unknown := sorted(wanted - names):
+        raise InputError(f"skip: the model has no parameter '{unknown[0]}'")
+    return lambda name, parameter: name in wanted
+
+
+def transposed_groups(model: nn.Module, name: str) -> int:
+    """The number of groups if parameter `name` is a transposed convolution's, else 0."""
+    module = model.get_submodule(name.rpartition(".")[0])
+    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    return module.groups if isinstance(module, transposed) else 0
+
+
+def quantize(
+    model: nn.Module,
+    structure: str | Sequence[str] | None = None,
+    subc: int | Sequence[int] | None = None,
+    max_bit: int | Sequence[int] = 6,
+    skip: Skip = (),
+) -> list[MultiBitWeight]:
+    """Sketch every quantizable weight of `model` in place: each parameter then holds its w_hat.
+
+    Arguments:
+        structure, subc, max_bit: one value for all layers or one per layer, in
+            `named_parameters` order. None chooses by the kind of layer. In a
+            list, `subc` is 0 for layers whose structure has no pieces.
+        skip: parameters left alone: their names, or a predicate on (name, parameter).
+
+    Raises: InputError names the layer that a value does not fit.
+    """
+    parameters = quantizable(model, skip)
+    weights = [
+        MultiBitWeight.from_parameter(name, parameters[name], grouping, bit)
+        for name, (grouping, bit) in groupings(model, structure, subc, max_bit, skip).items()
+    ]
+    for weight in weights:
+        weight.write()
+    return weights
+
+
+def groupings(
+    model: nn.Module,
+    structure: str | Sequence[str] | None = None,
+    subc: int | Sequence[int] | None = None,
+    max_bit: int | Sequence[int] = 6,
+    skip: Skip = (),
+) -> dict[str, tuple[Grouping, int]]:
+    """Every layer's grouping and largest bitwidth: what `quantize` would take, or its InputError.
+
+    Of the model only the shapes count, so that it may lie on the device "meta".
+    """
+    parameters = quantizable(model, skip)
+    if not parameters:
+        raise InputError(
+            "the model has no weight to quantize (a `weight` with two or more dimensions)"
+        )
+    names = list(parameters)
+    structures = per_layer("structure", structure, names)
+    pieces = per_layer("subc", subc, names)
+    bits = per_layer("max_bit", max_bit, names)
+    found = {}
+    for name, kind, parts, bit in zip(names, structures, pieces, bits, strict=True):
+        transposed = transposed_groups(model, name)
+        grouping = make_grouping(name, tuple(parameters[name].shape), kind, parts, transposed)
+        found[name] = grouping, bit
+    return found
+
+
+def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
+    """The multi-bit weights of `model` from what their `state_dict`s gave; parameters get w_hat.
+
+    Layers are found by name; those without a state (`skip` of `quantize`) are left alone.
+    """
+    parameters = quantizable(model)
+    saved = [state["name"] for state in states]
+    if not set(saved) <= set(parameters) or len(set(saved)) < len(saved):
+        raise InputError(f"the saved weights are {saved}, the network's {list(parameters)}")
+    weights = []
+    for state in states:
+        parameter = parameters[state["name"]]
+        grouping = make_grouping(
+            state["name"],
+            tuple(parameter.shape),
+            state["structure"],
+            state["subc"] or None,
+            transposed_groups(model, state["name"]),
+        )
+        weights.append(MultiBitWeight.from_state(state["name"], parameter, grouping, state))
+    for weight in weights:  # once all have been found to fit
+        weight.write()
+    return weights
+
+
+def per_layer(option: str, value: T | Sequence[T], names: Sequence[str]) -> list[T]:
+    """`value` for each of the layers `names`; InputError if a list has another length."""
+    if value is None or isinstance(value, (str, int)):
+        return [value] * len(names)
+    if len(value) != len(names):
+        raise InputError(
+            f"{option}: {len(value)} values for {len(names)} quantized layers "
+            f"({', '.join(names)}); give one for all or one for each"
+        )
+    return list(value)
+
+
+def average_bitwidth(weights: Sequence[MultiBitWeight]) -> float:
+    """Mean bitwidth over layers, weighted by their numbers of weights."""
+    numel = math.fsum(weight.grouping.numel for weight in weights)
+    return math.fsum(weight.bitwidth * weight.grouping.numel for weight in weights) / numel
+
+
+def storage_bytes(weights: Sequence[MultiBitWeight]) -> float:
+    """Bytes of all quantized weights (SPEC section 1)."""
+    return math.fsum(weight.storage_bytes for weight in weights)

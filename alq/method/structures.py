@@ -1,0 +1,152 @@
+"""Which weights share one set of coordinates (SPEC section 2; paper section 3).
+
+Every structure is one pair of inverse functions between a layer's weight and the canonical
+matrix (G, n): G groups of n weights. All the mathematics is written on (G, n), once.
+
+On the way lies the weight by outputs, (O, C, *kernel): one row per output channel, as linear layers
+and convolutions of any dimension hold it, C counting the inputs that one output sees (so grouped
+convolutions need nothing of their own). The positions of a kernel are one flattened dimension.
+A transposed convolution of g groups holds (g*C, O/g, *kernel) instead:
+
+    weight[k*C + c, o] connects input k*C + c to output k*O/g + o
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import InputError
+
+STRUCTURES = ("channelwise", "kernelwise", "pixelwise", "subchannelwise")
+
+
+def coordinate_bytes(n: int) -> float:
+    """What one coordinate of a group of n weights takes: its basis and a float32 (SPEC 1)."""
+    return n / 8 + 4
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How one layer's weight is cut into groups.
+
+    Attributes:
+        structure: one of STRUCTURES.
+        shape: the parameter's.
+        subc: pieces of an output row; 0 for the structures that have none.
+        transposed: groups of a transposed convolution; 0 for all other layers.
+    """
+
+    structure: str
+    shape: tuple[int, ...]
+    subc: int = 0
+    transposed: int = 0
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def by_outputs(self) -> tuple[int, ...]:
+        """(O, C, *kernel)"""
+        return shape_by_outputs(self.shape, self.transposed)
+
+    @property
+    def G(self) -> int:
+        """Number of groups."""
+        outputs, inputs = self.by_outputs[:2]
+        return {
+            "channelwise": outputs,
+            "kernelwise": outputs * inputs,
+            "pixelwise": self.numel // inputs,
+            "subchannelwise": outputs * self.subc,
+        }[self.structure]
+
+    @property
+    def n(self) -> int:
+        """Weights per group."""
+        return self.numel // self.G
+
+    def to_groups(self, weight: Tensor) -> Tensor:
+        """Weight in the layer's shape -> (G, n). Contiguous; a view where the layout allows."""
+        weight = swap_channels(weight, self.transposed)
+        if self.structure == "pixelwise":
+            weight = weight.flatten(2).transpose(1, 2)  # (O, positions, C)
+        return weight.reshape(self.G, self.n).contiguous()
+
+    def to_weight(self, groups: Tensor) -> Tensor:
+        """(G, n) -> weight in the layer's shape, the inverse of `to_groups`."""
+        if self.structure == "pixelwise":
+            outputs, inputs = self.by_outputs[:2]
+            groups = groups.reshape(outputs, -1, inputs).transpose(1, 2)  # (O, C, positions)
+        return swap_channels(groups.reshape(self.by_outputs), self.transposed).reshape(self.shape)
+
+
+def shape_by_outputs(shape: tuple[int, ...], transposed: int) -> tuple[int, ...]:
+    """(O, C, *kernel) of a parameter of `shape`; `transposed` as in `Grouping`."""
+    if not transposed:
+        return tuple(shape)
+    return (shape[1] * transposed, shape[0] // transposed, *shape[2:])
+
+
+def swap_channels(weight: Tensor, transposed: int) -> Tensor:
+    """(g*C, O/g, *kernel) <-> (O, C, *kernel), its own inverse; as it is if not `transposed`."""
+    if not transposed:
+        return weight
+    return weight.unflatten(0, (transposed, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def default_structure(shape: tuple[int, ...]) -> str:
+    """The structure taken when none is given for (O, C, *kernel): the paper's for such layers."""
+    if len(shape) == 2:
+        return "subchannelwise"
+    return "pixelwise" if shape[1] >= 16 else "channelwise"
+
+
+def default_subc(row: int, longest: int = 512) -> int:
+    """Fewest equal pieces of a row of `row` weights that are at most `longest` weights each."""
+    return next(
+        pieces for pieces in range(1, row + 1) if row % pieces == 0 and row // pieces <= longest
+    )
+
+
+def _some(numbers: list[int], most: int = 8) -> str:
+    """The first of them, for a reader."""
+    return ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
+
+
+def make_grouping(
+    name: str,
+    shape: tuple[int, ...],
+    structure: str | None,
+    subc: int | None,
+    transposed: int = 0,
+) -> Grouping:
+    """The grouping of layer `name`; InputError names the layer when the request does not fit it.
+
+    `shape` is the parameter's; `transposed` as in `Grouping`.
+    """
+    by_outputs = shape_by_outputs(shape, transposed)
+    structure = structure or default_structure(by_outputs)
+    if structure not in STRUCTURES:
+        raise InputError(
+            f"{name}: unknown structure '{structure}'; choose from {', '.join(STRUCTURES)}"
+        )
+    if structure != "subchannelwise":
+        if len(shape) < 3:
+            raise InputError(
+                f"{name}: structure '{structure}' needs a convolution, but the weight has shape "
+                f"{tuple(shape)}; use subchannelwise"
+            )
+        return Grouping(structure, tuple(shape), 0, transposed)
+    row = math.prod(by_outputs[1:])
+    if subc is None:
+        subc = default_subc(row)
+    if subc < 1 or row % subc:
+        raise InputError(
+            f"{name}: subc {subc} does not divide its rows of {row} weights into equal pieces; "
+            f"use one of {_some([k for k in range(1, row + 1) if row % k == 0])}"
+        )
+    return Grouping(structure, tuple(shape), subc, transposed)

@@ -1,0 +1,222 @@
+"""Multi-bit weights: w_hat = sum_i alpha_i B_i, group by group (SPEC sections 1 to 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..machine.arithmetic import float32_products
+from .codes import level_table, look_up, pack_bits, sign_table
+from .sketch import sketch
+from .structures import Grouping, coordinate_bytes
+
+SKETCH_BLOCK = 2**22  # basis elements sketched at a time, which bounds the memory
+
+
+class MultiBitWeight:
+    """One layer's weight as binary bases and coordinates.
+
+    Attributes:
+        name: the parameter's name in the model.
+        parameter: the layer's parameter, which holds `w_hat()` after every step.
+        grouping: which weights share coordinates: structure, G, n.
+        codes: (G, n) uint8, the bases (see `alq.method.codes`).
+        alpha: (G, I) float, the coordinates, 0 where dead.
+        mask: (G, I) bool, which coordinates exist; change it with `prune` only.
+    """
+
+    def __init__(
+        self, name: str, parameter: nn.Parameter, grouping: Grouping,
+        codes: Tensor, alpha: Tensor, mask: Tensor,
+    ) -> None:  # fmt: skip
+        self.name, self.parameter, self.grouping = name, parameter, grouping
+        self.codes, self.alpha, self.mask = codes, alpha, mask
+        self.count_live(*live_counts([self])[0])
+
+    @classmethod
+    @torch.no_grad()
+    def from_parameter(
+        cls, name: str, parameter: nn.Parameter, grouping: Grouping, max_bit: int
+    ) -> MultiBitWeight:
+        """Sketch the parameter; it is left as it was."""
+        if not 1 <= max_bit <= 8:
+            raise InputError(f"{name}: max_bit {max_bit} is out of range; it must be 1 to 8")
+        if not parameter.isfinite().all():
+            raise InputError(f"{name}: has weights that are not finite; train it again")
+        w = grouping.to_groups(parameter.detach())
+        groups = max(1, SKETCH_BLOCK // (max_bit * grouping.n))
+        codes, alpha, mask = [], [], []
+        for part in w.split(groups):
+            with float32_products(w.device):
+                B, part_alpha, part_mask = sketch(part, max_bit)
+            codes.append(pack_bits(B.transpose(1, 2) > 0))
+            alpha.append(part_alpha)
+            mask.append(part_mask)
+        return cls(name, parameter, grouping, torch.cat(codes), torch.cat(alpha), torch.cat(mask))
+
+    def count_live(self, total: int, most: int) -> None:
+        """Take over host copies of mask.sum() and mask.sum(1).max(), and what follows from them."""
+        self.live_total, self.L = total, most
+        self.order = (
+            (~self.mask).to(torch.uint8).sort(dim=1, stable=True).indices
+        )  # (G, I), live first
+
+    @property
+    def structure(self) -> str:
+        return self.grouping.structure
+
+    @property
+    def G(self) -> int:
+        return self.grouping.G
+
+    @property
+    def n(self) -> int:
+        return self.grouping.n
+
+    @property
+    def I(self) -> int:  # noqa: E743 (the paper's letter)
+        """The layer's maximum bitwidth."""
+        return self.mask.shape[1]
+
+    def live_first(self, x: Tensor) -> Tensor:
+        """(G, I) -> (G, L): the values of each group's live coordinates, dead ones behind them."""
+        return x.gather(1, self.order[:, : self.L])
+
+    def in_place(self, x: Tensor) -> Tensor:
+        """(G, L) -> (G, I), the inverse of `live_first`; 0 elsewhere."""
+        return x.new_zeros(self.mask.shape).scatter_(1, self.order[:, : self.L], x)
+
+    @property
+    def B(self) -> Tensor:
+        """(G, I, n) int8 of -1 and +1, dead rows 0; computed when asked for."""
+        bits = (
+            self.codes.unsqueeze(1) >> torch.arange(self.L, device=self.codes.device).unsqueeze(1)
+        ) & 1
+        signs = (bits.to(torch.int8) * 2 - 1) * self.live_first(self.mask).unsqueeze(2)  # (G, L, n)
+        B = torch.zeros(self.G, self.I, self.n, dtype=torch.int8, device=self.codes.device)
+        return B.scatter_(1, self.order[:, : self.L].unsqueeze(2).expand_as(signs), signs)
+
+    def w_hat_groups(self) -> Tensor:
+        """(G, n): the quantized weight, group by group."""
+        return look_up(level_table, self.live_first(self.alpha), self.codes)
+
+    def w_hat(self) -> Tensor:
+        """The quantized weight in the layer's shape."""
+        return self.grouping.to_weight(self.w_hat_groups())
+
+    @torch.no_grad()
+    def write(self, w_hat: Tensor | None = None) -> None:
+        """Put `w_hat` (G, n), by default `w_hat_groups()`, into the layer's parameter.
+
+        One that is a view of the parameter is there already.
+        """
+        if w_hat is None:
+            w_hat = self.w_hat_groups()
+        if w_hat is not self.parameter and w_hat._base is not self.parameter:
+            self.parameter.copy_(self.grouping.to_weight(w_hat))
+
+    @property
+    def bitwidth(self) -> float:
+        """Average number of bits a weight: mask.sum() / G."""
+        return self.live_total / self.G
+
+    @property
+    def storage_bytes(self) -> float:
+        """One bit a weight and one float32 for every live coordinate (SPEC section 1)."""
+        return self.live_total * coordinate_bytes(self.n)
+
+    def prune(self, dead: Tensor) -> None:
+        """Remove the coordinates flagged in `dead` (G, I); `count_live` must follow."""
+        keep = self.live_first(self.mask & ~dead)  # (G, L)
+        place = keep * 2.0 ** (keep.cumsum(1) - 1)  # (G, L): its bit from now on
+        bits = sign_table(self.L, place) > 0  # (2^L, L)
+
+        def new_codes(place: Tensor) -> Tensor:  # (G, L) -> (G, 2^L)
+            return (place @ bits.to(place.dtype).T).to(torch.uint8)
+
+        self.codes = look_up(new_codes, place, self.codes)
+        self.mask = self.mask & ~dead
+        self.alpha = self.alpha * self.mask
+
+    def state_dict(self) -> dict:
+        """Tensors and plain values, on the CPU."""
+        return {
+            "name": self.name,
+            "structure": self.structure,
+            "shape": list(self.grouping.shape),
+            "subc": self.grouping.subc,
+            "transposed": self.grouping.transposed,
+            "codes": self.codes.to("cpu", copy=True),
+            "alpha": self.alpha.to("cpu", copy=True),
+            "mask": self.mask.to("cpu", copy=True),
+        }
+
+    @classmethod
+    def from_state(
+        cls, name: str, parameter: nn.Parameter, grouping: Grouping, state: dict
+    ) -> MultiBitWeight:
+        """The weight that gave `state`; InputError says what differs."""
+        check_state(name, grouping, state)
+        parts = (state[key].to(parameter.device, copy=True) for key in ("codes", "alpha", "mask"))
+        return cls(name, parameter, grouping, *parts)
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take over what `state_dict` gave for the same layer; InputError says what differs."""
+        saved = self.from_state(self.name, self.parameter, self.grouping, state)
+        self.codes, self.alpha, self.mask = saved.codes, saved.alpha, saved.mask
+        self.count_live(saved.live_total, saved.L)
+
+
+def check_form(state: dict) -> None:
+    """ValueError, TypeError and the like if `state` cannot be what a `state_dict` gave."""
+    if not isinstance(state, dict):
+        raise TypeError("no dict")
+    if not isinstance(state["name"], str) or not isinstance(state["structure"], str):
+        raise TypeError("its name or structure is no text")
+    counts = [*state["shape"], state["subc"], state.get("transposed", 0)]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise TypeError("its shape, subc or transposed is no number")
+    codes, alpha, mask = (state[key] for key in ("codes", "alpha", "mask"))
+    if (codes.dtype, mask.dtype) != (torch.uint8, torch.bool) or not alpha.is_floating_point():
+        raise TypeError(f"types {codes.dtype}, {alpha.dtype}, {mask.dtype}")
+    G, n = codes.shape
+    I = mask.shape[-1]
+    if not G * n == math.prod(state["shape"]) > 0 or not 1 <= I <= 8:
+        raise ValueError(f"{G} groups of {n} weights at {I} bit, of a shape {state['shape']}")
+    if not alpha.shape == mask.shape == (G, I):
+        raise ValueError(f"shapes {codes.shape}, {alpha.shape}, {mask.shape}")
+    if not alpha.isfinite().all() or alpha[~mask].any():
+        raise ValueError("coordinates that are not finite, or dead and not 0")
+    if (codes.to(torch.int16) >> mask.sum(1, keepdim=True)).any():
+        raise ValueError("signs of bases that it does not have")
+
+
+def check_state(name: str, grouping: Grouping, state: dict) -> None:
+    """InputError if `state`, of `MultiBitWeight.state_dict`, is not of layer `name` so grouped."""
+    own = {
+        "name": name,
+        "structure": grouping.structure,
+        "shape": list(grouping.shape),
+        "subc": grouping.subc,
+        "transposed": grouping.transposed,
+    }
+    for key, value in own.items():
+        if (saved := state.get(key, 0)) != value:  # older files have no "transposed"
+            raise InputError(f"{name}: the saved weight has {key} {saved}, this one {value}")
+    G, I = grouping.G, state["mask"].shape[-1]
+    for key, shape in {"codes": (G, grouping.n), "alpha": (G, I), "mask": (G, I)}.items():
+        if (found := tuple(state[key].shape)) != shape:
+            raise InputError(f"{name}: the saved {key} has shape {found}, not {shape}")
+
+
+def live_counts(weights: Sequence[MultiBitWeight]) -> list[list[int]]:
+    """[mask.sum(), mask.sum(1).max()] of every weight, read back from the device together."""
+    counts = []
+    for weight in weights:
+        live = weight.mask.sum(1)
+        counts.append(torch.stack([live.sum(), live.max()]))
+    return torch.stack(counts).tolist()

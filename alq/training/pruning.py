@@ -1,0 +1,184 @@
+"""How much each batch of a pruning epoch removes: a share of the coordinates, or down to a size.
+
+A batch removes the share M_p*top_k = pr/b of the live coordinates, b being the batches of a round's
+pruning epochs (SPEC section 5). A round therefore leaves the factor (1 - pr/b)^b, about exp(-pr),
+and R rounds leave its R-th power; rounding counts down leaves a little more.
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..method.optimizer import ALQ
+from ..method.structures import coordinate_bytes
+from ..method.weight import MultiBitWeight
+from .schedule import Schedule
+
+
+@dataclass(frozen=True)
+class PruneByRatio:
+    """The paper's: the same share at each batch of all R rounds."""
+
+    rounds: int
+    pr: float
+    top_k: float
+    M_p: float  # share of the candidates removed at each batch
+    per_byte: bool = False  # rank by cost per byte saved
+
+    def __str__(self) -> str:
+        return f"{counted_rounds(self.rounds)} at pr {self.pr}"
+
+    def step(self, quantizer: ALQ) -> None:
+        quantizer.prune_step(self.top_k, self.M_p, per_byte=self.per_byte)
+
+
+@dataclass(frozen=True)
+class PruneToTarget:
+    """Rounds at ratio pr until the network has a given size, the last round with what is left.
+
+    Each batch removes the share that is still to go, divided over the round's batches that are
+    left, so that the round ends at its aim and not below: its last coordinate is the one that
+    reaches it. Aims are sizes, for layers' coordinates differ in size and pruning need not take
+    them in proportion.
+
+    Attributes:
+        unit: "target_bit" (average bitwidth) or "target_kb" (storage in 1e3 bytes).
+        value, start: the size asked for, and that of the sketched network.
+        factor: what a round at ratio `pr` leaves.
+        top_k: share of a layer that is a candidate at a batch; more where the aim needs it.
+        prune_batches, round_batches: batches of a round's pruning epochs, of the whole round.
+        per_byte: rank by cost per byte saved.
+    """
+
+    unit: str
+    value: float
+    start: float
+    pr: float
+    factor: float
+    top_k: float
+    prune_batches: int
+    round_batches: int
+    per_byte: bool = False
+
+    @property
+    def rounds(self) -> int:
+        if self.factor == 0:
+            return 1
+        needed = math.log(self.value / self.start) / math.log(self.factor)
+        return max(1, math.ceil(needed - 1e-9))
+
+    @property
+    def last_pr(self) -> float:
+        """The ratio that the last round has left to prune at."""
+        b, left = self.prune_batches, self.value / self.aim(self.rounds - 1)
+        return b * (1 - left ** (1 / b))
+
+    def aim(self, round: int) -> float:
+        """The size at the end of round 1, 2, ..."""
+        return max(self.value, self.start * self.factor**round)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.unit} {self.value:g} from {self.start:.4g} in {counted_rounds(self.rounds)}: "
+            f"pr {self.pr}, in the last {self.last_pr:.3g}"
+        )
+
+    def step(self, quantizer: ALQ) -> None:
+        rounds_done, batch = divmod(quantizer.steps_done, self.round_batches)
+        left = self.round_batches - batch  # batches, this one included
+        weights, bits = quantizer.weights, bits_of_one(self.unit, quantizer.weights)
+        size, aim = size_in(self.unit, weights), self.aim(rounds_done + 1)
+        share = 1 - (aim / size) ** (1 / left) if size > aim else 0.0
+        if left == 1 and share:
+            share = 1.0  # the budget alone says where to stop
+        top_k = max(self.top_k, share)
+        # Whole bits, so that all processes stop at the same coordinate; 1e-12 is for the product.
+        budget = bits_in(self.unit, weights) - math.floor(aim * bits * (1 + 1e-12))
+        prices = coordinate_prices(self.unit, weights)
+        quantizer.prune_step(top_k, share / top_k, prices, max(0, budget), self.per_byte)
+
+
+def counted_rounds(count: int) -> str:
+    return f"{count} round{'s' if count > 1 else ''}"
+
+
+def pruning_plan(
+    schedule: Schedule | Namespace, weights: Sequence[MultiBitWeight], batches: int
+) -> PruneByRatio | PruneToTarget:
+    """What `schedule` asks of the freshly sketched `weights`; `batches` are those of an epoch.
+
+    Raises: InputError for a target that cannot be had, for too small a `top_k`.
+    """
+    b = schedule.epoch_prune * batches
+    if schedule.target_bit is None and schedule.target_kb is None:
+        M_p = removed_share(schedule, batches)
+        return PruneByRatio(schedule.R, schedule.pr, schedule.top_k, M_p, schedule.per_byte)
+    if schedule.target_bit is not None and schedule.target_kb is not None:
+        raise InputError("target_bit and target_kb: give one of them")
+    unit = "target_kb" if schedule.target_bit is None else "target_bit"
+    value, start = getattr(schedule, unit), size_in(unit, weights)
+    check_target(unit, value, start, weights)
+    epochs = schedule.epoch_basis + schedule.epoch_coord + schedule.epoch_prune
+    factor = max(0.0, 1 - schedule.pr / b) ** b
+    return PruneToTarget(
+        unit, value, start, schedule.pr, factor, schedule.top_k, b, epochs * batches,
+        schedule.per_byte,
+    )  # fmt: skip
+
+
+def removed_share(schedule: Schedule | Namespace, batches: int) -> float:
+    """M_p of SPEC section 5; InputError if there are too few candidates for it."""
+    b = schedule.epoch_prune * batches
+    M_p = (schedule.pr / schedule.top_k) / b
+    if M_p > 1:
+        raise InputError(
+            f"top_k {schedule.top_k}: too few candidates to prune a share pr {schedule.pr} "
+            f"in {b} batches; use top_k {schedule.top_k * M_p:.2g} or more"
+        )
+    return M_p
+
+
+def check_target(unit: str, value: float, start: float, weights: Sequence[MultiBitWeight]) -> None:
+    """InputError if pruning the network of size `start` cannot end at `value`."""
+    name = {"target_bit": "bit", "target_kb": "KB"}[unit]
+    least = min(coordinate_prices(unit, weights)) / bits_of_one(unit, weights)
+    if not value >= least:
+        raise InputError(
+            f"{unit} {value:g}: not one coordinate would be left; the least that a coordinate "
+            f"takes is {least:.2g} {name}"
+        )
+    if value > start:
+        raise InputError(
+            f"{unit} {value:g}: the network has {start:.4g} {name} before any pruning; "
+            "ask for less, or give it more with max_bit"
+        )
+
+
+def coordinate_prices(unit: str, weights: Sequence[MultiBitWeight]) -> list[int]:
+    """Per layer: the bits that one coordinate adds to the size (SPEC section 1).
+
+    The average bitwidth counts those of the basis alone, storage those of the coordinate too.
+    """
+    if unit == "target_kb":
+        return [int(8 * coordinate_bytes(w.n)) for w in weights]
+    return [w.n for w in weights]
+
+
+def bits_of_one(unit: str, weights: Sequence[MultiBitWeight]) -> int:
+    """The bits of one KB; or of an average bitwidth of 1, one for every weight."""
+    return 8000 if unit == "target_kb" else sum(w.grouping.numel for w in weights)
+
+
+def bits_in(unit: str, weights: Sequence[MultiBitWeight]) -> int:
+    """The size in bits."""
+    prices = coordinate_prices(unit, weights)
+    return sum(w.live_total * price for w, price in zip(weights, prices, strict=True))
+
+
+def size_in(unit: str, weights: Sequence[MultiBitWeight]) -> float:
+    """Average bitwidth, or KB."""
+    return bits_in(unit, weights) / bits_of_one(unit, weights)

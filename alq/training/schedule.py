@@ -1,0 +1,95 @@
+"""The three stages as lists of epochs (SPEC section 6): what each epoch does, and at what rate."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: `kind` is pretrain, basis, coordinate, prune or ste; `lr` its learning rate.
+
+    `round` counts from 1 within the ALQ stage and is 0 elsewhere.
+    """
+
+    kind: str
+    lr: float
+    round: int = 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The numbers of quantization and post-training, named as the scripts' flags (-h).
+
+    The scripts pass their flags where a `Schedule` is asked for. Defaults: LeNet5's of the paper.
+    """
+
+    lr: float = 1e-3
+    R: int = 4
+    epoch_basis: int = 20
+    ld_basis: float = 0.8
+    epoch_coord: int = 10
+    ld_coord: float = 0.8
+    wd: float = 0.0
+    epoch_prune: int = 1
+    pr: float = 0.8
+    top_k: float = 0.005
+    epoch_ste: int = 50
+    ld_ste: float = 0.95
+    epoch_post_coord: int = 20
+    ld_post_coord: float = 0.9
+    lr_post_coord: float | None = None
+    seed: int = 0
+    target_bit: float | None = None
+    target_kb: float | None = None
+    per_byte: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "pr", "top_k", "R", "epoch_prune"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} {getattr(self, name)}: must be above 0")
+        for name in ("pr", "top_k"):
+            if getattr(self, name) > 1:
+                raise InputError(f"{name} {getattr(self, name)}: is a share, at most 1")
+
+
+def pretrain_schedule(args: Namespace) -> list[Epoch]:
+    """Linear warm-up over the first epochs, then a rate cut at each milestone."""
+    epochs = []
+    for epoch in range(args.epoch_pretrain):
+        cuts = sum(epoch >= milestone for milestone in args.milestones_pretrain)
+        warm_up = min(1.0, (epoch + 1) / args.warmup_pretrain) if args.warmup_pretrain else 1.0
+        epochs.append(Epoch("pretrain", args.lr_pretrain * args.ld_pretrain**cuts * warm_up))
+    return epochs
+
+
+def alq_schedule(args: Schedule | Namespace, rounds: int) -> list[Epoch]:
+    """`rounds` times: basis epochs, coordinate epochs, pruning epochs at the rate reached."""
+    epochs = []
+    for number in range(1, rounds + 1):
+        lr = args.lr
+        for _ in range(args.epoch_basis):
+            lr *= args.ld_basis
+            epochs.append(Epoch("basis", lr, number))
+        for _ in range(args.epoch_coord):
+            lr *= args.ld_coord
+            epochs.append(Epoch("coordinate", lr, number))
+        epochs += [Epoch("prune", lr, number)] * args.epoch_prune
+    return epochs
+
+
+def posttrain_schedule(args: Schedule | Namespace) -> list[Epoch]:
+    """STE epochs, then coordinate epochs."""
+    epochs, lr = [], args.lr
+    for _ in range(args.epoch_ste):
+        lr *= args.ld_ste
+        epochs.append(Epoch("ste", lr))
+    if args.lr_post_coord is not None:
+        lr = args.lr_post_coord
+    for _ in range(args.epoch_post_coord):
+        lr *= args.ld_post_coord
+        epochs.append(Epoch("coordinate", lr))
+    return epochs
