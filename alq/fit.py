@@ -133,7 +133,6 @@ def _put_back(snapshot: tuple[dict, list[dict]], model: nn.Module, weights: list
     model.load_state_dict(snapshot[0])
     for weight, state in zip(weights, snapshot[1], strict=True):
         weight.load_state_dict(state)
-        weight.write()
 
 
 def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
