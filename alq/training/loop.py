@@ -20,7 +20,7 @@ from ..method.network import average_bitwidth, storage_bytes
 from ..method.optimizer import ALQ
 from ..method.weight import MultiBitWeight
 from .epoch import EpochSoFar, LossFunction, classification, evaluate, train_epoch
-from .pruning import PruneByRatio, PruneToTarget
+from .pruning import PruningPlan
 from .schedule import Epoch, Schedule
 
 
@@ -56,7 +56,7 @@ def quantized_training(
     weights: list[MultiBitWeight],
     schedule: Schedule | Namespace,
     loss: LossFunction = classification,
-    plan: PruneByRatio | PruneToTarget | None = None,
+    plan: PruningPlan | None = None,
     kind: type[ALQ] = ALQ,
 ) -> Training:
     """ALQ for the multi-bit weights, Adam for all other parameters. Without `plan`, no pruning."""
