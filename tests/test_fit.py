@@ -114,6 +114,19 @@ def test_a_loss_may_count_its_answers_itself() -> None:
     assert 0 < result["val_accuracy"] <= 100
 
 
+def test_no_stage_repeats_the_orders_of_another() -> None:
+    class Noting(list):
+        def set_epoch(self, number: int) -> None:
+            orders.append(number)
+
+    orders: list[int] = []
+    model, batches = regression()
+    alq.fit(
+        model, alq.quantize(model), Noting(batches), batches, squared_error, SHORT, progress=False
+    )
+    assert len(orders) == 9 and len(set(orders)) == 9
+
+
 def test_a_network_of_quantized_weights_alone_and_no_post_training() -> None:
     model = nn.Sequential(nn.Linear(8, 2, bias=False))
     weights = alq.quantize(model)
@@ -249,6 +262,12 @@ def test_costs_that_are_no_numbers_leave_the_target_exact(monkeypatch, cost) -> 
         price = max(coordinate_prices(unit, weights)) / bits_of_one(unit, weights)
         assert value - price < size <= value
         assert all(w.live_total == int(w.mask.sum()) for w in weights)
+
+
+@pytest.mark.parametrize("cost", [float("inf"), float("nan"), -float("inf")])
+def test_a_cost_that_is_not_finite_ranks_last(cost) -> None:
+    (dead,) = choose_pruned([torch.tensor([[cost, 5.0, 9.0]])], [torch.ones(1, 3) > 0], [3], 0.7)
+    assert dead.tolist() == [[False, True, True]]
 
 
 def test_a_round_prunes_a_little_at_each_batch() -> None:

@@ -106,7 +106,8 @@ def choose_pruned(
     """
     values, places, offset = [], [], 0
     for f, mask, k in zip(costs, masks, candidates, strict=True):
-        f = f.nan_to_num(nan=torch.finfo(f.dtype).max)  # finite, so before any dead one
+        last = torch.finfo(f.dtype).max  # finite, so before any dead one
+        f = f.nan_to_num(nan=last, posinf=last, neginf=last)
         cheapest = torch.where(mask, f, torch.inf).flatten().topk(k, largest=False)
         values.append(cheapest.values)
         places.append(cheapest.indices + offset)
