@@ -15,7 +15,7 @@ from torch import nn
 
 import fuzz_files
 from alq.errors import InputError
-from alq.files.checkpoint import load_checkpoint, load_model, save_checkpoint, seal
+from alq.files.checkpoint import encode_checkpoint, load_checkpoint, load_model, save_checkpoint
 
 CONTENT = {"net": "small", "model": {"w": torch.arange(6.0)}, "weights": []}
 
@@ -62,7 +62,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path, form) -> None:
     content = {**CONTENT, "format": "alq-checkpoint", "version": 2, "extra": Hostile(bait)}
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=form != "old torch")
-    forms = {"pickle": pickle.dumps(content), "sealed": seal(content)}
+    forms = {"pickle": pickle.dumps(content), "sealed": encode_checkpoint(content)}
     path.write_bytes(forms.get(form, buffer.getvalue()))
     with pytest.raises(InputError) as refused:
         load_checkpoint(path, "small")
@@ -77,7 +77,7 @@ def test_another_network_or_version_is_refused_with_what_differs(tmp_path) -> No
     save_checkpoint(path, CONTENT)
     with pytest.raises(InputError, match="holds network 'small', not 'vgg'"):
         load_checkpoint(path, "vgg")
-    path.write_bytes(seal({**CONTENT, "format": "alq-checkpoint", "version": 3}))
+    path.write_bytes(encode_checkpoint({**CONTENT, "format": "alq-checkpoint", "version": 3}))
     with pytest.raises(InputError, match="has format version 3; this code reads 2"):
         load_checkpoint(path, "small")
     model = nn.Linear(3, 2)
