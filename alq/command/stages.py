@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..data.download import load_fetched
 from ..data.loaders import Loader, Split
+from ..data.published_weights import load_fetched
 from ..errors import InputError
 from ..extras.compiled import quantizer_kind
 from ..extras.distill import distillation

@@ -1,4 +1,4 @@
-"""Published full-precision weights."""
+"""Published full-precision weights, for `resnet.py --DOWNLOAD`: taken instead of training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..machine.processes import main_first
 
 @main_first()
 def fetch_weights(url: str) -> dict[str, Tensor]:
-    """The state dict behind `url`, kept in torch.hub's folder.
+    """Return the state dict behind `url`, which is kept in torch.hub's folder.
 
     The file's name ends in the first digits of its SHA-256, `resnet18-f37072fd.pth`, as those of
     torchvision's weights do; torch.hub compares them.
@@ -45,7 +45,11 @@ def fetch_weights(url: str) -> dict[str, Tensor]:
 
 
 def load_fetched(model: nn.Module, fetched: dict, args: Namespace) -> None:
-    """Take over fetched full-precision weights."""
+    """Put fetched weights into `model`; InputError if they are another network's.
+
+    Other than a checkpoint of ours, published weights may lack entries that torch fills in, such
+    as the `num_batches_tracked` of old files; so torch compares them.
+    """
     try:
         model.load_state_dict(fetched)
     except (RuntimeError, TypeError) as error:
