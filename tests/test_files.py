@@ -87,6 +87,16 @@ def test_another_network_or_version_is_refused_with_what_differs(tmp_path) -> No
         load_model(model, {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "x.pth")
 
 
+def test_weights_from_before_torch_counted_batches_are_loaded() -> None:
+    source, model = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    state = {name: torch.rand(3) for name in source.state_dict() if "num_batches" not in name}
+    load_model(model, state, "x.pth")
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+    assert int(model.num_batches_tracked) == 0
+    with pytest.raises(InputError, match=r"running_mean is absent there and \(3,\) here"):
+        load_model(model, {k: v for k, v in state.items() if k != "running_mean"}, "x.pth")
+
+
 def test_readers_withstand_a_short_fuzz(tmp_path) -> None:
     """tests/fuzz_files.py runs for as long as it is told to."""
     found = fuzz_files.fuzz(5, 1, tmp_path)

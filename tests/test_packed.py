@@ -105,9 +105,7 @@ def test_a_coded_file_without_any_coordinate(tmp_path, layers, floats) -> None:
     model, other = nn.Linear(8, 4, bias=False), nn.Linear(8, 4, bias=False)
     weights = alq.quantize(model)[:layers]
     for weight in weights:
-        weight.prune(weight.mask)
-        weight.count_live(0, 0)
-        weight.write()
+        prune([weight], [weight.mask])
     alq.round_floats(model, weights)
     sizes = alq.save_packed(tmp_path / "x.alq", model, weights, floats, coded=True)
     assert sizes["coordinates"] == sizes["bitwidths"] == 0

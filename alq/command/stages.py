@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..data.loaders import Loader, Split
-from ..data.published_weights import load_fetched
 from ..errors import InputError
 from ..extras.compiled import quantizer_kind
 from ..extras.distill import distillation
@@ -179,7 +178,7 @@ def pretrain(run: Run) -> dict:
     points = run.resume_points("pretrain", training)
     fetched = run.recipe.fetch(args)
     if fetched is not None:
-        load_fetched(model, fetched, args)
+        load_model(model, fetched, f"--model_ori_urls {args.model_ori_urls}")
         epochs = []
     else:
         epochs = schedule.pretrain_schedule(args)

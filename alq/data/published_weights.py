@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from argparse import Namespace
 from pathlib import PurePosixPath
 from urllib.error import URLError
 from urllib.parse import urlparse
 
-from torch import Tensor, hub, nn
+from torch import Tensor, hub
 
 from ..errors import InputError
 from ..machine.processes import main_first
@@ -28,31 +27,15 @@ def fetch_weights(url: str) -> dict[str, Tensor]:
             "as in resnet18-f37072fd.pth; rename the file"
         )
     try:
-        return hub.load_state_dict_from_url(
+        state = hub.load_state_dict_from_url(
             url, map_location="cpu", check_hash=True, weights_only=True
         )
-    except (URLError, OSError, ValueError) as error:
-        raise InputError(
-            f"--model_ori_urls {url}: could not be fetched ({error}); put {name} into "
-            f"{hub.get_dir()}/checkpoints"
-        ) from error
-    except (RuntimeError, pickle.UnpicklingError) as error:
+    except (URLError, OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"--model_ori_urls {url}: {reason}; delete {hub.get_dir()}/checkpoints/{name} "
-            "if it is there and try again"
+            f"--model_ori_urls {url}: could not be fetched ({reason}); put an intact {name} into "
+            f"{hub.get_dir()}/checkpoints, in the place of what is there"
         ) from error
-
-
-def load_fetched(model: nn.Module, fetched: dict, args: Namespace) -> None:
-    """Put fetched weights into `model`; InputError if they are another network's.
-
-    Other than a checkpoint of ours, published weights may lack entries that torch fills in, such
-    as the `num_batches_tracked` of old files; so torch compares them.
-    """
-    try:
-        model.load_state_dict(fetched)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(
-            f"--model_ori_urls {args.model_ori_urls}: not the weights of --net {args.net}"
-        ) from error
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise InputError(f"--model_ori_urls {url}: holds no state dict; give that of a network")
+    return state

@@ -23,10 +23,11 @@ def pack_weights(weights: Sequence[MultiBitWeight]) -> tuple[dict[str, list], di
     bits, signs, coordinates = [], [], []
     for weight in weights:
         saved = weight.state_dict()
-        plain = {key: value for key, value in saved.items() if not isinstance(value, Tensor)}
-        for key, value in {**plain, "G": weight.G, "I": weight.I, "L": weight.L}.items():
-            layers.setdefault(key, []).append(value)
         bits.append(saved["mask"].sum(1).numpy())  # (G,)
+        plain = {key: value for key, value in saved.items() if not isinstance(value, Tensor)}
+        plain |= {"G": weight.G, "I": weight.I, "L": int(bits[-1].max())}
+        for key, value in plain.items():
+            layers.setdefault(key, []).append(value)
         signs.append(pack_signs(saved["codes"].numpy(), bits[-1]))
         coordinates.append(saved["alpha"][saved["mask"]])
     return layers, {

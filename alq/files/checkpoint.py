@@ -137,12 +137,14 @@ def weights_in(content: dict, source: str) -> list[dict]:
 
 
 def load_model(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Put a checkpoint's state dict into `model`; InputError names the first difference.
+    """Put a state dict into `model`; InputError names the first difference.
 
-    `source` says where it came from, for the message.
+    `source` says where it came from, for the message. Where a file of an old release of torch
+    lacks batch norm's count of batches, the model's own stays.
     """
     saved = {name: tuple(tensor.shape) for name, tensor in state.items()}
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own = {k: v for k, v in own.items() if k in saved or not k.endswith("num_batches_tracked")}
     if difference := first_difference(saved, own):
         name, there, here = difference
         raise InputError(f"{source} holds another network: {name} is {there} there and {here} here")
