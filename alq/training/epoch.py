@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ..machine.finite import Watch
 from ..machine.processes import combine_over_processes
 
 # (model, batch) -> mean loss, number of correct answers (None: nothing to count), number of samples
-LossFunction = Callable[[nn.Module, object], tuple[Tensor, "Tensor | None", int]]
+LossFunction = Callable[[nn.Module, Any], tuple[Tensor, "Tensor | None", int]]
 
 
 def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
