@@ -14,10 +14,7 @@ from alq.command.flags import count, make_parser
 from alq.command.results import PUBLISHED
 from alq.command.run import run_stages
 from alq.command.stages import Recipe
-from alq.data.loaders import CropFlip, Split, TensorLoader, tensor_split, test_loader
-from alq.data.mnist import read_mnist
-
-MEAN, STD = (0.1307,), (0.3081,)  # of MNIST's pixels in 0..1
+from alq.data import mnist
 
 DEFAULTS = {
     "data": Path("data"),
@@ -66,16 +63,6 @@ class LeNet5(nn.Module):
         return self.fc2(x)
 
 
-def load_data(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
-    """MNIST's loaders and the indices of its validation images."""
-    shifts = CropFlip(args.augment, mirror=False) if args.augment else None
-    return tensor_split(args, val_indices, *read_mnist(args.data), MEAN, STD, shifts)
-
-
-def load_test(args: Namespace) -> TensorLoader:
-    return test_loader(args, read_mnist(args.data)[1], MEAN, STD)
-
-
 def pretrain_optimizer(
     parameters: Iterable[nn.Parameter], args: Namespace
 ) -> torch.optim.Optimizer:
@@ -85,8 +72,8 @@ def pretrain_optimizer(
 RECIPE = Recipe(
     net="lenet5",
     network=LeNet5,
-    load_data=load_data,
-    load_test=load_test,
+    load_data=mnist.load_splits,
+    load_test=mnist.load_test,
     pretrain_optimizer=pretrain_optimizer,
     published=PUBLISHED["lenet5"],
 )

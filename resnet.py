@@ -17,8 +17,8 @@ from alq.command.flags import OneLineParser, count, make_parser
 from alq.command.results import PUBLISHED
 from alq.command.run import run_stages
 from alq.command.stages import Recipe
-from alq.data.download import fetch_weights
-from alq.data.imagenet import folder_split, folder_test
+from alq.data import imagenet
+from alq.data.published_weights import fetch_weights
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # of the full-precision training
 LAYERS = {"resnet18": 21, "resnet34": 37}  # quantized ones, those of the shortcuts included
@@ -77,8 +77,8 @@ def recipe(net: str) -> Recipe:
     return Recipe(
         net=net,
         network=getattr(torchvision.models, net),
-        load_data=folder_split,
-        load_test=folder_test,
+        load_data=imagenet.load_splits,
+        load_test=imagenet.load_test,
         pretrain_optimizer=pretrain_optimizer,
         published=PUBLISHED[net],
         fetch=fetch,

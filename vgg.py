@@ -7,17 +7,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from alq.command.flags import make_parser
 from alq.command.results import PUBLISHED
 from alq.command.run import run_stages
 from alq.command.stages import Recipe
-from alq.data.cifar10 import read_cifar10
-from alq.data.loaders import CropFlip, Split, TensorLoader, tensor_split, test_loader
+from alq.data import cifar10
 
-# Of CIFAR-10's pixels in 0..1, red, green and blue.
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 WIDTHS = (128, 256, 512)  # output channels of the three pairs of convolutions
 
 DEFAULTS = {
@@ -70,15 +67,6 @@ class VGG(nn.Sequential):
         super().__init__(*layers)
 
 
-def load_data(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
-    """CIFAR-10's loaders, training images cropped and flipped, and the validation indices."""
-    return tensor_split(args, val_indices, *read_cifar10(args.data), MEAN, STD, CropFlip())
-
-
-def load_test(args: Namespace) -> TensorLoader:
-    return test_loader(args, read_cifar10(args.data)[1], MEAN, STD)
-
-
 def pretrain_optimizer(
     parameters: Iterable[nn.Parameter], args: Namespace
 ) -> torch.optim.Optimizer:
@@ -88,8 +76,8 @@ def pretrain_optimizer(
 RECIPE = Recipe(
     net="vgg",
     network=VGG,
-    load_data=load_data,
-    load_test=load_test,
+    load_data=cifar10.load_splits,
+    load_test=cifar10.load_test,
     pretrain_optimizer=pretrain_optimizer,
     published=PUBLISHED["vgg"],
 )

@@ -30,6 +30,7 @@ import alq.method.optimizer
 import arms
 import lenet5
 from alq.command.run import set_arithmetic
+from alq.data import mnist
 from alq.data.loaders import TensorLoader
 from alq.files.checkpoint import load_checkpoint
 from alq.files.runlog import RunLog, describe_run
@@ -48,9 +49,9 @@ def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
     source = load_checkpoint(args.model_ori, "lenet5")
     model = lenet5.LeNet5().to(args.device, memory_format=torch.channels_last)
     model.load_state_dict(source["model"])
-    data, _ = lenet5.load_data(args, source["val_indices"])
+    data, _ = mnist.load_splits(args, source["val_indices"])
     part = (x[: args.train_size] for x in (data.train.images, data.train.labels))
-    train = TensorLoader(*part, args.batch_size, lenet5.MEAN, lenet5.STD, args.seed)
+    train = TensorLoader(*part, args.batch_size, mnist.MEAN, mnist.STD, args.seed)
     full = [parameter.detach().clone() for parameter in model.parameters() if parameter.dim() > 1]
     weights = alq.quantize(
         model, lenet5.DEFAULTS["structure"], lenet5.DEFAULTS["subc"], arm.max_bit

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
 import lenet5
+from alq.data import mnist
 from alq.extras.compiled import quantizer_kind
 from alq.files.checkpoint import load_checkpoint
 from alq.machine.arithmetic import settle_cpu
@@ -114,7 +115,7 @@ def main() -> None:
     where = {"data": ROOT / "data", "device": args.device, "seed": 0, "wd": 0.0, "augment": 0}
     where["compile"] = args.compile
     flags = Namespace(**{**lenet5.DEFAULTS, **where})
-    train = lenet5.load_data(flags, None)[0].train
+    train = mnist.load_splits(flags, None)[0].train
     flags.batches = len(train)
     if args.batches:
         train = list(itertools.islice(train, args.batches))

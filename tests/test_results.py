@@ -11,8 +11,8 @@ import torch
 import alq
 import lenet5
 from alq.command.results import PUBLISHED, read_run, recipe_table, results_table
+from alq.data import mnist, read_mnist
 from alq.data.loaders import EVAL_BATCH, TensorLoader
-from alq.data.mnist import read_mnist
 from alq.files.checkpoint import load_checkpoint
 from alq.training.epoch import evaluate
 
@@ -70,7 +70,7 @@ def test_the_readme_holds_the_epochs_and_the_compile_times() -> None:
 @pytest.fixture(scope="module")
 def test_set() -> TensorLoader:
     _, (images, labels) = read_mnist(ROOT / "data")
-    return TensorLoader(images, labels, EVAL_BATCH, lenet5.MEAN, lenet5.STD)
+    return TensorLoader(images, labels, EVAL_BATCH, mnist.MEAN, mnist.STD)
 
 
 @pytest.mark.parametrize("name, log", [("lenet5", "lenet5_seed0"), ("lenet5_10kb", "lenet5_10kb")])
