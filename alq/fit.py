@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .command.report import format_bytes, layer_table
+from .command.report import expectation, format_bytes, layer_table
 from .errors import InputError
 from .extras.compiled import quantizer_kind
 from .files.runlog import RunLog
@@ -17,7 +17,7 @@ from .machine.arithmetic import settle_cpu
 from .method.weight import MultiBitWeight
 from .training.epoch import LossFunction, classification, evaluate
 from .training.loop import Training, describe, quantized_training, score, size_of, train_through
-from .training.pruning import pruning_plan
+from .training.pruning import expected_size, pruning_plan
 from .training.schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
 
 
@@ -61,9 +61,10 @@ def fit(
     write = RunLog(Path(log)).write if log else _no_log
     loss = _loss_function(loss, weights[0].parameter.device)
     plan = pruning_plan(schedule, weights, len(train_loader))
-    write("plan", plan=str(plan), rounds=plan.rounds)
+    size = expected_size(plan, weights)
+    write("plan", plan=str(plan), rounds=plan.rounds, expected=size)
     if progress:
-        print(plan)
+        print(expectation(plan, size))
     bars = None if progress else False  # None: on a terminal
     go = partial(train_through, train=train_loader, val=val_loader, log=write, progress=bars)
 
@@ -133,7 +134,6 @@ def _put_back(snapshot: tuple[dict, list[dict]], model: nn.Module, weights: list
     model.load_state_dict(snapshot[0])
     for weight, state in zip(weights, snapshot[1], strict=True):
         weight.load_state_dict(state)
-        weight.write()
 
 
 def _loss_function(loss: Callable, device: torch.device) -> LossFunction:

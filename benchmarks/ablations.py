@@ -19,9 +19,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from unittest.mock import patch
 
 import torch
 
@@ -84,13 +82,9 @@ def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
         if epoch.kind in ("prune", "coordinate") or training.epochs_done == len(arm.epochs):
             found = point(epoch.kind)
 
-    with ExitStack() as changes:
-        for name, function in arm.instead.items():
-            changes.enter_context(patch.object(alq.method.optimizer, name, function))
-        train_through(
-            f"{claim} {arm.name}", training, list(arm.epochs), train, data.val, log.write,
-            after_epoch,
-        )  # fmt: skip
+    train_through(
+        f"{claim} {arm.name}", training, list(arm.epochs), train, data.val, log.write, after_epoch
+    )
     log.write("result", **found, seconds=round(training.seconds, 1))
 
 

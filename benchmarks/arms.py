@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import alq
 import changed
@@ -22,7 +22,6 @@ class Arm:
         max_bit: of the sketch.
         kind: class of the quantizer.
         plan: (batches of an epoch) -> what a pruning epoch does.
-        instead: functions in the place of `alq.method.optimizer`'s.
         from_full: STE steps start from the full-precision weights, not from the sketch.
     """
 
@@ -31,7 +30,6 @@ class Arm:
     max_bit: int = 6
     kind: type[alq.ALQ] = alq.ALQ
     plan: Callable[[int], object] = lambda batches: None
-    instead: dict[str, Callable] = field(default_factory=dict)
     from_full: bool = False
 
 
@@ -61,11 +59,17 @@ def loss_aware() -> list[Arm]:
     return arms
 
 
-def pruned(name: str, **instead: Callable) -> Arm:
-    def plan(batches: int) -> object:
-        return changed.AcrossLayers(PR, batches, TOP_K)
+def pruned(
+    name: str,
+    kind: type[alq.ALQ] = alq.ALQ,
+    choose: Callable[..., list] = changed.choose_pruned,
+) -> Arm:
+    """Return the arm of the paper's pruning, or of a changed one."""
 
-    return Arm(name, PRUNING, plan=plan, instead=instead)
+    def plan(batches: int) -> object:
+        return changed.AcrossLayers(PR, batches, TOP_K, choose)
+
+    return Arm(name, PRUNING, kind=kind, plan=plan)
 
 
 def adaptive() -> list[Arm]:
@@ -84,8 +88,8 @@ def smooth() -> list[Arm]:
 def defects() -> list[Arm]:
     return [
         pruned("none"),
-        pruned("lost_flips", optimise_bases=changed.bases_losing_flips),
-        pruned("wrong_ranking", choose_pruned=changed.choose_by_wrong_values),
+        pruned("lost_flips", kind=changed.LosingFlips),
+        pruned("wrong_ranking", choose=changed.choose_by_wrong_values),
     ]
 
 

@@ -1,24 +1,25 @@
 """What the ablations change in the method: other steps, other ways to prune, the authors' defects.
 
 Nothing of this is in `alq`: a quantizer of another class, a pruning plan of another class, or a
-function put in the place of one of `alq.method.optimizer`'s for the duration of a run.
+function that chooses what a prune step removes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from unittest.mock import patch
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
-import alq.method.optimizer
-from alq.method.codes import level_table, nearest_codes, pack_bits
-from alq.method.loss_model import update_moments
+from alq.method import steps
+from alq.method.codes import pack_bits, weights_by_code
+from alq.method.loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
+from alq.method.nearest import nearest_codes
 from alq.method.optimizer import ALQ
 from alq.method.sketch import sketch
-from alq.method.steps import solve_coordinates
+from alq.method.steps import Groups, choose_pruned, finite_or, solve_coordinates
 
 
 class Reconstruction(ALQ):
@@ -35,13 +36,12 @@ class Reconstruction(ALQ):
                 state["w0"] = weight.grouping.to_groups(weight.parameter).clone()
             state["step"] += 1
             moments = [state[key] for key in ("m", "v", "v_max")]
-            update_moments(self._gradient(weight), *moments, self.param_groups[0]["betas"])
-            p, h = self._pseudo_gradient_and_hessian(moments[0], moments[2], state["step"])
+            g = weight.grouping.to_groups(weight.parameter.grad)
+            update_moments(g, *moments, self.amsgrad.betas)
+            p, h = pseudo_gradient_and_hessian(moments[0], moments[2], state["step"], *self.amsgrad)
             state["w0"].addcdiv_(p, h, value=-1)
-            B, weight.alpha, weight.mask = sketch(state["w0"], weight.I)
-            weight.codes = pack_bits(B.transpose(1, 2) > 0)
-            weight.count_live(int(weight.mask.sum()), int(weight.mask.sum(1).max()))
-            weight.write()
+            B, alpha, mask = sketch(state["w0"], weight.I)
+            weight.set_form(pack_bits(B.transpose(1, 2) > 0), alpha, mask)
 
 
 # ---------------------------------------------------------------------------- pruning
@@ -54,9 +54,11 @@ class AcrossLayers:
     pr: float
     batches: int
     top_k: float
+    choose: Callable[..., list[Tensor]] = choose_pruned
 
     def step(self, quantizer: ALQ) -> None:
-        quantizer.prune_step(self.top_k, self.pr / self.top_k / self.batches)
+        M_p = self.pr / self.top_k / self.batches
+        quantizer.prune_step(self.top_k, M_p, choose=self.choose)
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,7 @@ class WithinLayers:
                 dead.append(flags.view_as(mask))
             return dead
 
-        with patch.object(alq.method.optimizer, "choose_pruned", choose):
-            quantizer.prune_step(1.0, 0.0)
+        quantizer.prune_step(1.0, 0.0, choose=choose)
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,7 @@ class Uniform:
                 for f, mask in zip(costs, masks, strict=True)
             ]
 
-        with patch.object(alq.method.optimizer, "choose_pruned", choose):
-            quantizer.prune_step(1.0, 0.0)
+        quantizer.prune_step(1.0, 0.0, choose=choose)
 
 
 def cheapest(f: Tensor, mask: Tensor, kept: int, share: float) -> Tensor:
@@ -142,12 +142,36 @@ def cheapest(f: Tensor, mask: Tensor, kept: int, share: float) -> Tensor:
 def bases_losing_flips(
     w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`steps.optimise_bases`, except that a negative coordinate changes sign and its basis not."""
-    t = w0 - p / h
-    codes = nearest_codes(t, alpha, live).long()  # (G, n)
-    solved = solve_coordinates(codes, live, w0, p, h)  # (G, L)
-    alpha = torch.where(solved.isfinite().all(1, keepdim=True), solved, alpha).abs()
-    return codes.to(torch.uint8), alpha, level_table(alpha).gather(1, codes), t
+    """Do what `steps.optimise_bases` does, but change a negative coordinate's sign alone.
+
+    Its basis stays, so that the weights change.
+    """
+    target = w0 - p / h
+    codes = nearest_codes(target, alpha, live)  # (G, n)
+    alpha = finite_or(alpha, solve_coordinates(codes.long(), live, w0, p, h)).abs()  # (G, L)
+    return codes.to(torch.uint8), alpha, weights_by_code(alpha, codes), target
+
+
+def basis_step_losing_flips(groups: Groups, t: int, amsgrad: AMSGrad, move_base: bool) -> None:
+    """Do what `steps.basis_step` does, by `bases_losing_flips`."""
+    update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
+    p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, t, *amsgrad)
+    found = bases_losing_flips(groups.w0, p, h, groups.alpha, groups.live)
+    for tensor, new in zip((groups.codes, groups.alpha, groups.w_hat), found[:3], strict=True):
+        tensor.copy_(new)
+    if move_base:
+        groups.w0.copy_(found[3])
+
+
+class LosingFlips(ALQ):
+    """`ALQ` with the authors' defect in its basis steps."""
+
+    arithmetic = SimpleNamespace(
+        BLOCK=steps.BLOCK,
+        basis_step=basis_step_losing_flips,
+        coordinate_gradients=steps.coordinate_gradients,
+        rebuild=steps.rebuild,
+    )
 
 
 def choose_by_wrong_values(

@@ -83,7 +83,8 @@ def training_of(kind: str, flags: Namespace) -> Training:
         optimizer = lenet5.pretrain_optimizer(model.parameters(), flags)
         return Training(model, [optimizer], {"pretrain": optimizer.step})
     weights = alq.quantize(model, flags.structure, flags.subc, *flags.max_bit)
-    plan = PruneByRatio(1, flags.pr, flags.top_k, flags.pr / flags.top_k / flags.batches)
+    M_p = flags.pr / flags.top_k / flags.batches
+    plan = PruneByRatio(1, flags.pr, flags.top_k, M_p, flags.batches)
     return quantized_training(model, weights, flags, plan=plan, kind=quantizer_kind(flags.compile))
 
 

@@ -4,6 +4,8 @@
     python tests/small_sets.py imagenet DIR [COUNT [CLASSES]]   DIR/train/n.../*.JPEG, DIR/val/...
 
     python tests/small_sets.py vgg DIR FLAGS                    vgg.py on such an archive
+    python tests/small_sets.py resnet DIR FLAGS                 resnet.py on such folders, the
+                                                                pictures cropped to 64 pixels
 
 COUNT is the number of training pictures; there is one test picture for every five of them. With
 CLASSES, only digits below it are taken.
@@ -127,11 +129,22 @@ def run_vgg(root: Path, flags: list[str]) -> None:
     vgg.main(["--data", str(root), *flags])
 
 
-if __name__ == "__main__" and sys.argv[1] == "vgg":
-    run_vgg(Path(sys.argv[2]), sys.argv[3:])
-elif __name__ == "__main__":
-    count, *classes = map(int, sys.argv[3:] or [500])
-    if sys.argv[1] == "cifar":
-        write_cifar10(Path(sys.argv[2]), count, *classes)
+def run_resnet(root: Path, flags: list[str]) -> None:
+    """resnet.py with crops of 64 pixels instead of 224."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import resnet
+    from alq.data import imagenet
+
+    imagenet.RESIZE, imagenet.CROP = 72, 64
+    resnet.main(["--data", str(root), *flags])
+
+
+if __name__ == "__main__":
+    task, root, *rest = sys.argv[1:]
+    if task in ("vgg", "resnet"):
+        {"vgg": run_vgg, "resnet": run_resnet}[task](Path(root), rest)
+    elif task == "cifar":
+        write_cifar10(Path(root), *map(int, rest or [500]))
     else:
-        write_imagenet(Path(sys.argv[2]), count, 64, *classes)
+        count, *classes = map(int, rest or [500])
+        write_imagenet(Path(root), count, 64, *classes)

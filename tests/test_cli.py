@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 import alq.training.loop
 import lenet5
 import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
+from alq.command.flags import MAY_CHANGE
+from alq.data.loaders import TensorLoader
 from alq.files.checkpoint import save_checkpoint
 from alq.training.epoch import evaluate
 
@@ -254,6 +257,24 @@ def test_damaged_data_is_named(tmp_path) -> None:
         (raw / source.name).write_bytes(half)
     with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz is damaged or half"):
         read_mnist(tmp_path)
+
+
+def test_each_stage_has_its_own_orders(tmp_path, monkeypatch) -> None:
+    orders = []
+    monkeypatch.setattr(
+        TensorLoader, "set_epoch", lambda self, number, first=0: orders.append(number)
+    )
+    run(tmp_path, "--PRETRAIN", "--ALQ", "--POSTTRAIN")
+    assert len(orders) == len(events(tmp_path, "epoch")) == len(set(orders))
+
+
+def test_help_names_the_flags_that_may_change_before_resuming(capsys) -> None:
+    with pytest.raises(SystemExit):
+        lenet5.main(["-h"])
+    (text,) = re.findall(
+        r"--resume +go on from (.*?);\s+stages", capsys.readouterr().out, re.DOTALL
+    )
+    assert set(re.findall(r"--(\w+)", text)) == set(MAY_CHANGE)
 
 
 def test_help_explains_every_flag(capsys) -> None:

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 import alq
 import lenet5
-from alq.extras import compiled
-from alq.method.codes import from_keys, level_table, midpoints, pack_bits, sign_table, sort_rows
+from alq.extras import compiled, compiled_steps
+from alq.method.codes import level_table, pack_bits, sign_table
+from alq.method.nearest import from_keys, midpoints, sort_rows
+from alq.method.weight import prune
 
 LAYERS = [  # structure, subc, max_bit, shape
     ("kernelwise", None, 5, (3, 4, 3, 3)),
@@ -40,9 +42,7 @@ def make(kind: type[alq.ALQ], dtype: torch.dtype = torch.float32) -> alq.ALQ:
         dead = torch.zeros_like(weight.mask)
         dead[1] = True
         dead[0, 0] = weight.I > 1
-        weight.prune(dead)
-        weight.count_live(int(weight.mask.sum()), int(weight.mask.sum(1).max()))
-        weight.write()
+        prune([weight], [dead])
     return kind(weights, lr=0.02, weight_decay=1e-3, generator=torch.Generator().manual_seed(1))
 
 
@@ -60,10 +60,10 @@ def determined(weight: alq.MultiBitWeight) -> Tensor:
     return torch.linalg.matrix_rank(B) == weight.mask.sum(1)
 
 
-@pytest.mark.parametrize("inline", [compiled.MAX_INLINE_BASES, 2])
+@pytest.mark.parametrize("inline", [compiled_steps.MAX_INLINE_BASES, 2])
 def test_equals_the_eager_steps(monkeypatch, inline: int) -> None:
     """Step by step from the same state, so that no rounding adds up; negative coordinates too."""
-    monkeypatch.setattr(compiled, "MAX_INLINE_BASES", inline)
+    monkeypatch.setattr(compiled_steps, "MAX_INLINE_BASES", inline)
     eager, fast = make(alq.ALQ), make(alq.CompiledALQ)
     negative = 0
     for number, step in enumerate(STEPS):
@@ -91,15 +91,15 @@ def test_the_search_equals_brute_force(L: int) -> None:
     live = torch.arange(L) < torch.arange(L, -1, -1).unsqueeze(1)  # (L + 1, L)
     alpha = torch.rand(L + 1, L, generator=generator) * live
     x = 2 * torch.rand(L + 1, 300, generator=generator)
-    keys = sort_rows(compiled.level_keys.__wrapped__(alpha, live))
+    keys = sort_rows(compiled_steps.level_keys.__wrapped__(alpha, live))
     levels, codes = from_keys(keys)
     tables = [(midpoints(levels), codes)]
     if L > 2:
-        tables.append(compiled.search_tables.__wrapped__(keys))
+        tables.append(compiled_steps.search_tables.__wrapped__(keys))
     table = level_table(alpha)  # a code with a bit too many has the level of one without
     nearest = (x.unsqueeze(2) - table.unsqueeze(1)).abs().min(2).values
     for middle, codes in tables:
-        found = compiled.nearest_positive(x, middle, codes)
+        found = compiled_steps.nearest_positive(x, middle, codes)
         assert not (found & ~pack_bits(live).unsqueeze(1).int()).any()
         assert torch.equal((x - table.gather(1, found.long())).abs(), nearest)
 
@@ -120,8 +120,7 @@ def test_float64_and_empty_layers_take_the_eager_steps() -> None:
     empty = make(alq.CompiledALQ)
     for optimizer in (*both, empty):
         for weight in optimizer.weights if optimizer is empty else optimizer.weights[:1]:
-            weight.prune(weight.mask)
-            weight.count_live(0, 0)
+            prune([weight], [weight.mask])
         for number, step in enumerate(("basis", "coordinate", "ste")):
             take(optimizer, number, step)
     for a, b in zip(*(optimizer.weights for optimizer in both), strict=True):

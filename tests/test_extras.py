@@ -20,6 +20,7 @@ from alq.errors import InputError
 from alq.extras.distill import distillation
 from alq.files.coding import decode, encode
 from alq.files.packed import read_packed
+from alq.method.weight import prune
 from alq.training.epoch import classification
 
 # ---------------------------------------------------------------------------- entropy coding
@@ -68,9 +69,7 @@ def small_lenet5() -> tuple[nn.Module, list[alq.MultiBitWeight]]:
     model = lenet5.LeNet5()
     weights = alq.quantize(model, lenet5.DEFAULTS["structure"], lenet5.DEFAULTS["subc"], 2)
     for weight in weights:
-        weight.prune((torch.rand(weight.mask.shape) < 0.75) & weight.mask)
-        weight.count_live(int(weight.mask.sum()), int(weight.mask.sum(1).max()))
-        weight.write()
+        prune([weight], [(torch.rand(weight.mask.shape) < 0.75) & weight.mask])
     return model, weights
 
 
@@ -160,9 +159,8 @@ def test_cost_per_byte_prunes_the_large_groups_first() -> None:
         quantizer = alq.ALQ(weights)
         for k, weight in enumerate(weights):
             f = [1.0, 1.5][k]  # modelled cost of each coordinate: p_a = 0, h_a/2 * alpha^2
-            weight.mask = torch.ones_like(weight.mask)
-            weight.alpha = torch.full_like(weight.alpha, f**0.5)
-            weight.count_live(4, 1)
+            alpha, mask = torch.full_like(weight.alpha, f**0.5), torch.ones_like(weight.mask)
+            weight.set_form(weight.codes, alpha, mask)
             weight.parameter.grad = torch.zeros_like(weight.parameter)
             state = quantizer.state[weight.parameter]
             big = torch.full_like(weight.alpha, 1e6)

@@ -13,6 +13,7 @@ from alq.files.packed import load_packed, save_packed
 from alq.method.loss_model import pseudo_gradient_and_hessian, update_moments
 from alq.method.steps import RIDGE, optimise_bases
 from alq.method.structures import STRUCTURES
+from alq.method.weight import prune
 
 SCALES = st.sampled_from([0.0, 1e-30, 1e-12, 1e-3, 1.0, 1e3, 1e12, 1e30])
 GRADIENTS = st.sampled_from([0.0, 1e-30, 1e-12, 1e-3, 1.0, 1e3, 1e12, 1e30])
@@ -105,9 +106,7 @@ def test_pruned_to_nothing_trains_saves_and_loads(tmp_path, all_layers) -> None:
     if all_layers:
         optimizer.prune_step(1.0, 1.0)
     else:
-        weights[0].prune(weights[0].mask)
-        weights[0].count_live(0, 0)
-        weights[0].write()
+        prune([weights[0]], [weights[0].mask])
     for step in (optimizer.basis_step, optimizer.coordinate_step, optimizer.ste_step):
         for weight in weights:
             weight.parameter.grad = torch.randn(weight.parameter.shape)

@@ -15,6 +15,7 @@ import lenet5
 import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
 from alq.__main__ import main
 from alq.command.info import inspect, weights_by_bits
+from alq.method.weight import prune
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = (
@@ -133,9 +134,7 @@ def test_info_as_a_table(folder, capsys) -> None:
 def test_info_of_a_network_with_nothing_left(tmp_path, capsys) -> None:
     layer = nn.Linear(8, 4)
     (weight,) = alq.quantize(layer)
-    weight.prune(weight.mask)
-    weight.count_live(0, 0)
-    weight.write()
+    prune([weight], [weight.mask])
     alq.save_packed(tmp_path / "nothing.alq", layer, [weight])
     main(["info", str(tmp_path / "nothing.alq")])
     assert (

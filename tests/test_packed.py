@@ -20,6 +20,7 @@ from alq.errors import InputError
 from alq.files.checkpoint import write_atomically
 from alq.files.packed import deflate, inflate, read_packed, seal, unseal
 from alq.method.structures import make_grouping
+from alq.method.weight import prune
 from test_steps import CASES
 
 
@@ -100,8 +101,7 @@ def test_every_structure_with_holes_and_groups_without_bits(tmp_path, case) -> N
     (weight,) = alq.quantize(layer, structure, subc, max_bit)
     dead = torch.rand(weight.mask.shape, generator=torch.Generator().manual_seed(1)) < 0.4
     dead[1] = True
-    weight.prune(dead & weight.mask)
-    weight.count_live(int(weight.mask.sum()), int(weight.mask.sum(1).max()))
+    prune([weight], [dead & weight.mask])
     weight.alpha *= -1  # as a coordinate step may leave them
     weight.write()
     sizes = alq.save_packed(tmp_path / "one.alq", layer, [weight])
@@ -150,9 +150,7 @@ def test_lenet5_takes_the_bytes_of_the_formula(tmp_path) -> None:
     weights = alq.quantize(model, defaults["structure"], defaults["subc"], 2)
     for k, weight in enumerate(weights):  # to about 0.4 bit
         draw = torch.rand(weight.mask.shape, generator=torch.Generator().manual_seed(k))
-        weight.prune((draw < 0.8) & weight.mask)
-        weight.count_live(int(weight.mask.sum()), int(weight.mask.sum(1).max()))
-        weight.write()
+        prune([weight], [(draw < 0.8) & weight.mask])
     path = tmp_path / "lenet5.alq"
     sizes = alq.save_packed(path, model, weights)
     formula = alq.storage_bytes(weights)

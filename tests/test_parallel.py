@@ -48,11 +48,11 @@ def events(folder: Path, kind: str) -> list[dict]:
 @pytest.mark.parametrize(("count", "batch_size"), [(64, 16), (67, 16), (65, 16), (5, 16)])
 def test_shares_cover_every_batch_once_with_its_mean(processes, count, batch_size) -> None:
     for training in (True, False):
-        found = [shares(count, batch_size, training, (k, processes)) for k in range(number)]
+        found = [shares(count, batch_size, training, (k, processes)) for k in range(processes)]
         places = [list(range(count)[s.part]) for own in found for s in own if s.weight]
         assert sorted(sum(places, start=[])) == list(range(count))  # noqa: RUF017
     values = torch.rand(count, dtype=torch.float64)
-    trained = [shares(count, batch_size, True, (k, number)) for k in range(number)]
+    trained = [shares(count, batch_size, True, (k, processes)) for k in range(processes)]
     for number, start in enumerate(range(0, count, batch_size)):
         own = [process[number] for process in trained]
         mean = sum(values[s.part].mean() * s.weight for s in own) / processes

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 import alq
-from alq.method.codes import level_table, nearest_codes, sign_table
+from alq.method.codes import level_table, sign_table
 from alq.method.loss_model import pseudo_gradient_and_hessian, update_moments
+from alq.method.nearest import nearest_by_definition, nearest_codes
 from alq.method.sketch import sketch
 from alq.method.steps import choose_pruned, optimise_bases, solve_coordinates
+from alq.method.weight import prune as remove_coordinates
 from reference import Reference, nearest_signs, prune, sketch_group
 
 # structure, subc, max_bit, weight shape: every structure, I = 1 to 8, n below I, a 1 x 1 kernel.
@@ -46,14 +48,8 @@ def make_layer(structure, subc, max_bit, shape, seed=0) -> alq.MultiBitWeight:
     dead[1] = True  # a group without bits
     if w.G > 2 and w.mask[2].sum() > 1:
         dead[2, 0] = True  # a hole before live coordinates
-    remove(w, dead)
+    remove_coordinates([w], [dead])
     return w
-
-
-def remove(w: alq.MultiBitWeight, dead: torch.Tensor) -> None:
-    w.prune(dead)
-    w.count_live(int(w.mask.sum()), int(w.mask.sum(1).max()))
-    w.write()
 
 
 def give_gradient(w: alq.MultiBitWeight, generator: torch.Generator) -> np.ndarray:
@@ -143,6 +139,11 @@ def test_nearest_level_against_brute_force(I: int, dtype: torch.dtype) -> None:
     least = (levels.unsqueeze(1) - target.unsqueeze(2)).abs().min(2).values
     torch.testing.assert_close(
         chosen, least, atol=1e-6 if dtype == torch.float32 else 1e-12, rtol=0
+    )
+    by_definition = nearest_by_definition(target, alpha, live)
+    assert not (by_definition & ~every).any()
+    assert torch.equal((levels.gather(1, by_definition.long()) - target).abs(), least), (
+        "the definition compares with every level"
     )
     _, distance = nearest_signs(float(target[0, 7]), alpha[0].numpy())
     assert abs(distance - chosen[0, 7]) < 1e-5

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..files.packed import ENDING
 from ..files.runlog import log_path
 from ..method.network import groupings, quantizable
-from ..method.structures import coordinate_bytes
+from ..method.structures import Grouping, coordinate_bytes
 from ..training.pruning import removed_share
 from .flags import one_or_each
 from .resume import resume_path
@@ -53,13 +53,20 @@ def check_numbers(args: Namespace) -> None:
         )
 
 
-def check_layers(args: Namespace, network: Callable[[], nn.Module]) -> None:
-    """That structure, subc and max_bit fit the network's layers, and a target what they can be."""
+def asked_layers(
+    args: Namespace, network: Callable[[], nn.Module]
+) -> dict[str, tuple[Grouping, int]]:
+    """By name, every layer's grouping and largest bitwidth as the flags ask for them."""
     with torch.device("meta"):
         model = network()
-    layers = groupings(
+    return groupings(
         model, one_or_each(args.structure), one_or_each(args.subc), one_or_each(args.max_bit)
-    ).values()
+    )
+
+
+def check_layers(args: Namespace, network: Callable[[], nn.Module]) -> None:
+    """That structure, subc and max_bit fit the network's layers, and a target what they can be."""
+    layers = asked_layers(args, network).values()
     numel = sum(grouping.numel for grouping, _ in layers)
     bits = sum(bit * grouping.numel for grouping, bit in layers)
     least = min(grouping.n for grouping, _ in layers)  # weights that share a coordinate
@@ -83,11 +90,7 @@ def check_same_layers(
 
     `states` are its multi-bit weights, `held_out` its validation images.
     """
-    with torch.device("meta"):
-        model = network()
-    layers = groupings(
-        model, one_or_each(args.structure), one_or_each(args.subc), one_or_each(args.max_bit)
-    )
+    layers = asked_layers(args, network)
     for state in states:
         name, (grouping, bit) = state["name"], layers.get(state["name"], (None, None))
         if grouping is None:

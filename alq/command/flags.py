@@ -72,6 +72,16 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+# Flags that may differ between a run and its resumption. Other devices, numbers of threads and
+# compiled steps add in another order, so that their results differ in the last digits; floats and
+# coded are the packed file's; all others change nothing.
+MAY_CHANGE = (
+    "data", "model", "model_ori", "device", "threads", "workers", "compile", "save_every",
+    "floats", "coded",
+)  # fmt: skip
+# What a command does, which its resumption may do the rest of.
+NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "DOWNLOAD", "EVAL", "resume")
+
 count = bounded(int, 0, 10**9)
 positive = bounded(int, 1, 10**9)
 some_epochs = bounded(int, 0, 10**5)
@@ -282,9 +292,8 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the last resume point; --data, --model, --model_ori, --device, --threads, "
-        "--workers, --compile and --save_every may have changed, and stages that are done be left "
-        "out",
+        help="go on from the last resume point; the flags must be those of the run, but for "
+        f"{', '.join(f'--{flag}' for flag in MAY_CHANGE)}; stages that are done may be left out",
     )
 
 

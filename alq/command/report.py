@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ..method.network import average_bitwidth, storage_bytes
 from ..method.weight import MultiBitWeight
+from ..training.pruning import PruneToTarget, PruningPlan
 
 LAYER = "{:<28} {:<15} {:>7} {:>6} {:>9} {:>12}"
 SUMMARY = "{:<24} {:>9} {:>12} {:>9} {:>9}"
@@ -22,6 +23,31 @@ def parts_line(parts: Mapping[str, int]) -> str:
     """The bytes of a packed file, part by part."""
     listed = " + ".join(f"{name} {size}" for name, size in parts.items())
     return f"{sum(parts.values())} bytes = {listed}"
+
+
+FAR = 0.15  # of the published storage; from there on it is said which flag reaches that
+
+
+def expectation(plan: PruningPlan, size: Mapping[str, float]) -> str:
+    """One line: what `plan` does and what it leaves, `size` being its `expected_size`."""
+    return f"{plan}: about {size['bitwidth']:.2f} bit ({format_bytes(size['storage_bytes'])})"
+
+
+def published_target(
+    plan: PruningPlan, size: Mapping[str, float], published: Mapping[str, float]
+) -> str | None:
+    """Where rounds by ratio end far from the published row: one line with the flag that reaches it.
+
+    `size` is the plan's `expected_size`. Returns None where they end near it, or at a target.
+    """
+    off = abs(size["storage_bytes"] / published["storage_bytes"] - 1)
+    if isinstance(plan, PruneToTarget) or off <= FAR:
+        return None
+    return (
+        f"note: the published row has {published['bitwidth']:.2f} bit "
+        f"({format_bytes(published['storage_bytes'])}), which "
+        f"--target_bit {published['bitwidth']} reaches"
+    )
 
 
 def layer_table(weights: Sequence[MultiBitWeight]) -> str:

@@ -22,13 +22,8 @@ from ..machine import processes
 from ..machine.interruption import Interruption, Stopped
 from ..training.epoch import EpochSoFar
 from ..training.loop import Training
+from .flags import MAY_CHANGE, NOT_COMPARED
 
-# Flags that may differ between a run and its resumption. Other devices and numbers of threads add
-# in another order, so that their results differ in the last digits; all others change nothing.
-MAY_CHANGE = {
-    "PRETRAIN", "ALQ", "POSTTRAIN", "DOWNLOAD", "EVAL", "resume", "save_every", "compile",
-    "data", "model_ori", "model", "device", "threads", "workers", "floats", "coded",
-}  # fmt: skip
 SAVE = 1  # what a process wishes after a step: this, an exit code (above 128), or nothing
 
 
@@ -56,7 +51,7 @@ def read_point(args: Namespace, net: str, named: list[str]) -> dict | None:
     own = {**plain_flags(args), "processes": processes.world()}
     for flag, value in own.items():
         saved = point["flags"].get(flag)
-        if flag not in MAY_CHANGE and value != saved:
+        if flag not in (*MAY_CHANGE, *NOT_COMPARED) and value != saved:
             raise InputError(
                 f"--{flag} {value}: the run to resume had {saved}; give that, or start anew "
                 "without --resume"

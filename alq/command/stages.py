@@ -21,15 +21,16 @@ from ..files.coding import round_floats
 from ..files.packed import ENDING, save_packed
 from ..files.runlog import RunLog, plain_flags
 from ..machine.interruption import Interruption
-from ..machine.processes import check_batch_norm
+from ..machine.processes import check_batch_norm, is_main
 from ..method.network import quantize, restore
 from ..training import schedule
 from ..training.epoch import LossFunction, classification, compute_in_bfloat16, evaluate
 from ..training.loop import Training, quantized_training, score, size_of, train_through
-from ..training.pruning import pruning_plan
+from ..training.pruning import Layers, PruningPlan, SketchedLayer, expected_size, pruning_plan
 from ..training.schedule import Epoch
-from .checks import check_data, check_same_layers, posttrained_path
+from .checks import asked_layers, check_data, check_same_layers, posttrained_path
 from .flags import one_or_each
+from .report import expectation, published_target
 from .resume import ResumePoints, plain_state
 
 
@@ -88,6 +89,16 @@ class Run:
         check_batch_norm(model, data.train.count, self.args.batch_size)
         check_data(self.args, self.recipe.network, data)
         return data, val_indices
+
+    def announce_pruning(self, layers: Layers, batches: int) -> tuple[PruningPlan, dict]:
+        """Print what --ALQ will leave of the freshly sketched `layers`; the plan and that size."""
+        plan = pruning_plan(self.args, layers, batches)
+        size = expected_size(plan, layers)
+        if is_main():
+            print(f"--ALQ, {expectation(plan, size)}")
+            if note := published_target(plan, size, self.recipe.published):
+                print(note)
+        return plan, size
 
     def resume_points(
         self, stage: str, training: Training, source: Path | None = None
@@ -152,6 +163,11 @@ def pretrain(run: Run) -> dict:
     torch.manual_seed(args.seed)
     model = run.network()
     data, val_indices = run.load_data(model, None)
+    if args.ALQ:
+        layers = [
+            SketchedLayer(*layer) for layer in asked_layers(args, run.recipe.network).values()
+        ]
+        run.announce_pruning(layers, len(data.train))
     optimizer = run.recipe.pretrain_optimizer(model.parameters(), args)
     training = Training(model, [optimizer], {"pretrain": optimizer.step})
 
@@ -186,7 +202,7 @@ def alq(run: Run) -> dict:
     weights = quantize(
         model, one_or_each(args.structure), one_or_each(args.subc), one_or_each(args.max_bit)
     )
-    plan = pruning_plan(args, weights, len(data.train))
+    plan, size = run.announce_pruning(weights, len(data.train))
     loss = run.loss(source["model"])
     kind = quantizer_kind(args.compile)
     training = quantized_training(model, weights, args, loss, plan, kind)
@@ -194,7 +210,7 @@ def alq(run: Run) -> dict:
     epochs = schedule.alq_schedule(args, plan.rounds)
     points = run.resume_points("alq", training, args.model_ori)
     if not points.resumed:
-        run.log.write("plan", plan=str(plan), rounds=plan.rounds)
+        run.log.write("plan", plan=str(plan), rounds=plan.rounds, expected=size)
         run.checkpoint(args.model, "alq", training, False, **kept)
 
     def after_pruning(epoch: Epoch, val: dict) -> None:

@@ -1,18 +1,28 @@
-"""The quadratic model of the loss that every step minimises (SPEC section 4; paper section 4.1).
+"""The quadratic model of the loss that every step minimises (docs/method.md, Loss model).
 
 Loss(w_hat + d)  ~  Loss(w_hat) + p.d + 1/2 d.(h*d)
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class AMSGrad(NamedTuple):
+    """The numbers of AMSGrad: learning rate, decay of the two moments, and eps."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
 
 
 def update_moments(
     g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, betas: tuple[float, float]
 ) -> None:
-    """AMSGrad's moments of gradient `g`, in place. All of one shape.
+    """Update AMSGrad's moments with gradient `g`, in place; all of one shape.
 
     m = beta1*m + (1-beta1)*g;   v = beta2*v + (1-beta2)*g*g;   v_max = max(v_max, v)
     """
@@ -25,24 +35,24 @@ def update_moments(
 def pseudo_gradient_and_hessian(
     m: Tensor, v_max: Tensor, t: int, lr: float, betas: tuple[float, float], eps: float
 ) -> tuple[Tensor, Tensor]:
-    """p and h after `t` updates, new tensors of m's shape.
+    """Return p and h after `t` updates, new tensors of m's shape.
 
         p = lr/(1-beta1^t) * m
         h = (sqrt(v_max) + eps) / sqrt(1-beta2^t)
 
     The learning rate sits in p, so that the unconstrained minimum d = -p/h is one AMSGrad step.
     """
-    return scale_moments(m, v_max, *scales(t, lr, betas), eps)
+    return scale_moments(m, v_max, *bias_corrections(t, lr, betas), eps)
 
 
-def scales(t: int, lr: float, betas: tuple[float, float]) -> tuple[float, float]:
-    """What `pseudo_gradient_and_hessian` multiplies m and sqrt(v_max) + eps by."""
+def bias_corrections(t: int, lr: float, betas: tuple[float, float]) -> tuple[float, float]:
+    """Return the factors of m in p, and of sqrt(v_max) + eps in h, after `t` updates."""
     beta1, beta2 = betas
     return lr / (1 - beta1**t), (1 - beta2**t) ** -0.5
 
 
 def scale_moments(
-    m: Tensor, v_max: Tensor, p_scale: float, h_scale: float, eps: float
+    m: Tensor, v_max: Tensor, p_factor: float, h_factor: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """p and h from the two `scales`."""
-    return m * p_scale, v_max.sqrt().add_(eps).mul_(h_scale)
+    """Return p and h, new tensors, by the two `bias_corrections`."""
+    return m * p_factor, v_max.sqrt().add_(eps).mul_(h_factor)

@@ -1,8 +1,8 @@
-"""The optimizer of multi-bit weights: thin state around the arithmetic of `alq.method.steps`."""
+"""The optimizer of multi-bit weights: its state, around the arithmetic of `alq.method.steps`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,11 +10,12 @@ from torch.optim import Optimizer
 
 from ..errors import InputError
 from ..machine.arithmetic import optimizer_step
-from .codes import basis_products, blocks
-from .loss_model import pseudo_gradient_and_hessian, update_moments
-from .steps import alpha_moments, choose_pruned, optimise_bases, removal_cost
+from . import steps
+from .codes import blocks
+from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
+from .steps import Groups, choose_pruned, removal_cost
 from .structures import coordinate_bytes
-from .weight import MultiBitWeight, check_state, live_counts
+from .weight import MultiBitWeight, check_state, prune
 
 
 class ALQ(Optimizer):
@@ -35,7 +36,7 @@ class ALQ(Optimizer):
         generator: of the random rounding in `prune_step`, on the CPU; None takes torch's own.
     """
 
-    block: int | None = None  # weights worked on at a time; None takes the device's
+    arithmetic = steps  # a module with BLOCK, basis_step, coordinate_gradients and rebuild
 
     def __init__(
         self,
@@ -71,28 +72,43 @@ class ALQ(Optimizer):
                 "w0": None,  # (G, n): full-precision copy, from the first ste_step on
             }
 
+    # ------------------------------------------------------------------------ the four steps
+
     @optimizer_step
     def basis_step(self) -> None:
-        """Optimise the bases, then the coordinates (`steps.optimise_bases`)."""
+        """Optimise the bases with the coordinates fixed, then the coordinates.
+
+        t = w_hat - p/h
+        B = the signs of the level nearest to t, weight by weight
+        alpha = argmin_a (B^T a - w_hat).p + 1/2 (B^T a - w_hat).(h*(B^T a - w_hat))
+        """
         for weight, state in self._layers():
-            base = weight.grouping.to_groups(weight.parameter)
-            self._optimise(weight, state, base, move_base=False)
+            w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
+            self._optimise_bases(weight, state, w_hat, w0=w_hat)
 
     @optimizer_step
     def ste_step(self) -> None:
-        """Straight-through: the basis step from the full-precision copy w0, which then moves."""
+        """Straight-through: a basis step from the full-precision copy w0, which then moves.
+
+        The basis step with w0 for w_hat; then w0 = t = w0 - p/h
+        """
         for weight, state in self._layers():
+            w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
             if state["w0"] is None:
-                state["w0"] = weight.grouping.to_groups(weight.parameter).clone()
-            self._optimise(weight, state, state["w0"], move_base=True)
+                state["w0"] = w_hat.clone()
+            self._optimise_bases(weight, state, w_hat, w0=state["w0"])
 
     @optimizer_step
     def coordinate_step(self) -> None:
-        """Optimise the coordinates with the bases fixed. One may turn negative."""
+        """Optimise the coordinates with the bases fixed. One may turn negative.
+
+        g_a = B g + wd*alpha
+        alpha = alpha - p_a/h_a
+        """
         for weight, state in self._layers():
-            p_a, h_a = self._update_both_moments(weight, state)
+            p_a, h_a = self._coordinate_loss_model(weight, state)
             weight.alpha = torch.where(weight.mask, weight.alpha - p_a / h_a, 0.0)
-            self._write(weight)
+            self._rebuild(weight)
 
     @optimizer_step
     def prune_step(
@@ -102,6 +118,7 @@ class ALQ(Optimizer):
         prices: Sequence[int] | None = None,
         budget: int = 0,
         per_byte: bool = False,
+        choose: Callable[..., list[Tensor]] = choose_pruned,
     ) -> None:
         """Remove coordinates, the cheapest over all layers first; alpha does not move.
 
@@ -111,38 +128,111 @@ class ALQ(Optimizer):
         remove the `M_p` share of all candidates with the least f, rounded down; given `prices`,
                     the bits a coordinate of each layer takes, only until `budget` are freed
 
-        `per_byte` ranks f by what removing the coordinate saves: f / (n/8 + 4).
+        `per_byte` ranks f by what removing the coordinate saves: f / (n/8 + 4). `choose` takes the
+        place of `steps.choose_pruned`.
         """
         if not (0 < top_k <= 1 and 0 <= M_p <= 1):
             raise InputError(f"top_k {top_k}, M_p {M_p}: are shares, above 0 and at most 1")
         costs, candidates = [], []
         for weight, state in self._layers():
-            p_a, h_a = self._update_both_moments(weight, state)
+            p_a, h_a = self._coordinate_loss_model(weight, state)
             f = removal_cost(weight.alpha, p_a, h_a)
             costs.append(f / coordinate_bytes(weight.n) if per_byte else f)
             share = top_k * weight.live_total
             draw = torch.rand((), generator=self.generator).item()  # on the host: no device waits
             candidates.append(int(share) + (draw < share - int(share)))
         masks = [weight.mask for weight in self.weights]
-        dead = choose_pruned(costs, masks, candidates, M_p, prices, budget)
-        for weight, flags in zip(self.weights, dead, strict=True):
-            weight.prune(flags)
-        # The one point where the host waits for the device.
-        for weight, counts in zip(self.weights, live_counts(self.weights), strict=True):
-            weight.count_live(*counts)
-            self._write(weight)
+        prune(self.weights, choose(costs, masks, candidates, M_p, prices, budget), self._rebuild)
+
+    def step(self, closure: None = None) -> None:
+        """Not defined: choose one of the four steps."""
+        raise NotImplementedError("call basis_step, coordinate_step, ste_step or prune_step")
+
+    # ------------------------------------------------------------------------ what they share
+
+    @property
+    def amsgrad(self) -> AMSGrad:
+        """The numbers of AMSGrad as they are now."""
+        group = self.param_groups[0]
+        return AMSGrad(group["lr"], group["betas"], group["eps"])
 
     @property
     def steps_done(self) -> int:
         """Steps taken since the moments were 0, of whatever kind."""
         return self.state[self.weights[0].parameter]["step"]
 
-    def step(self, closure: None = None) -> None:
-        """Not defined: choose one of the four steps."""
-        raise NotImplementedError("call basis_step, coordinate_step, ste_step or prune_step")
+    def _layers(self) -> Iterator[tuple[MultiBitWeight, dict]]:
+        """Yield each weight and its state, once all are known to have a gradient."""
+        for weight in self.weights:
+            if weight.parameter.grad is None:
+                raise InputError(
+                    f"{weight.name}: no gradient; call backward() before the step, "
+                    "or leave the layer out with skip= if no batch reaches it"
+                )
+        for weight in self.weights:
+            yield weight, self.state[weight.parameter]
+
+    def _groups(
+        self, weight: MultiBitWeight, state: dict, w_hat: Tensor | None = None,
+        w0: Tensor | None = None,
+    ) -> Groups:  # fmt: skip
+        """Return what a step reads and writes of one weight."""
+        return Groups(
+            g=weight.grouping.to_groups(weight.parameter.grad),
+            m=state["m"],
+            v=state["v"],
+            v_max=state["v_max"],
+            codes=weight.codes,
+            alpha=weight.live_first(weight.alpha),
+            live=weight.live_first(weight.mask),
+            w_hat=w_hat,
+            w0=w0,
+        )
+
+    def _optimise_bases(
+        self, weight: MultiBitWeight, state: dict, w_hat: Tensor, w0: Tensor
+    ) -> None:
+        """Take a basis step from the base point `w0` (G, n), which moves if it is a copy."""
+        groups = self._groups(weight, state, w_hat, w0)
+        state["step"] += 1
+        state["step_a"] += 1
+        state["alpha_moments"] = None
+        for block in groups.in_blocks(self.arithmetic.BLOCK):
+            self.arithmetic.basis_step(block, state["step"], self.amsgrad, w0 is not w_hat)
+        weight.alpha = weight.at_own_places(groups.alpha)
+        weight.write(w_hat)
+
+    def _coordinate_loss_model(self, weight: MultiBitWeight, state: dict) -> tuple[Tensor, Tensor]:
+        """Update the moments of the weights and of the coordinates; return p_a and h_a (G, I)."""
+        groups, amsgrad = self._groups(weight, state), self.amsgrad
+        state["step"] += 1
+        state["step_a"] += 1
+        inherit = state["alpha_moments"] is None
+        parts = [
+            self.arithmetic.coordinate_gradients(block, amsgrad.betas, inherit)
+            for block in groups.in_blocks(self.arithmetic.BLOCK)
+        ]
+        wholes = (torch.cat(part) for part in zip(*parts, strict=True))  # (G, L) each
+        g_a, *inherited = (weight.at_own_places(whole) for whole in wholes)  # (G, I)
+        if inherit:
+            state["alpha_moments"] = inherited
+        g_a = g_a + self.param_groups[0]["weight_decay"] * weight.alpha
+        m_a, v_a, v_a_max = state["alpha_moments"]
+        update_moments(g_a, m_a, v_a, v_a_max, amsgrad.betas)
+        return pseudo_gradient_and_hessian(m_a, v_a_max, state["step_a"], *amsgrad)
+
+    def _rebuild(self, weight: MultiBitWeight) -> None:
+        """Put w_hat of new coordinates into the parameter."""
+        w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
+        alpha = weight.live_first(weight.alpha)  # (G, L)
+        for block in blocks(weight.codes, weight.L, self.arithmetic.BLOCK):
+            self.arithmetic.rebuild(weight.codes[block], alpha[block], w_hat[block])
+        weight.write(w_hat)
+
+    # ------------------------------------------------------------------------ saving
 
     def state_dict(self) -> dict:
-        """All that the next step depends on: moments, counters, B, alpha, mask, base points."""
+        """Return all that the next step depends on: moments, counters, B, alpha, mask, w0."""
         generator = None if self.generator is None else self.generator.get_state()
         return {
             "weights": [weight.state_dict() for weight in self.weights],
@@ -161,7 +251,6 @@ class ALQ(Optimizer):
         saved = zip(self.weights, state_dict["weights"], state_dict["state"], strict=True)
         for weight, weight_state, state in saved:
             weight.load_state_dict(weight_state)
-            weight.write()
             device = weight.parameter.device
             self.state[weight.parameter] = _map_tensors(
                 state, lambda x, d=device: x.to(d, copy=True)
@@ -171,108 +260,13 @@ class ALQ(Optimizer):
         if self.generator is not None and state_dict["generator"] is not None:
             self.generator.set_state(state_dict["generator"])
 
-    # ------------------------------------------------------------------------ what the steps share
-
-    def _layers(self) -> Iterator[tuple[MultiBitWeight, dict]]:
-        for weight in self.weights:  # before any of them changes
-            if weight.parameter.grad is None:
-                raise InputError(
-                    f"{weight.name}: no gradient; call backward() before the step, "
-                    "or leave the layer out with skip= if no batch reaches it"
-                )
-        for weight in self.weights:
-            yield weight, self.state[weight.parameter]
-
-    def _optimise(self, weight: MultiBitWeight, state: dict, base: Tensor, move_base: bool) -> None:
-        """`optimise_bases` in blocks of groups, from `base` (G, n), which becomes t if it moves."""
-        g = self._gradient(weight)
-        w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n), all of it written to
-        live = weight.live_first(weight.mask)  # (G, L)
-        alpha = weight.live_first(weight.alpha)  # (G, L)
-        state["step"] += 1
-        state["step_a"] += 1
-        state["alpha_moments"] = None
-        for block in blocks(weight.codes, weight.L, self.block):
-            moments = [state[key][block] for key in ("m", "v", "v_max")]
-            alpha[block] = self._optimise_block(
-                g[block], moments, base[block], weight.codes[block], alpha[block], live[block],
-                w_hat[block], state["step"], move_base,
-            )  # fmt: skip
-        weight.alpha = weight.in_place(alpha)
-        weight.write(w_hat)
-
-    def _optimise_block(
-        self, g: Tensor, moments: list[Tensor], w0: Tensor, codes: Tensor, alpha: Tensor,
-        live: Tensor, w_hat: Tensor, t: int, move_base: bool,
-    ) -> Tensor:  # fmt: skip
-        """Update moments, for the `t`-th time; write codes, w_hat and, if it moves, w0.
-
-        Returns: the new alpha (G, L).
-        """
-        update_moments(g, *moments, self.param_groups[0]["betas"])
-        m, _, v_max = moments
-        p, h = self._pseudo_gradient_and_hessian(m, v_max, t)
-        new_codes, alpha, new_w_hat, unconstrained = optimise_bases(w0, p, h, alpha, live)
-        codes.copy_(new_codes)
-        w_hat.copy_(new_w_hat)
-        if move_base:
-            w0.copy_(unconstrained)
-        return alpha
-
-    def _update_both_moments(self, weight: MultiBitWeight, state: dict) -> tuple[Tensor, Tensor]:
-        """Update the moments in both domains, each with its own gradient; p_a and h_a (G, I)."""
-        group = self.param_groups[0]
-        g = self._gradient(weight)
-        live = weight.live_first(weight.mask)
-        state["step"] += 1
-        state["step_a"] += 1
-        derive = state["alpha_moments"] is None
-        products = [torch.empty_like(live, dtype=g.dtype) for _ in range(4 if derive else 1)]
-        for block in blocks(weight.codes, weight.L, self.block):
-            moments = [state[key][block] for key in ("m", "v", "v_max")]
-            parts = self._products_block(
-                g[block], moments, weight.codes[block], live[block], derive
-            )
-            for whole, part in zip(products, parts, strict=True):
-                whole[block] = part
-        g_a, *derived = (weight.in_place(x) for x in products)  # (G, I)
-        if derive:
-            state["alpha_moments"] = derived
-        g_a = g_a + group["weight_decay"] * weight.alpha
-        m_a, v_a, v_a_max = state["alpha_moments"]
-        update_moments(g_a, m_a, v_a, v_a_max, group["betas"])
-        return self._pseudo_gradient_and_hessian(m_a, v_a_max, state["step_a"])
-
-    def _products_block(
-        self, g: Tensor, moments: list[Tensor], codes: Tensor, live: Tensor, derive: bool
-    ) -> list[Tensor]:
-        """Update the moments; B g, and what the coordinates' moments derive from if asked for."""
-        index = codes.long()
-        derived = alpha_moments(*moments, index, live) if derive else ()
-        update_moments(g, *moments, self.param_groups[0]["betas"])
-        return [basis_products(g, index, live), *derived]
-
-    def _write(self, weight: MultiBitWeight) -> None:
-        """w_hat of new coordinates into the parameter."""
-        weight.write()
-
-    def _pseudo_gradient_and_hessian(
-        self, m: Tensor, v_max: Tensor, t: int
-    ) -> tuple[Tensor, Tensor]:
-        group = self.param_groups[0]
-        return pseudo_gradient_and_hessian(m, v_max, t, group["lr"], group["betas"], group["eps"])
-
-    @staticmethod
-    def _gradient(weight: MultiBitWeight) -> Tensor:
-        return weight.grouping.to_groups(weight.parameter.grad)
-
 
 def _copied(x: Tensor) -> Tensor:
     return x.to("cpu", copy=True)
 
 
-def _map_tensors(state: dict, function) -> dict:
-    """`state` with `function` applied to its tensors, also those in lists."""
+def _map_tensors(state: dict, function: Callable[[Tensor], Tensor]) -> dict:
+    """Return `state` with `function` applied to its tensors, also those in lists."""
 
     def convert(value: object) -> object:
         if isinstance(value, Tensor):

@@ -1,26 +1,87 @@
-"""The arithmetic of the four steps, on one layer's (G, n) (SPEC section 5; paper algorithms 2, 3).
+"""The arithmetic of the four steps, on groups of weights (docs/method.md, The four steps).
 
-`alpha` and `live` are (G, L) here: the live coordinates first (see `alq.method.codes`).
+A step sees `Groups`: G groups of n weights with their bases and coordinates, live ones first (see
+`alq.method.codes`). It does not matter which layer they come from, nor how many. Three functions
+go through all the weights of a group:
+
+    basis_step             moments, then B, alpha and w_hat            basis and STE steps
+    coordinate_gradients   moments, then B g                           coordinate and prune steps
+    rebuild                w_hat = B^T alpha                           coordinate and prune steps
+
+`alq.extras.compiled_steps` has the same three, and `alq.method.optimizer` takes either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .codes import (
     basis_products,
-    level_table,
+    blocks,
     live_pairs,
-    nearest_codes,
     pack_bits,
     pair_table,
     sum_by_code,
+    weights_by_code,
 )
+from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
+from .nearest import nearest_codes
 
-RIDGE = 1e-6  # R of the coordinate solve, SPEC section 5
+RIDGE = 1e-6  # R of the coordinate solve
+BLOCK: int | None = None  # weights worked on at a time; None takes the device's number
+
+
+@dataclass
+class Groups:
+    """G groups of n weights as a step reads them and writes to them, all tensors in place.
+
+    Attributes:
+        g: gradient of the loss at w_hat (G, n).
+        m, v, v_max: AMSGrad's moments of it (G, n).
+        codes: the bases B (G, n) uint8.
+        alpha, live: the coordinates, and which exist (G, L), live ones first.
+        w_hat: the quantized weight B^T alpha (G, n).
+        w0: the base point of the loss model (G, n); w_hat itself, but in STE steps.
+
+    The last two are None where a step does not need them.
+    """
+
+    g: Tensor
+    m: Tensor
+    v: Tensor
+    v_max: Tensor
+    codes: Tensor
+    alpha: Tensor
+    live: Tensor
+    w_hat: Tensor | None = None
+    w0: Tensor | None = None
+
+    def in_blocks(self, size: int | None) -> Iterator[Groups]:
+        """Yield the groups, some at a time, as views: what is written to one is written here."""
+        for block in blocks(self.codes, self.live.shape[1], size):
+            yield Groups(*(x if x is None else x[block] for x in vars(self).values()))
+
+
+# ---------------------------------------------------------------------------- basis and STE steps
+
+
+def basis_step(groups: Groups, t: int, amsgrad: AMSGrad, move_base: bool) -> None:
+    """Optimise the bases, then the coordinates; `t` counts the updates of the moments.
+
+    An STE step moves its base point: w0 = w0 - p/h.
+    """
+    update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
+    p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, t, *amsgrad)
+    codes, alpha, w_hat, target = optimise_bases(groups.w0, p, h, groups.alpha, groups.live)
+    if move_base:
+        groups.w0.copy_(target)
+    groups.codes.copy_(codes)
+    groups.alpha.copy_(alpha)
+    groups.w_hat.copy_(w_hat)
 
 
 def optimise_bases(
@@ -28,26 +89,30 @@ def optimise_bases(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Optimise B with alpha fixed, then alpha with B fixed, from base point `w0`.
 
-        1. t = w0 - p/h
-        2. B = the signs of the level nearest to t, weight by weight
-        3. alpha = argmin_a (B^T a - w0).p + 1/2 (B^T a - w0).(h*(B^T a - w0))
-        4. negative coordinates become positive and their bases flip
-        5. w_hat = B^T alpha
-
     Arguments: w0, p, h (G, n); alpha, live (G, L).
-    Returns: codes (G, n) uint8, alpha (G, L), w_hat (G, n), t (G, n).
+    Returns: codes (G, n) uint8, alpha (G, L), w_hat (G, n), target (G, n).
     """
-    t = torch.addcdiv(w0, p, h, value=-1)  # (G, n)
-    codes = nearest_codes(t, alpha, live)  # (G, n)
+    # 1. Where the loss model is least without constraint: target = w0 - p/h
+    target = torch.addcdiv(w0, p, h, value=-1)  # (G, n)
+
+    # 2. B: the signs of the level nearest to it, weight by weight
+    codes = nearest_codes(target, alpha, live)  # (G, n)
     index = codes.long()
-    alpha = finite_or(alpha, solve_coordinates(index, live, w0, p, h))  # (G, L)
-    w_hat = level_table(alpha).gather(1, index)  # (G, n); the flip does not change it
+
+    # 3. alpha = argmin_a (B^T a - w0).p + 1/2 (B^T a - w0).(h*(B^T a - w0))
+    solved = solve_coordinates(index, live, w0, p, h)  # (G, L)
+    alpha = finite_or(alpha, solved)
+
+    # 4. w_hat = B^T alpha
+    w_hat = weights_by_code(alpha, index)  # (G, n)
+
+    # 5. A negative coordinate becomes positive and its basis flips: w_hat does not change
     flipped = pack_bits(alpha < 0).unsqueeze(1)  # (G, 1)
-    return codes.to(torch.uint8).bitwise_xor_(flipped), alpha.abs(), w_hat, t
+    return codes.to(torch.uint8).bitwise_xor_(flipped), alpha.abs(), w_hat, target
 
 
 def solve_coordinates(index: Tensor, live: Tensor, w0: Tensor, p: Tensor, h: Tensor) -> Tensor:
-    """alpha from  (B diag(h) B^T + R) alpha = B (h*w0 - p).  Returns (G, L), 0 where not live.
+    """Solve (B diag(h) B^T + R) alpha = B (h*w0 - p) for alpha (G, L), 0 where not live.
 
     R adds 1e-6 to the diagonal, and 1 more where a coordinate is not live. Element (i, j) of
     B diag(h) B^T is the sum of h over the 2^L codes, each times its signs i and j.
@@ -62,17 +127,36 @@ def solve_coordinates(index: Tensor, live: Tensor, w0: Tensor, p: Tensor, h: Ten
 
 
 def finite_or(alpha: Tensor, solved: Tensor) -> Tensor:
-    """`solved` (G, L), but `alpha` in the groups where it is not finite.
+    """Return `solved` (G, L), but `alpha` in the groups where it is not finite.
 
     Bases that coincide under a large h are singular in float32, ridge or not: alpha stays.
     """
     return torch.where(solved.isfinite().all(1, keepdim=True), solved, alpha)
 
 
+# ------------------------------------------------------------------- coordinate and prune steps
+
+
+def coordinate_gradients(
+    groups: Groups, betas: tuple[float, float], inherit: bool
+) -> tuple[Tensor, ...]:
+    """Return g_a = B g (G, L), and update the moments of the weights.
+
+    With `inherit` follow the moments m_a, v_a, v_a_max (G, L) that the coordinates take over from
+    the weights after a new B, as they were before this gradient.
+    """
+    index = groups.codes.long()
+    inherited = ()
+    if inherit:
+        inherited = alpha_moments(groups.m, groups.v, groups.v_max, index, groups.live)
+    update_moments(groups.g, groups.m, groups.v, groups.v_max, betas)
+    return basis_products(groups.g, index, groups.live), *inherited
+
+
 def alpha_moments(
     m: Tensor, v: Tensor, v_max: Tensor, index: Tensor, live: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The moments that the coordinates inherit from the weights after a new B. Each (G, L).
+    """Return the moments that the coordinates inherit from the weights after a new B, each (G, L).
 
         m_a = B m;   v_a = diag(B diag(v) B^T);   v_a_max = diag(B diag(v_max) B^T)
 
@@ -83,8 +167,19 @@ def alpha_moments(
     return m_a, v_a, v_a_max  # 0 where not live, also if a square has overflown
 
 
+def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
+    """Write w_hat = B^T alpha (G, n) of codes (G, n) and live coordinates (G, L)."""
+    w_hat.copy_(weights_by_code(alpha, codes))
+
+
+# ---------------------------------------------------------------------------- pruning
+
+
 def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:
-    """Modelled increase of the loss when a coordinate becomes 0: -p_a*alpha + 1/2*alpha^2*h_a."""
+    """Return how much the modelled loss rises when each coordinate becomes 0.
+
+    f = -p_a*alpha + 1/2*alpha^2*h_a, all (G, I).
+    """
     return alpha * (0.5 * alpha * h_a - p_a)
 
 
@@ -96,7 +191,7 @@ def choose_pruned(
     prices: Sequence[int] | None = None,
     budget: int = 0,
 ) -> list[Tensor]:
-    """Which coordinates to remove: the cheapest `M_p` share of all layers' candidates together.
+    """Choose what to remove: the cheapest `M_p` share of all layers' candidates together.
 
     Arguments: per layer the costs (G, I), the mask (G, I), the number of candidates (its live
     coordinates of smallest cost; at most all of them). The share of their sum is rounded down.
@@ -106,7 +201,8 @@ def choose_pruned(
     """
     values, places, offset = [], [], 0
     for f, mask, k in zip(costs, masks, candidates, strict=True):
-        f = f.nan_to_num(nan=torch.finfo(f.dtype).max)  # finite, so before any dead one
+        most = torch.finfo(f.dtype).max  # finite, so before any dead one
+        f = torch.where(f.isfinite(), f, most)
         cheapest = torch.where(mask, f, torch.inf).flatten().topk(k, largest=False)
         values.append(cheapest.values)
         places.append(cheapest.indices + offset)

@@ -1,16 +1,16 @@
-"""Multi-bit weights: w_hat = sum_i alpha_i B_i, group by group (SPEC sections 1 to 3)."""
+"""Multi-bit weights: w_hat = sum_i alpha_i B_i, group by group (docs/method.md, Notation)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..machine.arithmetic import float32_products
-from .codes import level_table, look_up, pack_bits, sign_table
+from .codes import blocks, pack_bits, sign_table, weights_by_code
 from .sketch import sketch
 from .structures import Grouping, coordinate_bytes
 
@@ -26,7 +26,8 @@ class MultiBitWeight:
         grouping: which weights share coordinates: structure, G, n.
         codes: (G, n) uint8, the bases (see `alq.method.codes`).
         alpha: (G, I) float, the coordinates, 0 where dead.
-        mask: (G, I) bool, which coordinates exist; change it with `prune` only.
+        mask: (G, I) bool, which coordinates exist; `prune` removes some.
+        live_total, L: host copies of mask.sum() and of the largest bitwidth, mask.sum(1).max().
     """
 
     def __init__(
@@ -34,8 +35,7 @@ class MultiBitWeight:
         codes: Tensor, alpha: Tensor, mask: Tensor,
     ) -> None:  # fmt: skip
         self.name, self.parameter, self.grouping = name, parameter, grouping
-        self.codes, self.alpha, self.mask = codes, alpha, mask
-        self.count_live(*live_counts([self])[0])
+        self._hold(codes, alpha, mask)
 
     @classmethod
     @torch.no_grad()
@@ -58,12 +58,14 @@ class MultiBitWeight:
             mask.append(part_mask)
         return cls(name, parameter, grouping, torch.cat(codes), torch.cat(alpha), torch.cat(mask))
 
-    def count_live(self, total: int, most: int) -> None:
-        """Take over host copies of mask.sum() and mask.sum(1).max(), and what follows from them."""
-        self.live_total, self.L = total, most
-        self.order = (
-            (~self.mask).to(torch.uint8).sort(dim=1, stable=True).indices
-        )  # (G, I), live first
+    def set_form(self, codes: Tensor, alpha: Tensor, mask: Tensor) -> None:
+        """Take other bases and coordinates; the parameter gets their w_hat."""
+        self._hold(codes, alpha, mask)
+        self.write()
+
+    def _hold(self, codes: Tensor, alpha: Tensor, mask: Tensor) -> None:
+        self.codes, self.alpha, self.mask = codes, alpha, mask
+        count_live([self])
 
     @property
     def structure(self) -> str:
@@ -83,11 +85,11 @@ class MultiBitWeight:
         return self.mask.shape[1]
 
     def live_first(self, x: Tensor) -> Tensor:
-        """(G, I) -> (G, L): the values of each group's live coordinates, dead ones behind them."""
+        """Return the values of the live coordinates, dead ones behind: (G, I) -> (G, L)."""
         return x.gather(1, self.order[:, : self.L])
 
-    def in_place(self, x: Tensor) -> Tensor:
-        """(G, L) -> (G, I), the inverse of `live_first`; 0 elsewhere."""
+    def at_own_places(self, x: Tensor) -> Tensor:
+        """Return the inverse of `live_first`, 0 elsewhere: (G, L) -> (G, I)."""
         return x.new_zeros(self.mask.shape).scatter_(1, self.order[:, : self.L], x)
 
     @property
@@ -101,11 +103,13 @@ class MultiBitWeight:
         return B.scatter_(1, self.order[:, : self.L].unsqueeze(2).expand_as(signs), signs)
 
     def w_hat_groups(self) -> Tensor:
-        """(G, n): the quantized weight, group by group."""
-        return look_up(level_table, self.live_first(self.alpha), self.codes)
+        """Return the quantized weight, group by group (G, n)."""
+        alpha = self.live_first(self.alpha)
+        parts = [weights_by_code(alpha[b], self.codes[b]) for b in blocks(self.codes, self.L)]
+        return torch.cat(parts)
 
     def w_hat(self) -> Tensor:
-        """The quantized weight in the layer's shape."""
+        """Return the quantized weight in the layer's shape."""
         return self.grouping.to_weight(self.w_hat_groups())
 
     @torch.no_grad()
@@ -126,21 +130,8 @@ class MultiBitWeight:
 
     @property
     def storage_bytes(self) -> float:
-        """One bit a weight and one float32 for every live coordinate (SPEC section 1)."""
+        """Bytes of the live coordinates: a basis, one bit a weight, and a float32 each."""
         return self.live_total * coordinate_bytes(self.n)
-
-    def prune(self, dead: Tensor) -> None:
-        """Remove the coordinates flagged in `dead` (G, I); `count_live` must follow."""
-        keep = self.live_first(self.mask & ~dead)  # (G, L)
-        place = keep * 2.0 ** (keep.cumsum(1) - 1)  # (G, L): its bit from now on
-        bits = sign_table(self.L, place) > 0  # (2^L, L)
-
-        def new_codes(place: Tensor) -> Tensor:  # (G, L) -> (G, 2^L)
-            return (place @ bits.to(place.dtype).T).to(torch.uint8)
-
-        self.codes = look_up(new_codes, place, self.codes)
-        self.mask = self.mask & ~dead
-        self.alpha = self.alpha * self.mask
 
     def state_dict(self) -> dict:
         """Tensors and plain values, on the CPU."""
@@ -165,10 +156,61 @@ class MultiBitWeight:
         return cls(name, parameter, grouping, *parts)
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over what `state_dict` gave for the same layer; InputError says what differs."""
+        """Take over what `state_dict` gave for the same layer; the parameter gets w_hat.
+
+        Raises: InputError says what differs.
+        """
         saved = self.from_state(self.name, self.parameter, self.grouping, state)
-        self.codes, self.alpha, self.mask = saved.codes, saved.alpha, saved.mask
-        self.count_live(saved.live_total, saved.L)
+        self.set_form(saved.codes, saved.alpha, saved.mask)
+
+
+# ---------------------------------------------------------------------------- several weights
+
+
+@torch.no_grad()
+def prune(
+    weights: Sequence[MultiBitWeight],
+    dead: Sequence[Tensor],
+    write: Callable[[MultiBitWeight], None] = MultiBitWeight.write,
+) -> None:
+    """Remove the coordinates that `dead` flags, (G, I) bool for each weight; parameters get w_hat.
+
+    The host waits for the device once, for all weights. `write` puts w_hat into one parameter.
+    """
+    for weight, flags in zip(weights, dead, strict=True):
+        weight.codes = codes_without(weight, flags)
+        weight.mask = weight.mask & ~flags
+        weight.alpha = weight.alpha * weight.mask
+    count_live(weights)
+    for weight in weights:
+        write(weight)
+
+
+def codes_without(weight: MultiBitWeight, dead: Tensor) -> Tensor:
+    """Return the codes (G, n) that are left: the bits of live bases move up to fill the gaps."""
+    keep = weight.live_first(weight.mask & ~dead)  # (G, L)
+    value = keep * 2.0 ** (keep.cumsum(1) - 1)  # (G, L): of its bit from now on
+    bits = (sign_table(weight.L, value) > 0).to(value.dtype)  # (2^L, L)
+    parts = []
+    for block in blocks(weight.codes, weight.L):
+        new_codes = (value[block] @ bits.T).to(torch.uint8)  # (G, 2^L), of each old code
+        parts.append(new_codes.gather(1, weight.codes[block].long()))
+    return torch.cat(parts)
+
+
+def count_live(weights: Sequence[MultiBitWeight]) -> None:
+    """Bring up to date what follows from the masks; all counts are read from the device at once."""
+    counts = []
+    for weight in weights:
+        live = weight.mask.sum(1)  # (G,)
+        counts.append(torch.stack([live.sum(), live.max()]))
+    for weight, (total, most) in zip(weights, torch.stack(counts).tolist(), strict=True):
+        weight.live_total, weight.L = total, most
+        # (G, I): live coordinates first, each kind in its own order
+        weight.order = (~weight.mask).to(torch.uint8).sort(dim=1, stable=True).indices
+
+
+# ---------------------------------------------------------------------------- saved states
 
 
 def check_form(state: dict) -> None:
@@ -211,12 +253,3 @@ def check_state(name: str, grouping: Grouping, state: dict) -> None:
     for key, shape in {"codes": (G, grouping.n), "alpha": (G, I), "mask": (G, I)}.items():
         if (found := tuple(state[key].shape)) != shape:
             raise InputError(f"{name}: the saved {key} has shape {found}, not {shape}")
-
-
-def live_counts(weights: Sequence[MultiBitWeight]) -> list[list[int]]:
-    """[mask.sum(), mask.sum(1).max()] of every weight, read back from the device together."""
-    counts = []
-    for weight in weights:
-        live = weight.mask.sum(1)
-        counts.append(torch.stack([live.sum(), live.max()]))
-    return torch.stack(counts).tolist()

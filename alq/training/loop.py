@@ -20,8 +20,8 @@ from ..method.network import average_bitwidth, storage_bytes
 from ..method.optimizer import ALQ
 from ..method.weight import MultiBitWeight
 from .epoch import EpochSoFar, LossFunction, classification, evaluate, train_epoch
-from .pruning import PruneByRatio, PruneToTarget
-from .schedule import Epoch, Schedule
+from .pruning import PruningPlan
+from .schedule import FIRST_ORDER, Epoch, Schedule
 
 
 @dataclass
@@ -56,7 +56,7 @@ def quantized_training(
     weights: list[MultiBitWeight],
     schedule: Schedule | Namespace,
     loss: LossFunction = classification,
-    plan: PruneByRatio | PruneToTarget | None = None,
+    plan: PruningPlan | None = None,
     kind: type[ALQ] = ALQ,
 ) -> Training:
     """ALQ for the multi-bit weights, Adam for all other parameters. Without `plan`, no pruning."""
@@ -120,6 +120,8 @@ def train_through(
         title = f"{stage} {training.epochs_done + 1}/{len(epochs)} {epoch.kind}"
         with progress_bar(title, len(train), so_far.batches, progress) as bar:
             so_far.watch = Watch(training.model, title, advice(epoch))
+            order = FIRST_ORDER.get(stage, 0) + training.epochs_done
+            set_epoch(train, order, so_far.batches)
             means = rest_of_epoch(network, training, epoch, train, bar, after_step)
             training.check_finite()
             training.check_same_everywhere(title)
@@ -162,7 +164,6 @@ def rest_of_epoch(
     """Train what is left of the epoch under way; the means over all of it."""
     so_far = training.epoch
     prepare(training, epoch)
-    set_epoch(train, training.epochs_done, so_far.batches)
     shares = getattr(train, "shares", None)  # of each batch's loss: `parallel.Share`
     weights = shares and [share.weight for share in shares[so_far.batches :]]
 

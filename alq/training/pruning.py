@@ -1,8 +1,8 @@
 """How much each batch of a pruning epoch removes: a share of the coordinates, or down to a size.
 
 A batch removes the share M_p*top_k = pr/b of the live coordinates, b being the batches of a round's
-pruning epochs (SPEC section 5). A round therefore leaves the factor (1 - pr/b)^b, about exp(-pr),
-and R rounds leave its R-th power; rounding counts down leaves a little more.
+pruning epochs. A round therefore leaves the factor (1 - pr/b)^b, about exp(-pr), and R rounds leave
+its R-th power; rounding counts down leaves a little more, `share_left` says how much.
 """
 
 from __future__ import annotations
@@ -14,9 +14,33 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..method.optimizer import ALQ
-from ..method.structures import coordinate_bytes
+from ..method.structures import Grouping, coordinate_bytes
 from ..method.weight import MultiBitWeight
 from .schedule import Schedule
+
+
+@dataclass(frozen=True)
+class SketchedLayer:
+    """A layer as the sketch leaves it at most: every group has as many bases as it can have.
+
+    It stands for a `MultiBitWeight` where only counts matter, before there are any weights.
+    """
+
+    grouping: Grouping
+    max_bit: int
+
+    @property
+    def n(self) -> int:
+        """Weights per group."""
+        return self.grouping.n
+
+    @property
+    def live_total(self) -> int:
+        """Coordinates of the layer: no sketch has more bases than a group has weights."""
+        return self.grouping.G * min(self.max_bit, self.n)
+
+
+Layers = Sequence[MultiBitWeight | SketchedLayer]
 
 
 @dataclass(frozen=True)
@@ -27,10 +51,18 @@ class PruneByRatio:
     pr: float
     top_k: float
     M_p: float  # share of the candidates removed at each batch
+    prune_batches: int  # of a round
     per_byte: bool = False  # rank by cost per byte saved
 
     def __str__(self) -> str:
         return f"{counted_rounds(self.rounds)} at pr {self.pr}"
+
+    def share_left(self, live: int) -> float:
+        """The share of `live` coordinates that all rounds leave, rounded down batch by batch."""
+        left = live
+        for _ in range(self.rounds * self.prune_batches):
+            left -= int(self.M_p * (self.top_k * left))
+        return left / live
 
     def step(self, quantizer: ALQ) -> None:
         quantizer.prune_step(self.top_k, self.M_p, per_byte=self.per_byte)
@@ -87,6 +119,10 @@ class PruneToTarget:
             f"pr {self.pr}, in the last {self.last_pr:.3g}"
         )
 
+    def share_left(self, live: int) -> float:
+        """The share of the size that all rounds leave, however many coordinates that is."""
+        return self.value / self.start
+
     def step(self, quantizer: ALQ) -> None:
         rounds_done, batch = divmod(quantizer.steps_done, self.round_batches)
         left = self.round_batches - batch  # batches, this one included
@@ -102,13 +138,27 @@ class PruneToTarget:
         quantizer.prune_step(top_k, share / top_k, prices, max(0, budget), self.per_byte)
 
 
+PruningPlan = PruneByRatio | PruneToTarget
+
+
 def counted_rounds(count: int) -> str:
     return f"{count} round{'s' if count > 1 else ''}"
 
 
-def pruning_plan(
-    schedule: Schedule | Namespace, weights: Sequence[MultiBitWeight], batches: int
-) -> PruneByRatio | PruneToTarget:
+def expected_size(plan: PruningPlan, layers: Layers) -> dict[str, float]:
+    """The size that `plan` leaves of the freshly sketched `layers`, from the counts alone.
+
+    It takes every layer to lose the same share. Where pruning prefers layers whose coordinates are
+    large, less is left than that; where it prefers small ones, more.
+    """
+    share = plan.share_left(sum(layer.live_total for layer in layers))
+    return {
+        "bitwidth": share * size_in("target_bit", layers),
+        "storage_bytes": share * size_in("target_kb", layers) * 1e3,
+    }
+
+
+def pruning_plan(schedule: Schedule | Namespace, weights: Layers, batches: int) -> PruningPlan:
     """What `schedule` asks of the freshly sketched `weights`; `batches` are those of an epoch.
 
     Raises: InputError for a target that cannot be had, for too small a `top_k`.
@@ -116,7 +166,7 @@ def pruning_plan(
     b = schedule.epoch_prune * batches
     if schedule.target_bit is None and schedule.target_kb is None:
         M_p = removed_share(schedule, batches)
-        return PruneByRatio(schedule.R, schedule.pr, schedule.top_k, M_p, schedule.per_byte)
+        return PruneByRatio(schedule.R, schedule.pr, schedule.top_k, M_p, b, schedule.per_byte)
     if schedule.target_bit is not None and schedule.target_kb is not None:
         raise InputError("target_bit and target_kb: give one of them")
     unit = "target_kb" if schedule.target_bit is None else "target_bit"
@@ -131,7 +181,7 @@ def pruning_plan(
 
 
 def removed_share(schedule: Schedule | Namespace, batches: int) -> float:
-    """M_p of SPEC section 5; InputError if there are too few candidates for it."""
+    """The share M_p of the candidates that a batch removes; InputError if `top_k` is too small."""
     b = schedule.epoch_prune * batches
     M_p = (schedule.pr / schedule.top_k) / b
     if M_p > 1:
@@ -142,7 +192,7 @@ def removed_share(schedule: Schedule | Namespace, batches: int) -> float:
     return M_p
 
 
-def check_target(unit: str, value: float, start: float, weights: Sequence[MultiBitWeight]) -> None:
+def check_target(unit: str, value: float, start: float, weights: Layers) -> None:
     """InputError if pruning the network of size `start` cannot end at `value`."""
     name = {"target_bit": "bit", "target_kb": "KB"}[unit]
     least = min(coordinate_prices(unit, weights)) / bits_of_one(unit, weights)
@@ -158,7 +208,7 @@ def check_target(unit: str, value: float, start: float, weights: Sequence[MultiB
         )
 
 
-def coordinate_prices(unit: str, weights: Sequence[MultiBitWeight]) -> list[int]:
+def coordinate_prices(unit: str, weights: Layers) -> list[int]:
     """Per layer: the bits that one coordinate adds to the size (SPEC section 1).
 
     The average bitwidth counts those of the basis alone, storage those of the coordinate too.
@@ -168,17 +218,17 @@ def coordinate_prices(unit: str, weights: Sequence[MultiBitWeight]) -> list[int]
     return [w.n for w in weights]
 
 
-def bits_of_one(unit: str, weights: Sequence[MultiBitWeight]) -> int:
+def bits_of_one(unit: str, weights: Layers) -> int:
     """The bits of one KB; or of an average bitwidth of 1, one for every weight."""
     return 8000 if unit == "target_kb" else sum(w.grouping.numel for w in weights)
 
 
-def bits_in(unit: str, weights: Sequence[MultiBitWeight]) -> int:
+def bits_in(unit: str, weights: Layers) -> int:
     """The size in bits."""
     prices = coordinate_prices(unit, weights)
     return sum(w.live_total * price for w, price in zip(weights, prices, strict=True))
 
 
-def size_in(unit: str, weights: Sequence[MultiBitWeight]) -> float:
+def size_in(unit: str, weights: Layers) -> float:
     """Average bitwidth, or KB."""
     return bits_in(unit, weights) / bits_of_one(unit, weights)

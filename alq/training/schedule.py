@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 
+# With what number a stage's first epoch shuffles and crops the training data. Each stage counts on
+# from its own, so that none repeats the orders of another.
+FIRST_ORDER = {"pretrain": 0, "alq": 300_000, "posttrain": 600_000}
+
 
 @dataclass(frozen=True)
 class Epoch:

@@ -1,0 +1,277 @@
+"""The arithmetic of `alq.method.steps` as kernels of `torch.compile`: what `--compile` runs.
+
+An eager step reads and writes a block of weights some 30 times, in cache. Here `torch.compile`
+makes one or two passes of it, with the arithmetic in vector registers; therefore the nearest level
+is searched for by selecting and not by looking up, and a sum by code the sums of +-x that it stands
+for. Values equal those of the eager steps but for the rounding of sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..method import steps
+from ..method.codes import DEVICE_BLOCK
+from ..method.loss_model import AMSGrad, bias_corrections, scale_moments, update_moments
+from ..method.nearest import from_keys, midpoints, positive_levels, sort_rows, to_keys
+from ..method.steps import RIDGE, Groups, finite_or
+
+BLOCK = DEVICE_BLOCK
+
+# All sums over a group belong into one loop; by default the compiler starts another after 16. Its
+# loops that share a buffer also fail to compile in torch 2.14 ("KeyError: 'buf0'"). Nor may it
+# write a long expression's parts to memory, of which it would make further loops. Multiplying and
+# adding in one instruction takes up to a fifth off a basis step.
+OPTIONS = {
+    "cpp.enable_floating_point_contract_flag": "fast",
+    "max_fusion_size": 1024,
+    "cpp.max_horizontal_fusion_size": 1024,
+    "realize_opcount_threshold": 10**6,
+    "realize_acc_reads_threshold": 10**6,
+}
+# With more live bases the search's tables are made by a kernel of their own: made anew for every 16
+# weights they would cost more than its call.
+MAX_INLINE_BASES = 6
+VERSIONS = 64  # of one kernel that torch may make: one for each L and kind of step
+
+
+def basis_step(groups: Groups, t: int, amsgrad: AMSGrad, move_base: bool) -> None:
+    """Do what `steps.basis_step` does."""
+    if not can_compile(groups):
+        return steps.basis_step(groups, t, amsgrad, move_base)
+    tables = (sort_rows(level_keys(groups.alpha, groups.live)),)
+    if groups.live.shape[1] > MAX_INLINE_BASES:
+        tables = search_tables(*tables)
+    sums = optimise_bases(
+        groups.g, groups.m, groups.v, groups.v_max, groups.w0, groups.codes, groups.live, tables,
+        column_of_ones(groups), *amsgrad.betas,
+        *bias_corrections(t, amsgrad.lr, amsgrad.betas), amsgrad.eps, move_base,
+    )  # fmt: skip
+    alpha = optimise_coordinates(sums, groups.alpha, groups.live, groups.codes, groups.w_hat)
+    groups.alpha.copy_(alpha)
+
+
+def coordinate_gradients(
+    groups: Groups, betas: tuple[float, float], inherit: bool
+) -> tuple[Tensor, ...]:
+    """Return what `steps.coordinate_gradients` does."""
+    if not can_compile(groups):
+        return steps.coordinate_gradients(groups, betas, inherit)
+    L = groups.live.shape[1]
+    moments = (groups.m, groups.v, groups.v_max)
+    inherited = inherit_moments(*moments, groups.codes, L) if inherit else ()
+    g_a = multiply(groups.g, *moments, groups.codes, column_of_ones(groups), L, *betas)
+    return tuple(torch.where(groups.live, x, 0.0) for x in (g_a, *inherited))
+
+
+def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
+    """Write what `steps.rebuild` does."""
+    if alpha.shape[1] == 0 or alpha.dtype != torch.float32:
+        return steps.rebuild(codes, alpha, w_hat)
+    sum_bases(codes, alpha, w_hat)
+
+
+def column_of_ones(groups: Groups) -> Tensor:
+    """Return (G, 1) of ones, by which kernels multiply g.
+
+    It keeps (G, n) two dimensions for the compiler, which otherwise updates in a pass of its own.
+    """
+    return torch.ones_like(groups.g[:, :1])
+
+
+def can_compile(groups: Groups) -> bool:
+    """Return whether the kernels can take `groups`: `to_keys` takes no other type than float32."""
+    return groups.live.shape[1] > 0 and groups.g.dtype == torch.float32
+
+
+# ---------------------------------------------------------------------------- kernels
+
+
+def kernel(function: Callable) -> Callable:
+    """Return `function` by `torch.compile`, for all sizes of groups at once.
+
+    Compiled when first called: to prepare it at import would cost every script a second.
+    """
+
+    @cache
+    def prepared() -> tuple[Callable, Any]:
+        more_versions = torch._dynamo.config.patch(recompile_limit=VERSIONS)
+        return torch.compile(function, dynamic=True, options=OPTIONS), more_versions
+
+    @wraps(function)
+    def run(*arguments: object) -> object:
+        compiled, more_versions = prepared()
+        with more_versions:
+            return compiled(*arguments)
+
+    return run
+
+
+@kernel
+def level_keys(alpha: Tensor, live: Tensor) -> Tensor:
+    """The 2^(L-1) levels >= 0 with their codes, to sort: (G, L) twice -> (G, 2^(L-1)) int64."""
+    L = alpha.shape[1]
+    codes = torch.arange(1, 2**L, 2, device=alpha.device, dtype=torch.int32).unsqueeze(0)
+    existing = live_bits(live)
+    return to_keys(*positive_levels(signed_sum(codes, alpha), codes, existing))
+
+
+@kernel
+def search_tables(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted `level_keys` (G, K) -> midpoints (G, K - 1); codes (G, K/4), four to an int32."""
+    levels, codes = from_keys(keys)
+    return midpoints(levels), codes.to(torch.uint8).view(torch.int32)
+
+
+def nearest_positive(x: Tensor, middle: Tensor, codes: Tensor) -> Tensor:
+    """The code of the level >= 0 that x >= 0 is nearest to: (G, n), tables -> (G, n) int32.
+
+    Bisection: each comparison selects, weight by weight, the half of both tables that remains. At
+    8 bits it takes half the time of comparing with all midpoints in turn.
+    """
+    K = middle.shape[1] + 1
+    middle = [middle[:, k : k + 1] for k in range(K - 1)]  # may be none to split
+    codes = codes.split(1, dim=1)
+    shift = 0  # to the code in an int32 of four
+    while K > 1:
+        K //= 2
+        above = x > middle[K - 1]
+        middle = [torch.where(above, middle[K + k], middle[k]) for k in range(K - 1)]
+        half = len(codes) // 2
+        if half:
+            codes = [torch.where(above, codes[half + k], codes[k]) for k in range(half)]
+        else:
+            shift = shift + above.int() * (8 * K)
+    return (codes[0] >> shift) & 255
+
+
+@kernel
+def optimise_bases(
+    g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, w0: Tensor, codes: Tensor, live: Tensor,
+    tables: tuple[Tensor, ...], ones: Tensor, beta1: float, beta2: float, p_scale: float,
+    h_scale: float, eps: float, move_base: bool,
+) -> Tensor:  # fmt: skip
+    """Moments, nearest codes, and the sums that the coordinates follow from, in one pass.
+
+    `tables` are `search_tables`, or what these are made of; `ones` is `column_of_ones`.
+    Writes to m, v, v_max, codes and, with `move_base`, t to w0.
+    Returns: (G, L + 1 + L(L-1)/2): the sums of x = h*w0 - p times the signs of each basis; of h;
+    of h times the signs of every two bases.
+    """
+    L = live.shape[1]
+    g = g * ones
+    update_moments(g, m, v, v_max, (beta1, beta2))
+    p, h = scale_moments(m, v_max, p_scale, h_scale, eps)
+    t = w0 - p / h  # (G, n)
+
+    if len(tables) == 1:
+        levels, positive = from_keys(*tables)
+        tables = midpoints(levels), positive
+    code = nearest_positive(t.abs(), *tables)
+    code = torch.where(t < 0, code ^ live_bits(live), code)  # (G, n)
+
+    signs = signs_of(code, L)
+    x = h * w0 - p
+    sums = [(x * sign).sum(1) for sign in signs]
+    sums.append(h.sum(1))
+    for i in range(L):
+        h_i = h * signs[i]
+        sums += [(h_i * signs[j]).sum(1) for j in range(i)]
+    codes.copy_(code)
+    if move_base:
+        w0.copy_(t)
+    return torch.stack(sums, 1)
+
+
+@kernel
+def optimise_coordinates(
+    sums: Tensor, alpha: Tensor, live: Tensor, codes: Tensor, w_hat: Tensor
+) -> Tensor:
+    """Solve for alpha (G, L) with `optimise_bases`' sums, as `steps.solve_coordinates` does.
+
+    Writes to w_hat and, as alpha becomes positive, to codes.
+    """
+    L = alpha.shape[1]
+    exists = live.unbind(1)  # L times (G,)
+    b, total, pairs = sums[:, :L].unbind(1), sums[:, L], iter(sums[:, L + 1 :].unbind(1))
+    b = [torch.where(e, x, 0.0) for e, x in zip(exists, b, strict=True)]
+    A = {(i, i): torch.where(exists[i], total, 1.0) + RIDGE for i in range(L)}
+    for i in range(L):
+        for j in range(i):
+            A[i, j] = torch.where(exists[i] & exists[j], next(pairs), 0.0)
+    alpha = finite_or(alpha, torch.stack(solve(A, b), 1) * live)
+    code = codes.int()
+    w_hat.copy_(signed_sum(code, alpha))  # the flip does not change it
+    for l, a in enumerate(alpha.split(1, dim=1)):
+        code = code ^ ((a < 0).int() << l)
+    codes.copy_(code)
+    return alpha.abs()
+
+
+def solve(A: dict[tuple[int, int], Tensor], b: list[Tensor]) -> list[Tensor]:
+    """A^-1 b by A = C D C^T (Cholesky without roots), for all groups at once.
+
+    `A` holds the elements (i, j), i >= j, of positive definite matrices, each (G,) as those of b.
+    """
+    C, D = {}, []
+    for i in range(len(b)):
+        for j in range(i):
+            rest = A[i, j] - sum(C[i, k] * D[k] * C[j, k] for k in range(j))
+            C[i, j] = rest / D[j]
+        D.append(A[i, i] - sum(C[i, k] * C[i, k] * D[k] for k in range(i)))
+    x = list(b)
+    for i in range(len(b)):
+        x[i] = x[i] - sum(C[i, k] * x[k] for k in range(i))
+    x = [value / d for value, d in zip(x, D, strict=True)]
+    for i in reversed(range(len(b))):
+        x[i] = x[i] - sum(C[k, i] * x[k] for k in range(i + 1, len(b)))
+    return x
+
+
+@kernel
+def sum_bases(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
+    """Write w_hat = B^T alpha, (G, n) from codes (G, n) and alpha (G, L)."""
+    w_hat.copy_(signed_sum(codes.int(), alpha))
+
+
+@kernel
+def multiply(
+    g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, ones: Tensor, L: int,
+    beta1: float, beta2: float,
+) -> Tensor:  # fmt: skip
+    """Moments and B g (G, L) in one pass. Writes to m, v, v_max; `ones` is `column_of_ones`."""
+    g = g * ones
+    update_moments(g, m, v, v_max, (beta1, beta2))
+    return torch.stack([(g * sign).sum(1) for sign in signs_of(codes.int(), L)], 1)
+
+
+@kernel
+def inherit_moments(
+    m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, L: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of `steps.alpha_moments`: B m (G, L); sum v, sum v_max (G, 1)."""
+    m_a = torch.stack([(m * sign).sum(1) for sign in signs_of(codes.int(), L)], 1)
+    return m_a, v.sum(1, keepdim=True), v_max.sum(1, keepdim=True)
+
+
+def signs_of(code: Tensor, L: int) -> list[Tensor]:
+    """Codes int32 -> L times -1.0 and 1.0, of their shape."""
+    return [((code >> l) & 1).float() * 2 - 1 for l in range(L)]
+
+
+def signed_sum(code: Tensor, alpha: Tensor) -> Tensor:
+    """Levels by code, (G, n) or (1, n), of alpha (G, L), added in the order of `level_table`."""
+    total = 0.0
+    for a, sign in zip(alpha.split(1, dim=1), signs_of(code, alpha.shape[1]), strict=True):
+        total = total + sign * a
+    return total
+
+
+def live_bits(live: Tensor) -> Tensor:
+    """(G, L) bool -> (G, 1) int32, as `pack_bits`."""
+    return sum(bit.int() << l for l, bit in enumerate(live.split(1, dim=1)))

@@ -1,0 +1,134 @@
+"""The level nearest to each weight, exactly: the search inside every basis step.
+
+What it must equal takes three lines, and 2^L distances a weight:
+
+    levels = level_table(alpha)                                          (G, 2^L)
+    distance = |target.unsqueeze(2) - levels.unsqueeze(1)|               (G, n, 2^L)
+    codes = distance.argmin(2)                                           (G, n)
+
+(`nearest_by_definition`, which tests hold `nearest_codes` to.) The search needs only L comparisons:
+
+    The levels are symmetric about 0, so |target| is searched among the 2^(L-1) that are not
+    negative, and its sign decides between a code and its opposite.
+    Sorted levels put the nearest one between two midpoints: bisection finds it.
+
+The rest of the file is what a CPU makes of that; each part says what it buys.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .codes import level_table, pack_bits, sign_table
+
+COUNTED_TURNS = 3  # of the bisection, by counting: 7 comparisons cost less than 3 look-ups
+
+
+def nearest_by_definition(target: Tensor, alpha: Tensor, live: Tensor) -> Tensor:
+    """Return the nearest level's code by comparing each target with all levels.
+
+    Arguments and result are those of `nearest_codes`; of levels that coincide any may be returned.
+    """
+    existing = pack_bits(live).unsqueeze(1).long()  # (G, 1)
+    distance = (target.unsqueeze(2) - level_table(alpha).unsqueeze(1)).abs()  # (G, n, 2^L)
+    return (distance.argmin(2) & existing).int()  # a bit without basis changes no level
+
+
+def nearest_codes(target: Tensor, alpha: Tensor, live: Tensor) -> Tensor:
+    """Return the code of the level nearest to each target, exactly.
+
+    Arguments: target (G, n); alpha, live (G, L), live coordinates first.
+    Returns: (G, n) int32; bits of bases that a group does not have are 0.
+    """
+    if alpha.shape[1] == 0:
+        return torch.zeros(target.shape, dtype=torch.int32, device=target.device)
+    middle, positive, existing = search_tables(alpha, live)
+    by_rank = torch.cat([positive, positive ^ existing], dim=1)  # (G, 2^L), negative ones second
+    rank = _count_below(target.abs(), middle)
+    rank.add_(torch.lt(target, 0, out=torch.empty_like(target)), alpha=positive.shape[1])
+    return by_rank.gather(1, _to_index(rank))
+
+
+def search_tables(alpha: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what |target| is searched in, for alpha and live (G, L), L > 0.
+
+    Returns: the midpoints of neighbours of the 2^(L-1) levels >= 0 (G, 2^(L-1) - 1), ascending;
+    the codes of these levels (G, 2^(L-1)) int32; all live bits (G, 1) int32: code ^ live bits is
+    the code of the opposite level.
+    """
+    L = alpha.shape[1]
+    # One of each pair of opposite codes: those with bit 0 set (basis 0 is live if any is).
+    codes = torch.arange(1, 2**L, 2, device=alpha.device, dtype=torch.int32)
+    existing = pack_bits(live).unsqueeze(1).int()  # (G, 1)
+    levels, codes = positive_levels(alpha @ sign_table(L, alpha)[1::2].T, codes, existing)
+    if levels.dtype == torch.float32:
+        levels, codes = from_keys(sort_rows(to_keys(levels, codes)))
+    else:
+        levels, order = levels.sort(dim=1)
+        codes = codes.gather(1, order)
+    return midpoints(levels), codes, existing
+
+
+def positive_levels(levels: Tensor, codes: Tensor, existing: Tensor) -> tuple[Tensor, Tensor]:
+    """Return |levels| and the codes that have them, both (G, 2^(L-1)).
+
+    `codes` may set bits of bases that a group does not have; `existing` (G, 1) clears them.
+    """
+    return levels.abs(), (codes ^ -(levels < 0).int()) & existing
+
+
+def midpoints(levels: Tensor) -> Tensor:
+    """Return the midpoints of neighbours: (G, K) ascending -> (G, K - 1)."""
+    return (levels[:, 1:] + levels[:, :-1]) / 2
+
+
+# ---------------------------------------------------------------------------- sorting as integers
+# numpy sorts integers 14 times as fast as torch sorts floats with indices (128 levels a group),
+# which at 8 bits were 40 % of a basis step. Float32 numbers >= 0 are ordered as their bits are.
+
+
+def to_keys(levels: Tensor, codes: Tensor) -> Tensor:
+    """Return int64 that hold float32 levels >= 0 and their codes, in the order of the levels."""
+    return levels.view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(codes)
+
+
+def from_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the float32 levels and int32 codes that `to_keys` made `keys` of."""
+    return (keys >> 32).int().view(torch.float32), keys.int()  # the lower half
+
+
+def sort_rows(keys: Tensor) -> Tensor:
+    """Return each row of int64 `keys` (G, K) in ascending order; on a CPU it is sorted in place."""
+    if keys.device.type != "cpu":
+        return keys.sort(dim=1).values
+    keys.numpy().sort(axis=1)  # the array shares the tensor's memory
+    return keys
+
+
+# ---------------------------------------------------------------------------- bisection
+
+
+def _count_below(x: Tensor, middle: Tensor) -> Tensor:
+    """Return how many of `middle` (G, 2^D - 1), ascending, are below x (G, n), as floats (G, n).
+
+    A turn of bisection is a look-up and a comparison a weight. The first turns count all their
+    midpoints instead. Comparisons write 0 or 1 as floats, which a CPU does four times as fast as
+    bools.
+    """
+    step = max(1, (middle.shape[1] + 1) >> COUNTED_TURNS)  # distance of the midpoints counted
+    if step > middle.shape[1]:
+        return torch.zeros_like(x)
+    first, *others = middle[:, step - 1 :: step].split(1, dim=1)
+    rank, above = torch.gt(x, first, out=torch.empty_like(x)), torch.empty_like(x)
+    for other in others:
+        rank.add_(torch.gt(x, other, out=above))
+    while (step := step // 2) > 0:
+        at = middle[:, step - 1 :: 2 * step].contiguous().gather(1, _to_index(rank))
+        rank = torch.add(at.lt_(x), rank, alpha=2)
+    return rank
+
+
+def _to_index(x: Tensor) -> Tensor:
+    """Return floats as int64 by two conversions with vector instructions, not one without."""
+    return x.int().long()
