@@ -15,6 +15,7 @@ import alq
 import lenet5
 import resnet
 import vgg
+from alq.command.flags import MAY_CHANGE
 from alq.command.report import layer_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +85,12 @@ def test_the_defaults_of_the_method_are_those_of_the_scripts() -> None:
             value = own.get(flag)
             value = value[0] if isinstance(value, list) else value
             assert (float(cell) if cell else None) == value, flag
+
+
+def test_the_flags_that_may_change_on_resuming_are_listed() -> None:
+    text = (ROOT / "docs" / "files-and-resume.md").read_text()
+    (listed,) = re.findall(r"These may differ: ([^.]*)\.", text)
+    assert set(re.findall(r"`--(\w+)`", listed)) == set(MAY_CHANGE)
 
 
 def test_the_readme_shows_what_evaluating_the_small_file_prints() -> None:
