@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..method.optimizer import ALQ
 from ..method.structures import Grouping, coordinate_bytes
 from ..method.weight import MultiBitWeight
-from .schedule import Schedule
+from .schedule import Schedule, alq_schedule
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def pruning_plan(schedule: Schedule | Namespace, weights: Layers, batches: int) 
     unit = "target_kb" if schedule.target_bit is None else "target_bit"
     value, start = getattr(schedule, unit), size_in(unit, weights)
     check_target(unit, value, start, weights)
-    epochs = schedule.epoch_basis + schedule.epoch_coord + schedule.epoch_prune
+    epochs = len(alq_schedule(schedule, rounds=1))
     factor = max(0.0, 1 - schedule.pr / b) ** b
     return PruneToTarget(
         unit, value, start, schedule.pr, factor, schedule.top_k, b, epochs * batches,
