@@ -100,11 +100,6 @@ def log_path(args: Namespace) -> Path:
     return args.model.with_suffix(".jsonl")
 
 
-def read_log(path: Path) -> list[dict]:
-    """The events in a log; a torn last line, of a killed process, is left out."""
-    return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
-
-
 def plain_flags(args: Namespace) -> dict:
     """The flags as JSON values."""
     plain = (bool, int, float, str, list, type(None))
