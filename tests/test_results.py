@@ -19,6 +19,7 @@ from alq.data.loaders import EVAL_BATCH, TensorLoader
 from alq.data.mnist import read_mnist
 from alq.files.checkpoint import load_checkpoint
 from alq.training.epoch import evaluate
+from evidence_tables import evidence_tables
 from networks import NETWORKS
 from published_runs import has_default_flags, read_run, read_runs
 from tables import recipe_table, results_table, stages_table
@@ -44,8 +45,11 @@ def test_the_readme_holds_the_table_of_the_logs() -> None:
     assert results_table(read_runs(RUNS)) in text("README.md")
 
 
-def test_the_readme_holds_the_gains_of_the_extras() -> None:
-    assert recipe_table(RUNS / "ablations") in text("README.md")
+def test_the_evidence_holds_the_tables_of_the_logs() -> None:
+    evidence = text("docs/evidence.md")
+    tables = [stages_table(read_runs(RUNS)), recipe_table(RUNS / "ablations")]
+    for table in [*tables, *evidence_tables(RUNS).values()]:
+        assert table in evidence, table
 
 
 def test_the_performance_holds_the_tables_of_the_benchmarks() -> None:
