@@ -90,10 +90,8 @@ def stages(epochs: Sequence[dict]) -> list[tuple[str, int, int]]:
     spans, start = [], 0
     for (stage, number), group in groupby(epochs, lambda e: (e["stage"], e["round"])):
         end = start + len(list(group))
-        name = {"pretrain": "pretraining", "posttrain": "post-training"}.get(
-            stage, f"round {number}"
-        )
-        spans.append((name, start, end))
+        names = {"pretrain": "pretraining", "posttrain": "post-training", "alq": f"round {number}"}
+        spans.append((names[stage], start, end))
         start = end
     return spans
 
@@ -107,9 +105,8 @@ def layers(logs: Path) -> Figure:
         ax.plot(range(len(values)), values, label=name.removesuffix(".weight"), **style)
     average = [epoch["bitwidth"] for epoch in epochs]
     ax.plot(range(len(average)), average, color="0.5", linewidth=3, label="network", zorder=0)
-    ax.set(
-        xlabel="pruning rounds done", ylabel="average bitwidth (bit)", xticks=range(len(average))
-    )
+    ax.set(xlabel="pruning rounds done", ylabel="average bitwidth (bit)")
+    ax.set_xticks(range(len(average)))
     ax.legend()
     return figure
 
@@ -144,15 +141,10 @@ def against_bits(logs: Path, arms: dict[str, str]) -> Figure:
     figure, ((cut, trained),) = axes(1, 2, height=3.4, sharey=True)
     for (log, label), style in zip(arms.items(), STYLES, strict=False):
         points = events(logs / "ablations" / f"{log}.jsonl", "point")
-        pruned = [p for p in points if p["after"] == "prune"]
-        again = [p for p in points if p["after"] == "coordinate"]
-        for ax, chosen in ((cut, pruned), (trained, again)):
-            ax.plot(
-                [p["bitwidth"] for p in chosen],
-                [100 - p["top1"] for p in chosen],
-                label=label,
-                **style,
-            )
+        for ax, after in ((cut, "prune"), (trained, "coordinate")):
+            chosen = [point for point in points if point["after"] == after]
+            bits, errors = zip(*((p["bitwidth"], 100 - p["top1"]) for p in chosen), strict=True)
+            ax.plot(bits, errors, label=label, **style)
     for ax, title in ((cut, "right after pruning"), (trained, "after 3 more epochs")):
         ax.set(xscale="log", yscale="log", xlabel="average bitwidth (bit)", title=title)
         plain_ticks(ax.xaxis, ax.get_xlim())
@@ -201,8 +193,7 @@ def size(logs: Path) -> Figure:
     seeds = sorted(logs.glob("lenet5_seed*.jsonl"))
     alone = {"linestyle": "none", "markersize": 7}
     plot_sizes(ax, seeds, f"default schedule, {len(seeds)} seeds", {**STYLES[1], **alone})
-    if small := list(logs.glob("lenet5_10kb.jsonl")):
-        plot_sizes(ax, small, "recipe for 10 KB", {**STYLES[2], **alone})
+    plot_sizes(ax, [logs / "lenet5_10kb.jsonl"], "recipe for 10 KB", {**STYLES[2], **alone})
     full = mean(events(log, "result")[-1]["top1_fp"] for log in seeds)
     ax.plot(1722, full, "k*", markersize=10, label="full precision, mean of the seeds")
     for name, count, top1, marker in CITED:
