@@ -16,7 +16,6 @@ writes its own log, CLAIM_ARM.jsonl; an arm whose log has a result is not run ag
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from alq.method.structures import make_grouping
 from alq.training.epoch import evaluate
 from alq.training.loop import quantized_training, size_of, train_through
 from alq.training.schedule import Epoch, Schedule
+from published_runs import read_events
 
 TRAINED = Path("checkpoints/published/lenet5_model_ori.pth")
 LOGS = Path("checkpoints/ablations")
@@ -147,7 +147,7 @@ def run_command(claim: str, arm: str, args: argparse.Namespace) -> None:
 
 def finished(log: Path) -> bool:
     """Whether the run that wrote `log` came to its end."""
-    last = json.loads(log.read_text().splitlines()[-1]) if log.exists() else {"event": None}
+    last = read_events(log)[-1] if log.exists() else {"event": None}
     return last["event"] == "result" and last.get("stage") != "alq"  # a command goes on from there
 
 

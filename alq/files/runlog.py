@@ -97,11 +97,6 @@ def log_path(args: Namespace) -> Path:
     return args.model.with_suffix(".jsonl")
 
 
-def read_log(path: Path) -> list[dict]:
-    """Return the events in a log but for a torn last line, which a killed process left."""
-    return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
-
-
 def plain_flags(args: Namespace) -> dict:
     """Return the flags as JSON values."""
     plain = (bool, int, float, str, list, type(None))
