@@ -36,6 +36,8 @@ class ALQ(Optimizer):
         lr: learning rate.  betas, eps: of AMSGrad.
         weight_decay: wd above, on the coordinates.
         generator: of the random rounding in `prune_step`, on the CPU; None takes torch's own.
+        ridge: of the solve for alpha. None pulls what the bases do not determine to the present
+            alpha, by a share of the group's own h; a number is the published ridge, towards 0.
     """
 
     arithmetic: Any = steps  # a module with BLOCK, basis_step, coordinate_gradients and rebuild
@@ -48,6 +50,7 @@ class ALQ(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         generator: torch.Generator | None = None,
+        ridge: float | None = None,
     ) -> None:
         if not lr >= 0:
             raise InputError(f"lr {lr}: must be 0 or more")
@@ -57,8 +60,11 @@ class ALQ(Optimizer):
             raise InputError(f"eps {eps}: must be above 0, as h is divided by")
         if not weight_decay >= 0:
             raise InputError(f"weight_decay {weight_decay}: must be 0 or more")
+        if ridge is not None and not ridge > 0:
+            raise InputError(f"ridge {ridge}: must be above 0, or None for a relative one")
         self.weights = list(weights)
         self.generator = generator
+        self.ridge = ridge
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([weight.parameter for weight in self.weights], defaults)
         for weight in self.weights:
@@ -202,8 +208,9 @@ class ALQ(Optimizer):
         state["alpha_moments"] = None
         for block in self._blocks(weight):
             self.arithmetic.basis_step(
-                groups[block], w0[block], w_hat[block], state["step"], self.amsgrad, move_base
-            )
+                groups[block], w0[block], w_hat[block], state["step"], self.amsgrad, move_base,
+                self.ridge,
+            )  # fmt: skip
         weight.alpha = weight.at_own_places(groups.alpha)
         weight.write(w_hat)
 
