@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,14 +14,17 @@ import torchvision
 from torch import nn
 
 from alq.command.flags import OneLineParser, count, make_parser
-from alq.command.results import PUBLISHED
 from alq.command.run import run_stages
 from alq.command.stages import Recipe
-from alq.data.download import fetch_weights
-from alq.data.imagenet import folder_split, folder_test
+from alq.data import imagenet
+from alq.data.published_weights import fetch_weights
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # of the full-precision training
 LAYERS = {"resnet18": 21, "resnet34": 37}  # quantized ones, those of the shortcuts included
+PUBLISHED = {  # the paper's rows
+    "resnet18": {"bitwidth": 2.00, "storage_bytes": 3.44e6, "top1": 70.0},
+    "resnet34": {"bitwidth": 2.00, "storage_bytes": 6.37e6, "top1": 73.6},
+}
 
 
 def defaults(net: str) -> dict:
@@ -77,26 +80,37 @@ def recipe(net: str) -> Recipe:
     return Recipe(
         net=net,
         network=getattr(torchvision.models, net),
-        load_data=folder_split,
-        load_test=folder_test,
+        load_data=imagenet.load_splits,
+        load_test=imagenet.load_test,
         pretrain_optimizer=pretrain_optimizer,
         published=PUBLISHED[net],
         fetch=fetch,
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    net_flag = OneLineParser(add_help=False)
-    net_flag.add_argument("--net", choices=LAYERS, default="resnet18", help="which network")
-    net = net_flag.parse_known_args(argv)[0].net  # the other flags' defaults depend on it
-    parser = make_parser(__doc__, defaults(net), parents=[net_flag])
+def net_flag() -> OneLineParser:
+    """The one flag that the other flags' defaults depend on."""
+    parser = OneLineParser(add_help=False)
+    parser.add_argument("--net", choices=LAYERS, default="resnet18", help="which network")
+    return parser
+
+
+def command_line(net: str) -> ArgumentParser:
+    """All flags of this script, with their defaults for `net`."""
+    parser = make_parser(__doc__, defaults(net), parents=[net_flag()])
+    parser.set_defaults(net=net)
     fetching = parser.add_argument_group("published weights (--PRETRAIN --DOWNLOAD)")
     fetching.add_argument(
         "--DOWNLOAD", action="store_true", help="--PRETRAIN fetches weights and does not train"
     )
     fetching.add_argument("--model_ori_urls", metavar="URL", help="where from; the hash is checked")
     parser.add_argument("--workers", type=count, metavar="N", help="processes that read pictures")
-    run_stages(recipe(net), parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    net = net_flag().parse_known_args(argv)[0].net
+    run_stages(recipe(net), command_line(net), argv)
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(finished, tmp_path, capsys, dam
 
 
 def test_damaged_data_is_named(tmp_path) -> None:
-    from alq.data.mnist import read_mnist
+    from alq.data import read_mnist
 
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files.checkpoint import DIGEST, load_checkpoint, load_model, save_checkpoint
+from ..files.checkpoint import load_checkpoint, load_model, read_checksum, save_checkpoint
 from ..files.runlog import RunLog, plain_flags
 from ..machine import processes
 from ..machine.interruption import Interruption, Stopped
@@ -48,7 +48,7 @@ def read_point(args: Namespace, net: str, named: list[str]) -> dict | None:
             f"--resume: the run to resume was in --{point['stage'].upper()}; name that stage, or "
             "start anew without --resume"
         )
-    own = {**plain_flags(args), "processes": processes.world()}
+    own = {**plain_flags(args), "processes": processes.process_count()}
     for flag, value in own.items():
         saved = point["flags"].get(flag)
         if flag not in (*MAY_CHANGE, *NOT_COMPARED) and value != saved:
@@ -107,8 +107,8 @@ class ResumePoints:
         state = {
             "net": self.net,
             "stage": self.stage,
-            "flags": {**plain_flags(self.args), "processes": processes.world()},
-            "source": checksum(self.source),
+            "flags": {**plain_flags(self.args), "processes": processes.process_count()},
+            "source": self.source and read_checksum(self.source),
             "log_size": self.log.size() if processes.is_main() else 0,
             "generators": generator_states(),
             **training_state(self.training),
@@ -118,7 +118,7 @@ class ResumePoints:
 
     def go_back(self, point: dict) -> None:
         """Put the training back to where `point` was saved, and the log."""
-        if point["source"] != checksum(self.source):
+        if point["source"] != (self.source and read_checksum(self.source)):
             raise InputError(
                 f"{self.source} is not the file that the run to resume started from; put that "
                 "back, or start anew without --resume"
@@ -129,7 +129,7 @@ class ResumePoints:
         if "cuda" in point["generators"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(point["generators"]["cuda"])
         if processes.is_main():
-            self.log.cut(point["log_size"])
+            self.log.truncate(point["log_size"])
 
 
 def training_state(training: Training) -> dict:
@@ -142,7 +142,7 @@ def training_state(training: Training) -> dict:
         "best": training.best,
         "batches": training.epoch.batches,
         "epoch_seconds": training.epoch.elapsed() if training.epoch.batches else 0.0,
-        "sums": processes.gather([*sums, totals.count]),  # of each process
+        "sums": processes.gather_from_all([*sums, totals.count]),  # of each process
         "model": plain_state(training.model),
         "optimizers": [optimizer.state_dict() for optimizer in training.optimizers],
     }
@@ -167,8 +167,3 @@ def generator_states() -> dict[str, Tensor]:
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
-
-
-def checksum(checkpoint: Path | None) -> str | None:
-    """That of a checkpoint file: its last bytes."""
-    return checkpoint and checkpoint.read_bytes()[-DIGEST:].decode("ascii", "replace")

@@ -45,7 +45,7 @@ def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | Non
         set_arithmetic(args)
         if named and args.compile:
             require_compiler(args.device)
-        with processes.joined(args.device):
+        with processes.join_processes(args.device):
             result = run_named(recipe, args, named) if named else evaluate_packed(recipe, args)
             main = processes.is_main()
     except NotFinite as error:
@@ -84,7 +84,7 @@ def run_named(recipe: Recipe, args: Namespace, named: list[str]) -> dict:
             result = STAGES[name](run)
             if processes.is_main():
                 print(f"{result['stage']}: {result['seconds']:.0f} s, saved {result['file']}")
-        processes.wait()
+        processes.wait_for_all()
         if processes.is_main():
             resume_path(args).unlink(missing_ok=True)
     return result

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..data.download import load_fetched
 from ..data.loaders import Loader, Split
 from ..errors import InputError
 from ..extras.compiled import quantizer_kind
@@ -179,7 +178,7 @@ def pretrain(run: Run) -> dict:
     points = run.resume_points("pretrain", training)
     fetched = run.recipe.fetch(args)
     if fetched is not None:
-        load_fetched(model, fetched, args)
+        load_model(model, fetched, f"--model_ori_urls {args.model_ori_urls}")
         epochs = []
     else:
         epochs = schedule.pretrain_schedule(args)

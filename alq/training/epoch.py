@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..machine.finite import Watch
-from ..machine.processes import sum_over_processes
+from ..machine.processes import combine_over_processes
 
 # (model, batch) -> mean loss, number of correct answers (None: nothing to count), number of samples
-LossFunction = Callable[[nn.Module, object], tuple[Tensor, "Tensor | None", int]]
+LossFunction = Callable[[nn.Module, Any], tuple[Tensor, "Tensor | None", int]]
 
 
 def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
@@ -62,7 +63,7 @@ def train_epoch(
         (loss * weight).backward()
         so_far.batches += 1
         if so_far.watch:
-            so_far.watch.look(so_far.batches, loss)
+            so_far.watch.note(so_far.batches, loss)
         step()
         if weight:  # else the samples are another process's
             so_far.totals.add(loss.detach(), correct, count)
@@ -98,7 +99,7 @@ class Totals:
     def means(self) -> dict[str, float | None]:
         counted = self.correct is not None
         sums = [float(self.loss), float(self.correct) if counted else 0.0, self.count]
-        loss, correct, count = sum_over_processes(sums)
+        loss, correct, count = combine_over_processes(sum, sums)
         return {"loss": loss / count, "accuracy": 100 * correct / count if counted else None}
 
 

@@ -45,7 +45,7 @@ class Training:
 
     def check_same_everywhere(self, when: str) -> None:
         """Of several processes: give all the same running statistics, compare all the rest."""
-        processes.share_buffers(self.model)
+        processes.copy_buffers_from_main(self.model)
         states = [list(optimizer.state.values()) for optimizer in self.optimizers]
         weights = [vars(weight) for weight in self.weights]
         processes.check_same([self.model.state_dict(), states, weights], when)
@@ -72,7 +72,7 @@ def quantized_training(
 
     def all_of(step: Callable[[], None]) -> Callable[[], None]:
         def take() -> None:
-            with processes.same_arithmetic():
+            with processes.sum_in_fixed_order():
                 step()
                 for optimizer in optimizers[1:]:
                     optimizer.step()
@@ -112,7 +112,7 @@ def train_through(
 
     Raises: NotFinite names the epoch, batch and layer.
     """
-    network = processes.replicate(training.model)
+    network = processes.average_gradients(training.model)
     if not processes.is_main():
         progress = False
     while training.epochs_done < len(epochs):
