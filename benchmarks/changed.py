@@ -140,7 +140,7 @@ def cheapest(f: Tensor, mask: Tensor, kept: int, share: float) -> Tensor:
 
 
 def bases_losing_flips(
-    w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor
+    w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor, ridge: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Do what `steps.optimise_bases` does, but change a negative coordinate's sign alone.
 
@@ -148,17 +148,20 @@ def bases_losing_flips(
     """
     target = w0 - p / h
     codes = nearest_codes(target, alpha, live)  # (G, n)
-    alpha = finite_or(alpha, solve_coordinates(codes.long(), live, w0, p, h)).abs()  # (G, L)
+    alpha = finite_or(
+        alpha, solve_coordinates(codes.long(), live, w0, p, h, alpha, ridge)
+    ).abs()  # (G, L)
     return codes.to(torch.uint8), alpha, weights_by_code(alpha, codes), target
 
 
 def basis_step_losing_flips(
-    groups: Groups, w0: Tensor, w_hat: Tensor, t: int, amsgrad: AMSGrad, move_base: bool
-) -> None:
+    groups: Groups, w0: Tensor, w_hat: Tensor, t: int, amsgrad: AMSGrad, move_base: bool,
+    ridge: float | None = None,
+) -> None:  # fmt: skip
     """Do what `steps.basis_step` does, by `bases_losing_flips`."""
     update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
     p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, t, *amsgrad)
-    codes, alpha, product, target = bases_losing_flips(w0, p, h, groups.alpha, groups.live)
+    codes, alpha, product, target = bases_losing_flips(w0, p, h, groups.alpha, groups.live, ridge)
     groups.codes.copy_(codes)
     groups.alpha.copy_(alpha)
     w_hat.copy_(product)

@@ -14,7 +14,7 @@ import itertools
 
 import numpy as np
 
-RIDGE = 1e-6
+RIDGE = 1e-4  # as a share of the group's sum of h
 
 
 def sketch_group(w: np.ndarray, I: int) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -56,10 +56,12 @@ class Reference:
     """
 
     def __init__(
-        self, B, alpha, mask, lr, betas=(0.9, 0.999), eps=1e-8, wd=0.0, tie=1e-9
-    ) -> None:
+        self, B, alpha, mask, lr, betas=(0.9, 0.999), eps=1e-8, wd=0.0, tie=1e-9,
+        ridge=None,
+    ) -> None:  # fmt: skip
         self.take_over(B, alpha, mask)
         self.lr, self.betas, self.eps, self.wd, self.tie = lr, betas, eps, wd, tie
+        self.ridge = ridge
         G, I, n = self.B.shape
         self.t = self.t_a = 0
         self.m, self.v, self.v_max = (np.zeros((G, n)) for _ in range(3))
@@ -118,7 +120,7 @@ class Reference:
         target = w0 - p / h
         for k in range(len(target)):
             B, flips = self._nearest_bases(k, target[k], chosen)
-            alpha = self._solve(B, self.mask[k], w0[k], p[k], h[k])
+            alpha = self._solve(k, B, w0[k], p[k], h[k])
             if chosen is None:
                 flips = np.where(alpha < 0, -1.0, 1.0)
             self.B[k], self.alpha[k] = B * flips[:, None], alpha * flips * self.mask[k]
@@ -151,10 +153,12 @@ class Reference:
                 return B, flips
         raise AssertionError(f"group {k}: there are levels nearer to the targets")
 
-    def _solve(self, B, mask, w0, p, h) -> np.ndarray:
-        """Of one group: (B diag(h) B^T + R) alpha = B (h*w0 - p)."""
-        R = np.diag(np.where(mask, RIDGE, 1 + RIDGE))
-        return np.linalg.solve(B @ np.diag(h) @ B.T + R, B @ (h * w0 - p))
+    def _solve(self, k, B, w0, p, h) -> np.ndarray:
+        """Of group k: (B diag(h) B^T + R) a = B (h*w0 - p) + R alpha; no R alpha if R is given."""
+        mask, pull = self.mask[k], self.ridge is None
+        R = RIDGE * h.sum() if pull else self.ridge
+        A = B @ np.diag(h) @ B.T + np.diag(np.where(mask, R, 1.0))
+        return np.linalg.solve(A, B @ (h * w0 - p) + pull * R * self.alpha[k] * mask)
 
     def coordinate_step(self, g) -> None:
         self._update_w(g)

@@ -34,7 +34,9 @@ class Layers(nn.Module):
             layer.weight = nn.Parameter(weight)
 
 
-def make(kind: type[alq.ALQ], dtype: torch.dtype = torch.float32) -> alq.ALQ:
+def make(
+    kind: type[alq.ALQ], dtype: torch.dtype = torch.float32, ridge: float | None = None
+) -> alq.ALQ:
     """All structures; each layer with a group of zeros, one without bits, a hole in the mask."""
     columns = list(zip(*LAYERS, strict=True))
     weights = alq.quantize(Layers().to(dtype), *map(list, columns[:3]))
@@ -43,7 +45,8 @@ def make(kind: type[alq.ALQ], dtype: torch.dtype = torch.float32) -> alq.ALQ:
         dead[1] = True
         dead[0, 0] = weight.I > 1
         prune([weight], [dead])
-    return kind(weights, lr=0.02, weight_decay=1e-3, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    return kind(weights, lr=0.02, weight_decay=1e-3, generator=generator, ridge=ridge)
 
 
 def take(optimizer: alq.ALQ, number: int, step: str) -> None:
@@ -60,11 +63,11 @@ def determined(weight: alq.MultiBitWeight) -> Tensor:
     return torch.linalg.matrix_rank(B) == weight.mask.sum(1)
 
 
-@pytest.mark.parametrize("inline", [compiled_steps.MAX_INLINE_BASES, 2])
-def test_equals_the_eager_steps(monkeypatch, inline: int) -> None:
+@pytest.mark.parametrize(("inline", "ridge"), [(compiled_steps.MAX_INLINE_BASES, None), (2, 1e-6)])
+def test_equals_the_eager_steps(monkeypatch, inline: int, ridge: float | None) -> None:
     """Step by step from the same state, so that no rounding adds up; negative coordinates too."""
     monkeypatch.setattr(compiled_steps, "MAX_INLINE_BASES", inline)
-    eager, fast = make(alq.ALQ), make(alq.CompiledALQ)
+    eager, fast = make(alq.ALQ, ridge=ridge), make(alq.CompiledALQ, ridge=ridge)
     negative = 0
     for number, step in enumerate(STEPS):
         fast.load_state_dict(eager.state_dict())

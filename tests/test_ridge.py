@@ -1,4 +1,4 @@
-"""The ridge of the solve for alpha: what has no gradient stays, and the loss's scale is no matter."""
+"""The ridge of the solve for alpha: what has no gradient stays, and no scale of the loss matters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_embedding_rows_that_no_batch_holds_stay_as_they_are() -> None:
 
 
 def levels_after(scale: float) -> list[torch.Tensor]:
-    """The sorted levels of every group after steps on a loss times `scale`, eps times it as well."""
+    """The sorted levels of every group after steps on a loss, and with an eps, times `scale`."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(24, 12), nn.Tanh(), nn.Linear(12, 3))
     weights = alq.quantize(model, max_bit=3)
