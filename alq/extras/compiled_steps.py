@@ -203,7 +203,8 @@ def solve_and_rebuild(
     """
     L = alpha.shape[1]
     exists = live.unbind(1)  # L times (G,)
-    products, total, pairs = sums[:, :L].unbind(1), sums[:, L], iter(sums[:, L + 1 :].unbind(1))
+    products = list(sums[:, :L].unbind(1))
+    total, pairs = sums[:, L], iter(sums[:, L + 1 :].unbind(1))  # (G,) each
     R = total * RIDGE if ridge is None else torch.full_like(total, ridge)  # (G,)
     if ridge is None:
         products = [x + R * a for x, a in zip(products, alpha.unbind(1), strict=True)]
