@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -17,8 +18,20 @@ from .weight import MultiBitWeight
 Skip = Collection[str] | Callable[[str, nn.Parameter], bool]
 
 
+# Layers whose `weight` scales values one by one, and multiplies nothing.
+SCALES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU)
+# What recurrent layers and attention call the matrices that they multiply by.
+RECURRENT = ("weight_ih", "weight_hh", "weight_hr")
+ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
 def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
-    """Return the tensors named `weight` with more than one dimension, in their order.
+    """Return the parameters that the model's layers multiply by, in `named_parameters` order.
+
+    These are all named `weight` with two or more dimensions (linear layers, convolutions,
+    embeddings, layers of one's own), but for those of `SCALES`; and the matrices of recurrent
+    layers and of attention, which have other names. What a reparametrisation computes, such as the
+    weight of `weight_norm`, `spectral_norm` or `torch.nn.utils.prune`, is no parameter.
 
     A parameter that modules share appears once, under the first of its names, and is left out if
     `skip` takes any of them.
@@ -30,9 +43,10 @@ def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     skipped = _predicate(skip, {name for aliases in names.values() for name in aliases})
+    matrices = matrix_names(model)
     chosen = {}
     for parameter, aliases in names.items():
-        weights = [name for name in aliases if is_weight(name)]
+        weights = [name for name in aliases if name in matrices]
         if not weights or any(skipped(name, parameter) for name in aliases):
             continue
         if isinstance(parameter, UninitializedParameter):
@@ -44,9 +58,18 @@ def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
     return chosen
 
 
-def is_weight(name: str) -> bool:
-    """Return whether a parameter's own name is `weight`."""
-    return name.rpartition(".")[2] == "weight"
+def matrix_names(model: nn.Module) -> set[str]:
+    """Return all names of parameters that are matrices by their layer and their own name."""
+    found = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, _ in module.named_parameters(recurse=False):
+            if (
+                (name == "weight" and not isinstance(module, SCALES))
+                or (isinstance(module, nn.RNNBase | nn.RNNCellBase) and name.startswith(RECURRENT))
+                or (isinstance(module, nn.MultiheadAttention) and name in ATTENTION)
+            ):
+                found.add(f"{path}.{name}" if path else name)
+    return found
 
 
 def _predicate(skip: Skip, names: set[str]) -> Callable[[str, nn.Parameter], bool]:
@@ -89,7 +112,20 @@ def quantize(
     ]
     for weight in weights:
         weight.write()
+        _warn_if_larger(weight)
     return weights
+
+
+def _warn_if_larger(weight: MultiBitWeight) -> None:
+    """Warn where the coordinates of small groups take more bytes than the weights in float32."""
+    full = 4 * weight.grouping.numel
+    if weight.storage_bytes > full:
+        warnings.warn(
+            f"{weight.name}: its groups of {weight.n} weights take "
+            f"{weight.storage_bytes:.0f} bytes at {weight.bitwidth:.3g} bit, more than the {full} of float32; choose larger groups "
+            "(structure, subc), a smaller max_bit, or leave it out with skip=",
+            stacklevel=3,
+        )
 
 
 def groupings(
