@@ -122,7 +122,8 @@ def _warn_if_larger(weight: MultiBitWeight) -> None:
     if weight.storage_bytes > full:
         warnings.warn(
             f"{weight.name}: its groups of {weight.n} weights take "
-            f"{weight.storage_bytes:.0f} bytes at {weight.bitwidth:.3g} bit, more than the {full} of float32; choose larger groups "
+            f"{weight.storage_bytes:.0f} bytes at {weight.bitwidth:.3g} bit, "
+            f"more than the {full} of float32; choose larger groups "
             "(structure, subc), a smaller max_bit, or leave it out with skip=",
             stacklevel=3,
         )
