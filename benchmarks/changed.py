@@ -130,7 +130,7 @@ class Uniform:
 
 
 def cheapest(f: Tensor, mask: Tensor, kept: int, share: float) -> Tensor:
-    """(G, I) bool: all but the `kept` costliest coordinates of the first `share` of the groups."""
+    """Return (G, I) bool: all but the `kept` costliest of the first `share` of the groups."""
     rank = torch.where(mask, f, -torch.inf).argsort(1, descending=True).argsort(1)  # (G, I)
     reached = torch.arange(len(mask)).unsqueeze(1) < round(share * len(mask))  # (G, 1)
     return mask & (rank >= kept) & reached
@@ -184,7 +184,7 @@ def choose_by_wrong_values(
     costs: Sequence[Tensor], masks: Sequence[Tensor], candidates: Sequence[int], M_p: float,
     *rest: object,
 ) -> list[Tensor]:  # fmt: skip
-    """`steps.choose_pruned`, except for the values that layers are compared by.
+    """Do what `steps.choose_pruned` does, except for the values that layers are compared by.
 
     A layer's candidates are found in the list of its live coordinates; their values are then read
     at these numbers in the array of all its coordinates, dead ones (of value 0) included.

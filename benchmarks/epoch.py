@@ -19,7 +19,6 @@ from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import nn
@@ -31,13 +30,13 @@ import lenet5
 from alq.data import mnist
 from alq.extras.compiled import quantizer_kind
 from alq.files.checkpoint import load_checkpoint
-from alq.machine.arithmetic import settle_cpu
 from alq.training.epoch import classification, train_epoch
 from alq.training.loop import Training, prepare, quantized_training
 from alq.training.pruning import PruneByRatio
 from alq.training.schedule import Epoch
+from networks import NETWORKS
 from performance_tables import epoch_tables
-from timing import machine, write_figures
+from timing import settle, write_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("pretrain", "basis", "coordinate", "prune", "ste")
@@ -45,7 +44,7 @@ PARTS = ("data", "forward + backward", "optimizer", "other")
 
 
 class Clock:
-    """Seconds of each part of an epoch; `lap` books the time since the last call."""
+    """Adds up the seconds of each part of an epoch; `lap` books the time since the last call."""
 
     def __init__(self, sync: Callable[[], None]) -> None:
         self.sync, self.seconds = sync, defaultdict(float)
@@ -77,7 +76,7 @@ class Clock:
 
 
 def training_of(kind: str, flags: Namespace) -> Training:
-    """A fresh training of the published full-precision network that can take steps of `kind`."""
+    """Return a new training of the published network that can take steps of `kind`."""
     torch.manual_seed(0)
     model = lenet5.LeNet5().to(flags.device, memory_format=torch.channels_last)
     saved = load_checkpoint(ROOT / "checkpoints/published/lenet5_model_ori.pth", "lenet5")
@@ -92,7 +91,7 @@ def training_of(kind: str, flags: Namespace) -> Training:
 
 
 def measure(kind: str, flags: Namespace, train: Iterable) -> dict[str, float]:
-    """Seconds of one epoch of `kind`, part by part."""
+    """Return the seconds of one epoch of `kind`, part by part."""
     training = training_of(kind, flags)
     prepare(training, Epoch(kind, flags.lr_pretrain if kind == "pretrain" else flags.lr))
     sync = torch.cuda.synchronize if flags.device.type == "cuda" else lambda: None
@@ -100,6 +99,27 @@ def measure(kind: str, flags: Namespace, train: Iterable) -> dict[str, float]:
     step = clock.timed_step(training.steps[kind])
     train_epoch(training.model, clock.timed_batches(train), step, clock.timed_loss)
     return {part: clock.seconds[part] for part in PARTS}
+
+
+def measure_in_turns(args: Namespace) -> dict[str, dict[str, float]]:
+    """Return for each kind the parts of its median epoch; the kinds take turns."""
+    flags = NETWORKS["lenet5"].default_flags()
+    flags.data, flags.device, flags.compile = ROOT / "data", args.device, args.compile
+    train = mnist.load_splits(flags, None)[0].train
+    flags.batches = len(train)
+    if args.batches:
+        train = list(itertools.islice(train, args.batches))
+    if args.compile:  # one batch of each kind, which is not counted
+        for kind in KINDS:
+            measure(kind, flags, list(itertools.islice(train, 1)))
+    found: dict[str, list[dict]] = {kind: [] for kind in KINDS}
+    for _ in range(args.repeats):
+        for kind in KINDS:
+            found[kind].append(measure(kind, flags, train))
+    return {
+        kind: sorted(epochs, key=lambda parts: sum(parts.values()))[len(epochs) // 2]
+        for kind, epochs in found.items()
+    }
 
 
 def main() -> None:
@@ -118,32 +138,12 @@ def main() -> None:
         contents = [json.loads(path.read_text()) for path in args.table]
         print(*epoch_tables(contents), sep="\n\n")
         return
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    settle_cpu()
-    where = {"data": ROOT / "data", "device": args.device, "seed": 0, "wd": 0.0, "augment": 0}
-    where["compile"] = args.compile
-    flags = Namespace(**{**lenet5.DEFAULTS, **where})
-    train = mnist.load_splits(flags, None)[0].train
-    flags.batches = len(train)
-    if args.batches:
-        train = list(itertools.islice(train, args.batches))
-    print(machine(args.device))
-    if args.compile:  # one batch of each kind, which is not counted
-        for kind in KINDS:
-            measure(kind, flags, list(itertools.islice(train, 1)))
-    found: dict[str, list[dict]] = {kind: [] for kind in KINDS}
-    for _ in range(args.repeats):
-        for kind in KINDS:
-            found[kind].append(measure(kind, flags, train))
+    settle(args)
+    rows = measure_in_turns(args)
     print(f"{'seconds an epoch':18}{'all':>8}" + "".join(f"{part:>20}" for part in PARTS))
-    rows = {}
-    for kind, epochs in found.items():
-        rows[kind] = sorted(epochs, key=lambda parts: sum(parts.values()))[len(epochs) // 2]
-        parts = "".join(f"{rows[kind][part]:20.2f}" for part in PARTS)
-        print(f"{kind:18}{sum(rows[kind].values()):8.2f}{parts}")
-    whole = {kind: median(sum(e.values()) for e in epochs) for kind, epochs in found.items()}
-    print(f"basis / full precision: {whole['basis'] / whole['pretrain']:.2f}")
+    for kind, seconds in rows.items():
+        parts = "".join(f"{seconds[part]:20.2f}" for part in PARTS)
+        print(f"{kind:18}{sum(seconds.values()):8.2f}{parts}")
     if args.json:
         write_figures(args.json, args.device, seconds=rows)
 
