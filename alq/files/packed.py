@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..method.network import matrix_names, restore
+from ..method.network import matrix_names, restore, uncompiled
 from ..method.weight import MultiBitWeight
 from .bits import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weights
 from .checkpoint import first_difference
@@ -163,6 +163,7 @@ def untied_state(model: nn.Module) -> dict[str, Tensor]:
 
     The name is that under which `quantize` takes it, if it does.
     """
+    model = uncompiled(model)
     matrices = matrix_names(model)
     state: dict[int, tuple[str, Tensor]] = {}
     for name, value in model.state_dict(keep_vars=True).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from numbers import Integral, Number
 from typing import Any
 
 from torch import nn
@@ -39,6 +40,7 @@ def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
     Raises: InputError for a name in `skip` that no parameter has, and for a lazy layer that has
     not seen its first batch.
     """
+    model = uncompiled(model)
     names: dict[nn.Parameter, list[str]] = {}  # all names of each parameter
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -53,9 +55,14 @@ def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
             raise InputError(
                 f"{weights[0]}: has no shape yet; pass a batch through the model first"
             )
-        if parameter.dim() > 1:
+        if parameter.dim() > 1 and parameter.numel():
             chosen[weights[0]] = parameter
     return chosen
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile` wrapped, whose parameters have their own names."""
+    return getattr(model, "_orig_mod", model)
 
 
 def matrix_names(model: nn.Module) -> set[str]:
@@ -83,7 +90,7 @@ def _predicate(skip: Skip, names: set[str]) -> Callable[[str, nn.Parameter], boo
 
 def transposed_groups(model: nn.Module, name: str) -> int:
     """Return the groups of the transposed convolution that parameter `name` is of, else 0."""
-    module = model.get_submodule(name.rpartition(".")[0])
+    module = uncompiled(model).get_submodule(name.rpartition(".")[0])
     transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     return module.groups if isinstance(module, transposed) else 0
 
@@ -154,6 +161,8 @@ def groupings(
     found = {}
     for name, asked, parts, bit in zip(names, structures, pieces, bits, strict=True):
         transposed = transposed_groups(model, name)
+        bit = whole_number(name, "max_bit", bit)
+        parts = parts if parts is None else whole_number(name, "subc", parts)
         grouping = make_grouping(name, tuple(parameters[name].shape), asked, parts, transposed)
         found[name] = grouping, bit
     return found
@@ -171,6 +180,10 @@ def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
     weights = []
     for state in states:
         parameter = parameters[state["name"]]
+        if parameter.is_meta:
+            raise InputError(
+                f"{state['name']}: has no memory; use model.to_empty(device=...) first"
+            )
         grouping = make_grouping(
             state["name"],
             tuple(parameter.shape),
@@ -186,14 +199,26 @@ def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
 
 def per_layer(option: str, value: Any, names: Sequence[str]) -> list:
     """Return `value` for each of the layers `names`; InputError if a list has another length."""
-    if value is None or isinstance(value, (str, int)):
+    if value is None or isinstance(value, str | Number):
         return [value] * len(names)
+    if not isinstance(value, Sequence):
+        raise InputError(
+            f"{option}: is a {type(value).__name__}; give one value for all layers or a list, in "
+            f"the order {', '.join(names)}"
+        )
     if len(value) != len(names):
         raise InputError(
             f"{option}: {len(value)} values for {len(names)} quantized layers "
             f"({', '.join(names)}); give one for all or one for each"
         )
     return list(value)
+
+
+def whole_number(name: str, option: str, value: Any) -> int:
+    """Return `value` of layer `name` as an int; InputError if it is none."""
+    if isinstance(value, Integral):
+        return int(value)
+    raise InputError(f"{name}: {option} {value!r} is no whole number")
 
 
 def average_bitwidth(weights: Sequence[MultiBitWeight]) -> float:

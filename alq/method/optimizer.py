@@ -63,6 +63,8 @@ class ALQ(Optimizer):
         if ridge is not None and not ridge > 0:
             raise InputError(f"ridge {ridge}: must be above 0, or None for a relative one")
         self.weights = list(weights)
+        if len({weight.parameter for weight in self.weights}) < len(self.weights):
+            raise InputError("weights: one of them is given twice; give each once")
         self.generator = generator
         self.ridge = ridge
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
@@ -172,11 +174,7 @@ class ALQ(Optimizer):
     def _layers(self) -> Iterator[tuple[MultiBitWeight, dict]]:
         """Yield each weight and its state, once all are known to have a gradient."""
         for weight in self.weights:
-            if weight.parameter.grad is None:
-                raise InputError(
-                    f"{weight.name}: no gradient; call backward() before the step, "
-                    "or leave the layer out with skip= if no batch reaches it"
-                )
+            _check_ready(weight)
         for weight in self.weights:
             yield weight, self.state[weight.parameter]
 
@@ -185,7 +183,7 @@ class ALQ(Optimizer):
         gradient = weight.parameter.grad
         assert gradient is not None  # `_layers` has looked
         return Groups(
-            g=weight.grouping.to_groups(gradient),
+            g=weight.grouping.to_groups(gradient.to_dense()),
             m=state["m"],
             v=state["v"],
             v_max=state["v_max"],
@@ -243,6 +241,10 @@ class ALQ(Optimizer):
 
     # ------------------------------------------------------------------------ saving
 
+    def __getstate__(self) -> dict:
+        """Return what copies and pickles take: torch's own leave out all that is not torch's."""
+        return vars(self).copy()
+
     def state_dict(self) -> dict:
         """Return all that the next step depends on: moments, counters, B, alpha, mask, w0."""
         generator = None if self.generator is None else self.generator.get_state()
@@ -269,6 +271,21 @@ class ALQ(Optimizer):
             group.update({k: v for k, v in values.items() if k != "params"})
         if self.generator is not None and state_dict["generator"] is not None:
             self.generator.set_state(state_dict["generator"])
+
+
+def _check_ready(weight: MultiBitWeight) -> None:
+    """Raise InputError unless the weight has a gradient, and is what it was when quantized."""
+    if weight.parameter.grad is None:
+        raise InputError(
+            f"{weight.name}: no gradient; call backward() before the step, "
+            "or leave the layer out with skip= if no batch reaches it"
+        )
+    now, then = ((x.dtype, x.device) for x in (weight.parameter, weight.alpha))
+    if now != then:
+        raise InputError(
+            f"{weight.name}: was {then[0]} on {then[1]} when it was quantized and is {now[0]} on "
+            f"{now[1]}; convert and move the model before alq.quantize"
+        )
 
 
 def _copied(x: Tensor) -> Tensor:
