@@ -1,4 +1,4 @@
-"""The ridge of the solve for alpha: what has no gradient stays, and no scale of the loss matters."""
+"""The ridge of the solve for alpha: what has no gradient stays; the scale of the loss is free."""
 
 from __future__ import annotations
 
