@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alq.command.flags import count, make_parser
+from alq.command.arguments import count
+from alq.command.flags import ScriptParser
+from alq.command.recipe import Recipe
 from alq.command.results import PUBLISHED
 from alq.command.run import run_stages
-from alq.command.stages import Recipe
 from alq.data.loaders import CropFlip, Split, TensorLoader, tensor_split, test_loader
 from alq.data.mnist import read_mnist
 
@@ -93,8 +94,8 @@ RECIPE = Recipe(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__, DEFAULTS)
-    parser.add_argument(
+    parser = ScriptParser(__doc__, DEFAULTS)
+    parser.beyond.add_argument(
         "--augment", type=count, default=0, metavar="PIXELS",
         help="shift each training image at random, by up to PIXELS to each side; in every stage",
     )  # fmt: skip

@@ -13,10 +13,11 @@ import torch
 import torchvision
 from torch import nn
 
-from alq.command.flags import OneLineParser, count, make_parser
+from alq.command.arguments import OneLineParser, count
+from alq.command.flags import ScriptParser
+from alq.command.recipe import Recipe
 from alq.command.results import PUBLISHED
 from alq.command.run import run_stages
-from alq.command.stages import Recipe
 from alq.data.download import fetch_weights
 from alq.data.imagenet import folder_split, folder_test
 
@@ -86,16 +87,21 @@ def recipe(net: str) -> Recipe:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    net_flag = OneLineParser(add_help=False)
-    net_flag.add_argument("--net", choices=LAYERS, default="resnet18", help="which network")
-    net = net_flag.parse_known_args(argv)[0].net  # the other flags' defaults depend on it
-    parser = make_parser(__doc__, defaults(net), parents=[net_flag])
-    fetching = parser.add_argument_group("published weights (--PRETRAIN --DOWNLOAD)")
-    fetching.add_argument(
+    which = {"choices": LAYERS, "default": "resnet18", "help": "which network"}
+    only_net = OneLineParser(add_help=False)
+    only_net.add_argument("--net", **which)
+    net = only_net.parse_known_args(argv)[0].net  # the other flags' defaults depend on it
+    parser = ScriptParser(__doc__, defaults(net))
+    parser.published.add_argument("--net", **which)
+    parser.published.add_argument(
         "--DOWNLOAD", action="store_true", help="--PRETRAIN fetches weights and does not train"
     )
-    fetching.add_argument("--model_ori_urls", metavar="URL", help="where from; the hash is checked")
-    parser.add_argument("--workers", type=count, metavar="N", help="processes that read pictures")
+    parser.published.add_argument(
+        "--model_ori_urls", metavar="URL", help="where from; the hash is checked"
+    )
+    parser.machine.add_argument(
+        "--workers", type=count, metavar="N", help="processes that read pictures"
+    )
     run_stages(recipe(net), parser, argv)
 
 

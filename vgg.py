@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from alq.command.flags import make_parser
+from alq.command.flags import ScriptParser
+from alq.command.recipe import Recipe
 from alq.command.results import PUBLISHED
 from alq.command.run import run_stages
-from alq.command.stages import Recipe
 from alq.data.cifar10 import read_cifar10
 from alq.data.loaders import CropFlip, Split, TensorLoader, tensor_split, test_loader
 
@@ -96,7 +96,7 @@ RECIPE = Recipe(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_stages(RECIPE, make_parser(__doc__, DEFAULTS), argv)
+    run_stages(RECIPE, ScriptParser(__doc__, DEFAULTS), argv)
 
 
 if __name__ == "__main__":

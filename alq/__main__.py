@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from .command.flags import OneLineParser
+from .command.arguments import OneLineParser
 from .command.info import info_text, inspect, plot
 from .command.results import recipe_table, results_table
 from .errors import InputError

@@ -35,7 +35,7 @@ from alq.files.checkpoint import load_checkpoint
 from alq.files.runlog import RunLog, describe_run
 from alq.method.structures import make_grouping
 from alq.training.epoch import evaluate
-from alq.training.loop import quantized_training, size_of, train_through
+from alq.training.loop import quantized_training, size_of, train
 from alq.training.schedule import Epoch, Schedule
 
 TRAINED = Path("checkpoints/published/lenet5_model_ori.pth")
@@ -50,7 +50,7 @@ def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
     model.load_state_dict(source["model"])
     data, _ = lenet5.load_data(args, source["val_indices"])
     part = (x[: args.train_size] for x in (data.train.images, data.train.labels))
-    train = TensorLoader(*part, args.batch_size, lenet5.MEAN, lenet5.STD, args.seed)
+    batches = TensorLoader(*part, args.batch_size, lenet5.MEAN, lenet5.STD, args.seed)
     full = [parameter.detach().clone() for parameter in model.parameters() if parameter.dim() > 1]
     weights = alq.quantize(
         model, lenet5.DEFAULTS["structure"], lenet5.DEFAULTS["subc"], arm.max_bit
@@ -70,8 +70,10 @@ def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
         return found
 
     schedule = Schedule(lr=arms.LR, seed=args.seed)
-    plan = arm.plan(len(train))
-    training = quantized_training(model, weights, schedule, plan=plan, kind=arm.kind)
+    plan = arm.plan(len(batches))
+    training = quantized_training(
+        f"{claim} {arm.name}", model, weights, schedule, plan=plan, optimizer=arm.kind
+    )
     if arm.from_full:
         for weight, w in zip(weights, full, strict=True):
             training.optimizers[0].state[weight.parameter]["w0"] = weight.grouping.to_groups(w)
@@ -82,9 +84,7 @@ def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
         if epoch.kind in ("prune", "coordinate") or training.epochs_done == len(arm.epochs):
             found = point(epoch.kind)
 
-    train_through(
-        f"{claim} {arm.name}", training, list(arm.epochs), train, data.val, log.write, after_epoch
-    )
+    train(training, list(arm.epochs), batches, data.val, log.write, after_epoch)
     log.write("result", **found, seconds=round(training.seconds, 1))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from argparse import Namespace
 from pathlib import PurePosixPath
 from urllib.error import URLError
 from urllib.parse import urlparse
 
-from torch import Tensor, hub, nn
+from torch import Tensor, hub
 
 from ..errors import InputError
 from ..machine.processes import main_first
@@ -28,7 +27,7 @@ def fetch_weights(url: str) -> dict[str, Tensor]:
             "as in resnet18-f37072fd.pth; rename the file"
         )
     try:
-        return hub.load_state_dict_from_url(
+        state = hub.load_state_dict_from_url(
             url, map_location="cpu", check_hash=True, weights_only=True
         )
     except (URLError, OSError, ValueError) as error:
@@ -42,13 +41,6 @@ def fetch_weights(url: str) -> dict[str, Tensor]:
             f"--model_ori_urls {url}: {reason}; delete {hub.get_dir()}/checkpoints/{name} "
             "if it is there and try again"
         ) from error
-
-
-def load_fetched(model: nn.Module, fetched: dict, args: Namespace) -> None:
-    """Take over fetched full-precision weights."""
-    try:
-        model.load_state_dict(fetched)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(
-            f"--model_ori_urls {args.model_ori_urls}: not the weights of --net {args.net}"
-        ) from error
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise InputError(f"--model_ori_urls {url}: holds no state dict; give that of a network")
+    return state

@@ -37,7 +37,6 @@ from .bits import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weigh
 from .checkpoint import write_atomically
 from .coding import compress, expand
 
-ENDING = ".alq"
 VERSION, COMPACT_VERSION = 1, 2
 KEY = "alq-packed"  # the one entry of safetensors' metadata, which keeps no order of several
 NO_CHECKSUM = b"0" * 64

@@ -95,11 +95,6 @@ def describe_run(args: Namespace) -> dict:
     }
 
 
-def log_path(args: Namespace) -> Path:
-    """Where a command's log lies: beside --model."""
-    return args.model.with_suffix(".jsonl")
-
-
 def read_log(path: Path) -> list[dict]:
     """The events in a log; a torn last line, of a killed process, is left out."""
     return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]

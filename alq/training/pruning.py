@@ -11,6 +11,7 @@ import math
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import InputError
 from ..method.optimizer import ALQ
@@ -164,14 +165,12 @@ def pruning_plan(schedule: Schedule | Namespace, weights: Layers, batches: int) 
     Raises: InputError for a target that cannot be had, for too small a `top_k`.
     """
     b = schedule.epoch_prune * batches
-    if schedule.target_bit is None and schedule.target_kb is None:
+    target = read_target(schedule, weights)
+    if target is None:
         M_p = removed_share(schedule, batches)
         return PruneByRatio(schedule.R, schedule.pr, schedule.top_k, M_p, b, schedule.per_byte)
-    if schedule.target_bit is not None and schedule.target_kb is not None:
-        raise InputError("target_bit and target_kb: give one of them")
-    unit = "target_kb" if schedule.target_bit is None else "target_bit"
-    value, start = getattr(schedule, unit), size_in(unit, weights)
-    check_target(unit, value, start, weights)
+    unit, value = target
+    start = size_in(unit, weights)
     epochs = schedule.epoch_basis + schedule.epoch_coord + schedule.epoch_prune
     factor = max(0.0, 1 - schedule.pr / b) ** b
     return PruneToTarget(
@@ -187,25 +186,40 @@ def removed_share(schedule: Schedule | Namespace, batches: int) -> float:
     if M_p > 1:
         raise InputError(
             f"top_k {schedule.top_k}: too few candidates to prune a share pr {schedule.pr} "
-            f"in {b} batches; use top_k {schedule.top_k * M_p:.2g} or more"
+            f"in {b} batches; use top_k {schedule.top_k * M_p:.2g} or more",
+            "top_k",
         )
     return M_p
 
 
-def check_target(unit: str, value: float, start: float, weights: Layers) -> None:
-    """InputError if pruning the network of size `start` cannot end at `value`."""
-    name = {"target_bit": "bit", "target_kb": "KB"}[unit]
-    least = min(coordinate_prices(unit, weights)) / bits_of_one(unit, weights)
+def read_target(
+    schedule: Schedule | Namespace, layers: Layers
+) -> tuple[Literal["target_bit", "target_kb"], float] | None:
+    """Return the unit and the value that `schedule` prunes the sketched `layers` to, if it does.
+
+    Raises: InputError if pruning cannot end there.
+    """
+    bit, kb = schedule.target_bit, schedule.target_kb
+    if bit is None and kb is None:
+        return None
+    if bit is not None and kb is not None:
+        raise InputError(f"target_bit {bit:g}, target_kb {kb:g}: give one of them", "target_bit")
+    unit, value = ("target_kb", kb) if bit is None else ("target_bit", bit)
+    start, name = size_in(unit, layers), {"target_bit": "bit", "target_kb": "KB"}[unit]
+    least = min(coordinate_prices(unit, layers)) / bits_of_one(unit, layers)
     if not value >= least:
         raise InputError(
             f"{unit} {value:g}: not one coordinate would be left; the least that a coordinate "
-            f"takes is {least:.2g} {name}"
+            f"takes is {least:.2g} {name}",
+            unit,
         )
     if value > start:
         raise InputError(
             f"{unit} {value:g}: the network has {start:.4g} {name} before any pruning; "
-            "ask for less, or give it more with max_bit"
+            "ask for less, or give it more with max_bit",
+            unit,
         )
+    return unit, value
 
 
 def coordinate_prices(unit: str, weights: Layers) -> list[int]:

@@ -54,10 +54,10 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("lr", "pr", "top_k", "R", "epoch_prune"):
             if not getattr(self, name) > 0:
-                raise InputError(f"{name} {getattr(self, name)}: must be above 0")
+                raise InputError(f"{name} {getattr(self, name)}: must be above 0", name)
         for name in ("pr", "top_k"):
             if getattr(self, name) > 1:
-                raise InputError(f"{name} {getattr(self, name)}: is a share, at most 1")
+                raise InputError(f"{name} {getattr(self, name)}: is a share, at most 1", name)
 
 
 def pretrain_schedule(args: Namespace) -> list[Epoch]:
