@@ -59,7 +59,7 @@ class PruneByRatio:
         return f"{counted_rounds(self.rounds)} at pr {self.pr}"
 
     def share_left(self, live: int) -> float:
-        """The share of `live` coordinates that all rounds leave, rounded down batch by batch."""
+        """Return the share of `live` coordinates that is left, rounded down batch by batch."""
         left = live
         for _ in range(self.rounds * self.prune_batches):
             left -= int(self.M_p * (self.top_k * left))
@@ -106,12 +106,12 @@ class PruneToTarget:
 
     @property
     def last_pr(self) -> float:
-        """The ratio that the last round has left to prune at."""
+        """The ratio at which the last round has left to prune."""
         b, left = self.prune_batches, self.value / self.aim(self.rounds - 1)
         return b * (1 - left ** (1 / b))
 
     def aim(self, round: int) -> float:
-        """The size at the end of round 1, 2, ..."""
+        """Return the size at the end of round 1, 2, ..."""
         return max(self.value, self.start * self.factor**round)
 
     def __str__(self) -> str:
@@ -121,7 +121,7 @@ class PruneToTarget:
         )
 
     def share_left(self, live: int) -> float:
-        """The share of the size that all rounds leave, however many coordinates that is."""
+        """Return the share of the size that is left, however many coordinates that is."""
         return self.value / self.start
 
     def step(self, quantizer: ALQ) -> None:
@@ -147,7 +147,7 @@ def counted_rounds(count: int) -> str:
 
 
 def expected_size(plan: PruningPlan, layers: Layers) -> dict[str, float]:
-    """The size that `plan` leaves of the freshly sketched `layers`, from the counts alone.
+    """Return the size that `plan` leaves of the freshly sketched `layers`, from the counts alone.
 
     It takes every layer to lose the same share. Where pruning prefers layers whose coordinates are
     large, less is left than that; where it prefers small ones, more.
@@ -160,7 +160,7 @@ def expected_size(plan: PruningPlan, layers: Layers) -> dict[str, float]:
 
 
 def pruning_plan(schedule: Schedule | Namespace, weights: Layers, batches: int) -> PruningPlan:
-    """What `schedule` asks of the freshly sketched `weights`; `batches` are those of an epoch.
+    """Return what `schedule` asks of the sketched `weights`; `batches` are those of an epoch.
 
     Raises: InputError for a target that cannot be had, for too small a `top_k`.
     """
@@ -180,7 +180,10 @@ def pruning_plan(schedule: Schedule | Namespace, weights: Layers, batches: int) 
 
 
 def removed_share(schedule: Schedule | Namespace, batches: int) -> float:
-    """The share M_p of the candidates that a batch removes; InputError if `top_k` is too small."""
+    """Return the share M_p of the candidates that a batch removes.
+
+    Raises: InputError if `top_k` is too small for `pr`.
+    """
     b = schedule.epoch_prune * batches
     M_p = (schedule.pr / schedule.top_k) / b
     if M_p > 1:
@@ -223,7 +226,7 @@ def read_target(
 
 
 def coordinate_prices(unit: str, weights: Layers) -> list[int]:
-    """Per layer: the bits that one coordinate adds to the size (SPEC section 1).
+    """Return the bits that one coordinate of each layer adds to the size.
 
     The average bitwidth counts those of the basis alone, storage those of the coordinate too.
     """
@@ -233,16 +236,16 @@ def coordinate_prices(unit: str, weights: Layers) -> list[int]:
 
 
 def bits_of_one(unit: str, weights: Layers) -> int:
-    """The bits of one KB; or of an average bitwidth of 1, one for every weight."""
+    """Return the bits of one KB; or of an average bitwidth of 1, one for every weight."""
     return 8000 if unit == "target_kb" else sum(w.grouping.numel for w in weights)
 
 
 def bits_in(unit: str, weights: Layers) -> int:
-    """The size in bits."""
+    """Return the size in bits."""
     prices = coordinate_prices(unit, weights)
     return sum(w.live_total * price for w, price in zip(weights, prices, strict=True))
 
 
 def size_in(unit: str, weights: Layers) -> float:
-    """Average bitwidth, or KB."""
+    """Return the average bitwidth, or KB."""
     return bits_in(unit, weights) / bits_of_one(unit, weights)
