@@ -24,6 +24,7 @@ test: .venv/installed-test
 	$(PY) -m pytest -q
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 clean:
 	rm -rf .venv checkpoints/demo

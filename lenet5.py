@@ -13,12 +13,8 @@ from torch.nn import functional as F
 from alq.command.arguments import count
 from alq.command.flags import ScriptParser
 from alq.command.recipe import Recipe
-from alq.command.results import PUBLISHED
 from alq.command.run import run_stages
-from alq.data.loaders import CropFlip, Split, TensorLoader, tensor_split, test_loader
-from alq.data.mnist import read_mnist
-
-MEAN, STD = (0.1307,), (0.3081,)  # of MNIST's pixels in 0..1
+from alq.data import mnist
 
 DEFAULTS = {
     "data": Path("data"),
@@ -47,6 +43,7 @@ DEFAULTS = {
     "epoch_post_coord": 20,
     "ld_post_coord": 0.9,
 }
+PUBLISHED = {"bitwidth": 0.40, "storage_bytes": 22.7e3, "top1": 99.1}  # the paper's row
 
 
 class LeNet5(nn.Module):
@@ -67,16 +64,6 @@ class LeNet5(nn.Module):
         return self.fc2(x)
 
 
-def load_data(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
-    """MNIST's loaders and the indices of its validation images."""
-    shifts = CropFlip(args.augment, mirror=False) if args.augment else None
-    return tensor_split(args, val_indices, *read_mnist(args.data), MEAN, STD, shifts)
-
-
-def load_test(args: Namespace) -> TensorLoader:
-    return test_loader(args, read_mnist(args.data)[1], MEAN, STD)
-
-
 def pretrain_optimizer(
     parameters: Iterable[nn.Parameter], args: Namespace
 ) -> torch.optim.Optimizer:
@@ -86,20 +73,25 @@ def pretrain_optimizer(
 RECIPE = Recipe(
     net="lenet5",
     network=LeNet5,
-    load_data=load_data,
-    load_test=load_test,
+    load_data=mnist.load_splits,
+    load_test=mnist.load_test,
     pretrain_optimizer=pretrain_optimizer,
-    published=PUBLISHED["lenet5"],
+    published=PUBLISHED,
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def command_line() -> ScriptParser:
+    """Return all flags of this script, with their defaults."""
     parser = ScriptParser(__doc__, DEFAULTS)
     parser.beyond.add_argument(
         "--augment", type=count, default=0, metavar="PIXELS",
         help="shift each training image at random, by up to PIXELS to each side; in every stage",
     )  # fmt: skip
-    run_stages(RECIPE, parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_stages(RECIPE, command_line(), argv)
 
 
 if __name__ == "__main__":

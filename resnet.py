@@ -16,13 +16,18 @@ from torch import nn
 from alq.command.arguments import OneLineParser, count
 from alq.command.flags import ScriptParser
 from alq.command.recipe import Recipe
-from alq.command.results import PUBLISHED
 from alq.command.run import run_stages
-from alq.data.download import fetch_weights
-from alq.data.imagenet import folder_split, folder_test
+from alq.data import imagenet
+from alq.data.published_weights import fetch_weights
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # of the full-precision training
 LAYERS = {"resnet18": 21, "resnet34": 37}  # quantized ones, those of the shortcuts included
+# The one flag that the defaults of others depend on.
+NET_FLAG = {"choices": LAYERS, "default": "resnet18", "help": "which network"}
+PUBLISHED = {  # the paper's rows
+    "resnet18": {"bitwidth": 2.00, "storage_bytes": 3.44e6, "top1": 70.0},
+    "resnet34": {"bitwidth": 2.00, "storage_bytes": 6.37e6, "top1": 73.6},
+}
 
 
 def defaults(net: str) -> dict:
@@ -78,21 +83,19 @@ def recipe(net: str) -> Recipe:
     return Recipe(
         net=net,
         network=getattr(torchvision.models, net),
-        load_data=folder_split,
-        load_test=folder_test,
+        load_data=imagenet.load_splits,
+        load_test=imagenet.load_test,
         pretrain_optimizer=pretrain_optimizer,
         published=PUBLISHED[net],
         fetch=fetch,
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    which = {"choices": LAYERS, "default": "resnet18", "help": "which network"}
-    only_net = OneLineParser(add_help=False)
-    only_net.add_argument("--net", **which)
-    net = only_net.parse_known_args(argv)[0].net  # the other flags' defaults depend on it
+def command_line(net: str) -> ScriptParser:
+    """Return all flags of this script, with their defaults for `net`."""
     parser = ScriptParser(__doc__, defaults(net))
-    parser.published.add_argument("--net", **which)
+    parser.published.add_argument("--net", **NET_FLAG)
+    parser.set_defaults(net=net)
     parser.published.add_argument(
         "--DOWNLOAD", action="store_true", help="--PRETRAIN fetches weights and does not train"
     )
@@ -102,7 +105,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.machine.add_argument(
         "--workers", type=count, metavar="N", help="processes that read pictures"
     )
-    run_stages(recipe(net), parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    only_net = OneLineParser(add_help=False)
+    only_net.add_argument("--net", **NET_FLAG)
+    net = only_net.parse_known_args(argv)[0].net
+    run_stages(recipe(net), command_line(net), argv)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from alq.command.flags import ScriptParser
 from alq.command.recipe import Recipe
-from alq.command.results import PUBLISHED
 from alq.command.run import run_stages
-from alq.data.cifar10 import read_cifar10
-from alq.data.loaders import CropFlip, Split, TensorLoader, tensor_split, test_loader
+from alq.data import cifar10
 
-# Of CIFAR-10's pixels in 0..1, red, green and blue.
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 WIDTHS = (128, 256, 512)  # output channels of the three pairs of convolutions
 
 DEFAULTS = {
@@ -47,6 +43,7 @@ DEFAULTS = {
     "epoch_post_coord": 20,
     "ld_post_coord": 0.9,
 }
+PUBLISHED = {"bitwidth": 0.66, "storage_bytes": 1.29e6, "top1": 92.0}  # the paper's row
 
 
 class VGG(nn.Sequential):
@@ -70,15 +67,6 @@ class VGG(nn.Sequential):
         super().__init__(*layers)
 
 
-def load_data(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
-    """CIFAR-10's loaders, training images cropped and flipped, and the validation indices."""
-    return tensor_split(args, val_indices, *read_cifar10(args.data), MEAN, STD, CropFlip())
-
-
-def load_test(args: Namespace) -> TensorLoader:
-    return test_loader(args, read_cifar10(args.data)[1], MEAN, STD)
-
-
 def pretrain_optimizer(
     parameters: Iterable[nn.Parameter], args: Namespace
 ) -> torch.optim.Optimizer:
@@ -88,15 +76,20 @@ def pretrain_optimizer(
 RECIPE = Recipe(
     net="vgg",
     network=VGG,
-    load_data=load_data,
-    load_test=load_test,
+    load_data=cifar10.load_splits,
+    load_test=cifar10.load_test,
     pretrain_optimizer=pretrain_optimizer,
-    published=PUBLISHED["vgg"],
+    published=PUBLISHED,
 )
 
 
+def command_line() -> ScriptParser:
+    """Return all flags of this script, with their defaults."""
+    return ScriptParser(__doc__, DEFAULTS)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    run_stages(RECIPE, ScriptParser(__doc__, DEFAULTS), argv)
+    run_stages(RECIPE, command_line(), argv)
 
 
 if __name__ == "__main__":

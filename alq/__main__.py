@@ -1,49 +1,66 @@
 """Tools beside the scripts.
 
 `python -m alq info FILE` looks into a packed file or a checkpoint;
-`python -m alq table` prints the README's tables of results from the logs of published runs.
+`python -m alq table` prints the tables of results from the logs of published runs. It needs the
+checkout, for the logs, the scripts and `benchmarks/` are no part of the package.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from .command.arguments import OneLineParser
 from .command.info import info_text, inspect, plot
-from .command.results import recipe_table, results_table
 from .errors import InputError
 
-PUBLISHED_RUNS = Path("checkpoints/published")
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"  # of the checkout
+
+
+def show_info(args: Namespace) -> None:
+    """Print, and draw where asked to, the bits and bytes of a file."""
+    found = inspect(args.file)
+    if args.plot:
+        plot(found, args.plot)
+    print(json.dumps(found, indent=1) if args.json else info_text(found))
+
+
+def show_tables(args: Namespace) -> None:
+    """Print the tables of a folder of logs, by the checkout's `benchmarks/tables.py`."""
+    if not (BENCHMARKS / "tables.py").is_file():
+        raise InputError(
+            f"needs the checkout of the project: {BENCHMARKS} and the logs of the published runs "
+            "are not part of an installed package"
+        )
+    sys.path.insert(0, str(BENCHMARKS))
+    importlib.import_module("tables").print_tables(args.folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = OneLineParser(prog="python -m alq", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     info = commands.add_parser("info", help="bits and bytes, layer by layer")
+    info.set_defaults(show=show_info, parser=info)
     info.add_argument("file", type=Path, metavar="FILE", help="packed file or checkpoint")
     info.add_argument("--json", action="store_true", help="print JSON, for programs")
     info.add_argument(
         "--plot", type=Path, metavar="PNG", help="draw the bitwidths into this file (matplotlib)"
     )
-    table = commands.add_parser("table", help="the results table, from logs")
+    table = commands.add_parser("table", help="the tables of results, from logs")
+    table.set_defaults(show=show_tables, parser=table)
     table.add_argument(
-        "folder", type=Path, nargs="?", default=PUBLISHED_RUNS, metavar="FOLDER",
-        help="where the logs (*.jsonl) lie",
+        "folder", type=Path, nargs="?", metavar="FOLDER",
+        help="where the logs (*.jsonl) lie (default: the checkout's checkpoints/published)",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    if args.command == "table":
-        print(results_table(args.folder.glob("*.jsonl")))
-        print("", recipe_table(args.folder / "ablations"), sep="\n")
-        return
     try:
-        found = inspect(args.file)
-        if args.plot:
-            plot(found, args.plot)
-        print(json.dumps(found, indent=1) if args.json else info_text(found))
+        args.show(args)
     except InputError as error:
-        info.error(str(error))
+        args.parser.error(str(error))
     except BrokenPipeError:  # the reader, for instance `head`, has seen enough
         raise SystemExit(1) from None
 

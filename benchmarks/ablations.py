@@ -16,7 +16,6 @@ writes its own log, CLAIM_ARM.jsonl; an arm whose log has a result is not run ag
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ import alq.method.optimizer
 import arms
 import lenet5
 from alq.command.run import set_arithmetic
+from alq.data import mnist
 from alq.data.loaders import TensorLoader
 from alq.files.checkpoint import load_checkpoint
 from alq.files.runlog import RunLog, describe_run
@@ -37,6 +37,7 @@ from alq.method.structures import make_grouping
 from alq.training.epoch import evaluate
 from alq.training.loop import quantized_training, size_of, train
 from alq.training.schedule import Epoch, Schedule
+from published_runs import read_events
 
 TRAINED = Path("checkpoints/published/lenet5_model_ori.pth")
 LOGS = Path("checkpoints/ablations")
@@ -48,9 +49,9 @@ def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
     source = load_checkpoint(args.model_ori, "lenet5")
     model = lenet5.LeNet5().to(args.device, memory_format=torch.channels_last)
     model.load_state_dict(source["model"])
-    data, _ = lenet5.load_data(args, source["val_indices"])
+    data, _ = mnist.load_splits(args, source["val_indices"])
     part = (x[: args.train_size] for x in (data.train.images, data.train.labels))
-    batches = TensorLoader(*part, args.batch_size, lenet5.MEAN, lenet5.STD, args.seed)
+    batches = TensorLoader(*part, args.batch_size, mnist.MEAN, mnist.STD, args.seed)
     full = [parameter.detach().clone() for parameter in model.parameters() if parameter.dim() > 1]
     weights = alq.quantize(
         model, lenet5.DEFAULTS["structure"], lenet5.DEFAULTS["subc"], arm.max_bit
@@ -146,7 +147,7 @@ def run_command(claim: str, arm: str, args: argparse.Namespace) -> None:
 
 def finished(log: Path) -> bool:
     """Whether the run that wrote `log` came to its end."""
-    last = json.loads(log.read_text().splitlines()[-1]) if log.exists() else {"event": None}
+    last = read_events(log)[-1] if log.exists() else {"event": None}
     return last["event"] == "result" and last.get("stage") != "alq"  # a command goes on from there
 
 

@@ -152,15 +152,18 @@ def bases_losing_flips(
     return codes.to(torch.uint8), alpha, weights_by_code(alpha, codes), target
 
 
-def basis_step_losing_flips(groups: Groups, t: int, amsgrad: AMSGrad, move_base: bool) -> None:
+def basis_step_losing_flips(
+    groups: Groups, w0: Tensor, w_hat: Tensor, t: int, amsgrad: AMSGrad, move_base: bool
+) -> None:
     """Do what `steps.basis_step` does, by `bases_losing_flips`."""
     update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
     p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, t, *amsgrad)
-    found = bases_losing_flips(groups.w0, p, h, groups.alpha, groups.live)
-    for tensor, new in zip((groups.codes, groups.alpha, groups.w_hat), found[:3], strict=True):
-        tensor.copy_(new)
+    codes, alpha, product, target = bases_losing_flips(w0, p, h, groups.alpha, groups.live)
+    groups.codes.copy_(codes)
+    groups.alpha.copy_(alpha)
+    w_hat.copy_(product)
     if move_base:
-        groups.w0.copy_(found[3])
+        w0.copy_(target)
 
 
 class LosingFlips(ALQ):

@@ -1,6 +1,7 @@
 """Where the time of a LeNet5 epoch on MNIST goes, for each kind of epoch.
 
     python benchmarks/epoch.py --threads 2 --json epoch.json [--compile]
+    python benchmarks/epoch.py --table epoch.json [MORE.json]
 
 Full precision, basis, coordinate, prune and STE at max_bit 6, fresh from the sketch: the seconds of
 a whole epoch (medians; the kinds take turns) in data, forward + backward, optimizer (the quantizer,
@@ -28,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
 import lenet5
+from alq.data import mnist
 from alq.extras.compiled import quantizer_class
 from alq.files.checkpoint import load_checkpoint
 from alq.machine.arithmetic import settle_cpu
@@ -35,7 +37,8 @@ from alq.training.epoch import classification
 from alq.training.loop import Training, quantized_training, train
 from alq.training.pruning import PruneByRatio
 from alq.training.schedule import Epoch
-from steps import machine
+from performance_tables import epoch_tables
+from timing import machine, write_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("pretrain", "basis", "coordinate", "prune", "ste")
@@ -131,14 +134,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
     parser.add_argument("--compile", action="store_true", help="the quantizer by torch.compile")
     parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument(
+        "--table", type=Path, nargs="+", metavar="JSON", help="print the tables of these, exit"
+    )
     args = parser.parse_args()
+    if args.table:
+        contents = [json.loads(path.read_text()) for path in args.table]
+        print(*epoch_tables(contents), sep="\n\n")
+        return
     if args.threads:
         torch.set_num_threads(args.threads)
     settle_cpu()
     where = {"data": ROOT / "data", "device": args.device, "seed": 0, "wd": 0.0, "augment": 0}
     where["compile"] = args.compile
     flags = Namespace(**{**lenet5.DEFAULTS, **where})
-    batches = lenet5.load_data(flags, None)[0].train
+    batches = mnist.load_splits(flags, None)[0].train
     flags.batches = len(batches)
     if args.batches:
         batches = list(itertools.islice(batches, args.batches))
@@ -159,8 +169,7 @@ def main() -> None:
     whole = {kind: median(sum(e.values()) for e in epochs) for kind, epochs in found.items()}
     print(f"basis / full precision: {whole['basis'] / whole['pretrain']:.2f}")
     if args.json:
-        content = {"machine": machine(args.device), "arguments": sys.argv[1:], "seconds": rows}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_figures(args.json, args.device, seconds=rows)
 
 
 if __name__ == "__main__":

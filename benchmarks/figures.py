@@ -2,6 +2,7 @@
 
     python benchmarks/figures.py                     # all of them, into benchmarks/figures/
     python benchmarks/figures.py size run --out DIR  # some
+    python benchmarks/figures.py --table             # the same logs as tables, in Markdown
 
 Needs matplotlib. Lines differ in style and marker: they can be told apart in black and white.
 """
@@ -9,7 +10,6 @@ Needs matplotlib. Lines differ in style and marker: they can be told apart in bl
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -26,7 +26,17 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
-PUBLISHED = Path(__file__).resolve().parents[1] / "checkpoints" / "published"
+from evidence_tables import (
+    COMPARED,
+    DEFAULT_RUN,
+    LOSS_AWARE,
+    bits_a_weight,
+    events,
+    evidence_tables,
+    prunings,
+)
+from tables import PUBLISHED_RUNS
+
 HERE = Path(__file__).resolve().parent / "figures"
 STYLES = [
     {"color": color, "linestyle": line, "marker": marker, "markersize": 5, "linewidth": 1.4}
@@ -44,12 +54,6 @@ CITED = [
 ]
 
 
-def events(log: Path, *kinds: str) -> list[dict]:
-    """The events of a log, or those of some kinds."""
-    found = map(json.loads, log.read_text().splitlines())
-    return [event for event in found if not kinds or event["event"] in kinds]
-
-
 def axes(rows: int = 1, columns: int = 1, height: float = 3.2, **more: object) -> tuple:
     return plt.subplots(
         rows, columns, figsize=(7.2, height * rows), squeeze=False, layout="constrained", **more
@@ -61,7 +65,7 @@ def axes(rows: int = 1, columns: int = 1, height: float = 3.2, **more: object) -
 
 def run(logs: Path) -> Figure:
     """Accuracy and bitwidth over the default schedule, stages marked."""
-    epochs = events(logs / "lenet5_seed0.jsonl", "epoch")
+    epochs = events(logs / DEFAULT_RUN, "epoch")
     figure, ((accuracy,), (bits,)) = axes(2, height=2.3, sharex=True)
     x = range(1, len(epochs) + 1)
     plain = {"linewidth": 1.2}
@@ -86,27 +90,23 @@ def stages(epochs: Sequence[dict]) -> list[tuple[str, int, int]]:
     spans, start = [], 0
     for (stage, number), group in groupby(epochs, lambda e: (e["stage"], e["round"])):
         end = start + len(list(group))
-        name = {"pretrain": "pretraining", "posttrain": "post-training"}.get(
-            stage, f"round {number}"
-        )
-        spans.append((name, start, end))
+        names = {"pretrain": "pretraining", "posttrain": "post-training", "alq": f"round {number}"}
+        spans.append((names[stage], start, end))
         start = end
     return spans
 
 
 def layers(logs: Path) -> Figure:
     """Each layer's bitwidth after each pruning round."""
-    prunings = [e for e in events(logs / "lenet5_seed0.jsonl", "epoch") if e["kind"] == "prune"]
-    first = next(e for e in events(logs / "lenet5_seed0.jsonl", "epoch") if e["bitwidths"])
+    epochs = prunings(logs)
     figure, ((ax,),) = axes()
-    for name, style in zip(first["bitwidths"], STYLES, strict=True):
-        values = [e["bitwidths"][name] for e in [first, *prunings]]
+    for name, style in zip(epochs[0]["bitwidths"], STYLES, strict=True):
+        values = [epoch["bitwidths"][name] for epoch in epochs]
         ax.plot(range(len(values)), values, label=name.removesuffix(".weight"), **style)
-    average = [e["bitwidth"] for e in [first, *prunings]]
+    average = [epoch["bitwidth"] for epoch in epochs]
     ax.plot(range(len(average)), average, color="0.5", linewidth=3, label="network", zorder=0)
-    ax.set(
-        xlabel="pruning rounds done", ylabel="average bitwidth (bit)", xticks=range(len(average))
-    )
+    ax.set(xlabel="pruning rounds done", ylabel="average bitwidth (bit)")
+    ax.set_xticks(range(len(average)))
     ax.legend()
     return figure
 
@@ -117,16 +117,11 @@ def layers(logs: Path) -> Figure:
 def loss_aware(logs: Path) -> Figure:
     """Training loss and accuracy over epochs at 1 and 2 bits."""
     figure, grid = axes(2, 2, height=2.6, sharex=True)
-    names = {
-        "reconstruction": "STE, reconstruction error",
-        "ste": "STE, loss-aware step",
-        "alq": "ALQ, basis and coordinate steps",
-    }
     for column, bits in enumerate((1, 2)):
         (loss, accuracy) = grid[:, column]
         folder = logs / "ablations"
         (sketch,) = events(folder / f"loss_aware_{bits}bit_sketch.jsonl", "point")
-        for (arm, label), style in zip(names.items(), STYLES[::-1], strict=False):
+        for (arm, label), style in zip(LOSS_AWARE.items(), STYLES[::-1], strict=False):
             epochs = events(folder / f"loss_aware_{bits}bit_{arm}.jsonl", "epoch")
             x = range(1, len(epochs) + 1)
             loss.plot(x, [e["loss"] for e in epochs], label=label, **style)
@@ -146,15 +141,10 @@ def against_bits(logs: Path, arms: dict[str, str]) -> Figure:
     figure, ((cut, trained),) = axes(1, 2, height=3.4, sharey=True)
     for (log, label), style in zip(arms.items(), STYLES, strict=False):
         points = events(logs / "ablations" / f"{log}.jsonl", "point")
-        pruned = [p for p in points if p["after"] == "prune"]
-        again = [p for p in points if p["after"] == "coordinate"]
-        for ax, chosen in ((cut, pruned), (trained, again)):
-            ax.plot(
-                [p["bitwidth"] for p in chosen],
-                [100 - p["top1"] for p in chosen],
-                label=label,
-                **style,
-            )
+        for ax, after in ((cut, "prune"), (trained, "coordinate")):
+            chosen = [point for point in points if point["after"] == after]
+            bits, errors = zip(*((p["bitwidth"], 100 - p["top1"]) for p in chosen), strict=True)
+            ax.plot(bits, errors, label=label, **style)
     for ax, title in ((cut, "right after pruning"), (trained, "after 3 more epochs")):
         ax.set(xscale="log", yscale="log", xlabel="average bitwidth (bit)", title=title)
         plain_ticks(ax.xaxis, ax.get_xlim())
@@ -183,7 +173,7 @@ def structures(logs: Path) -> Figure:
         for ((structure, subc, n), group), style in zip(ways, STYLES, strict=False):
             points = list(group)
             name = f"{structure}{f' / {subc}' if subc else ''} (n = {n})"
-            bits = [32 * p["storage_bytes"] / p["float32_bytes"] for p in points]
+            bits = [bits_a_weight(point) for point in points]
             ax.plot(bits, [p["error"] for p in points], label=name, **style)
         ax.set(yscale="log", title=layer.removesuffix(".weight"), xlim=(0, 12.5))
         ax.set(xlabel="storage, coordinates included (bit a weight)")
@@ -203,8 +193,7 @@ def size(logs: Path) -> Figure:
     seeds = sorted(logs.glob("lenet5_seed*.jsonl"))
     alone = {"linestyle": "none", "markersize": 7}
     plot_sizes(ax, seeds, f"default schedule, {len(seeds)} seeds", {**STYLES[1], **alone})
-    if small := list(logs.glob("lenet5_10kb.jsonl")):
-        plot_sizes(ax, small, "recipe for 10 KB", {**STYLES[2], **alone})
+    plot_sizes(ax, [logs / "lenet5_10kb.jsonl"], "recipe for 10 KB", {**STYLES[2], **alone})
     full = mean(events(log, "result")[-1]["top1_fp"] for log in seeds)
     ax.plot(1722, full, "k*", markersize=10, label="full precision, mean of the seeds")
     for name, count, top1, marker in CITED:
@@ -229,23 +218,6 @@ def file_bytes(log: Path, final: dict) -> int:
     return log.with_name("lenet5.alq").stat().st_size if older else final["file_bytes"]
 
 
-# Figure -> the logs that `against_bits` compares, and what it calls them.
-COMPARED = {
-    "adaptive": {
-        "adaptive_across_layers": "across all layers",
-        "adaptive_within_layers": "within each layer",
-        "adaptive_uniform": "same bitwidth everywhere",
-    },
-    "smooth": {
-        "adaptive_across_layers": "a little at every batch",
-        "smooth_one_cut": "one cut a round",
-    },
-    "defects": {
-        "adaptive_across_layers": "without defects",
-        "defects_lost_flips": "sign flips lost",
-        "defects_wrong_ranking": "ranked by wrong values",
-    },
-}
 FIGURES: dict[str, Callable[[Path], Figure]] = {
     **{draw.__name__: draw for draw in (run, layers, loss_aware, structures, size)},
     **{name: partial(against_bits, arms=arms) for name, arms in COMPARED.items()},
@@ -257,9 +229,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("figure", nargs="*", choices=[[], *FIGURES], help="default: all")
-    parser.add_argument("--logs", type=Path, default=PUBLISHED, help="folder of the logs")
+    parser.add_argument("--logs", type=Path, default=PUBLISHED_RUNS, help="folder of the logs")
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--table", action="store_true", help="print the tables instead")
     args = parser.parse_args(argv)
+    if args.table:
+        tables = evidence_tables(args.logs)
+        print(*(f"{claim}\n\n{table}" for claim, table in tables.items()), sep="\n\n")
+        return
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.figure or FIGURES:
         figure = FIGURES[name](args.logs)

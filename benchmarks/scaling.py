@@ -1,6 +1,7 @@
 """How the steps' time grows with the number of weights, with I and with threads.
 
     python benchmarks/scaling.py --compile --json scaling.json --plot scaling.png
+    python benchmarks/scaling.py --table scaling.json
 
 One pixelwise layer of groups of 512 weights: 1e5 to 1e8 weights at 4 bits; 1 to 8 bits at
 `--weights`; both with each of `--threads`. Beside the basis and coordinate steps: torch's
@@ -23,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
 from alq.machine.arithmetic import settle_cpu
-from steps import machine, times
+from performance_tables import compile_table, scaling_table
+from timing import machine, times, write_figures
 
 N = 512  # weights a group, as the last convolutions of VGG and ResNet have
 SIZES = (1e5, 3e5, 1e6, 3e6, 1e7, 3e7, 1e8)  # weights
@@ -100,7 +102,12 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also the compiled basis step")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them into this file")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="print the tables of it, exit")
     args = parser.parse_args()
+    if args.table:
+        content = json.loads(args.table.read_text())
+        print(scaling_table(content), compile_table(content), sep="\n\n")
+        return
     settle_cpu()
     torch._inductor.config.force_disable_caches = args.compile
     cases = [(size, I) for size in SIZES if size <= args.largest] + [
@@ -117,8 +124,7 @@ def main() -> None:
             cells += f"  first {first:.1f} s" if first else ""
             print(f"{rows[-1]['weights']:>10} weights  {bits} bits  {cells}", flush=True)
     if args.json:
-        content = {"machine": machine(torch.device("cpu")), "rows": rows}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_figures(args.json, torch.device("cpu"), rows=rows)
     if args.plot:
         plot(rows, args.weights, args.plot)
 

@@ -1,11 +1,12 @@
 """Time and memory of the quantizer's steps on the real layer shapes, beside what they compete with.
 
-    python benchmarks/steps.py --network vgg resnet18 --bits max 2 --json steps.json
+    python benchmarks/steps.py --threads 2 --repeats 9 --naive --compile --json steps.json
+    python benchmarks/steps.py --table steps.json
 
 For each network, freshly sketched at its max_bit and again pruned to an average of 2 bits: the
-sketch, the four steps, torch's AMSGrad on the same tensors (foreach and fused), the naive basis
-step (all 2^I levels against every weight), and forward + backward of the network. The steps take
-turns in one process; medians, and their ratio to foreach AMSGrad.
+sketch, the four steps, torch's AMSGrad on the same tensors (foreach and fused), and the naive basis
+step (all 2^I levels against every weight). The steps take turns in one process; medians, and their
+ratio to foreach AMSGrad.
 
 The scripts let the process keep its freed memory, which makes AMSGrad and the naive
 step several times faster, too. These two are timed also without, in a process of their own: rows
@@ -16,39 +17,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
-import lenet5
-import resnet
-import vgg
 from alq.machine.arithmetic import settle_cpu
 from alq.method.codes import sign_table
 from alq.method.loss_model import pseudo_gradient_and_hessian, update_moments
 from alq.method.network import quantizable
-from steps_tables import AS_STARTED, markdown
-
-# network, picture, the entry script's defaults
-NETWORKS = {
-    "lenet5": (lenet5.LeNet5, (1, 28, 28), lenet5.DEFAULTS),
-    "vgg": (vgg.VGG, (3, 32, 32), vgg.DEFAULTS),
-    "resnet18": (torchvision.models.resnet18, (3, 224, 224), resnet.defaults("resnet18")),
-    "resnet34": (torchvision.models.resnet34, (3, 224, 224), resnet.defaults("resnet34")),
-}
+from networks import NETWORKS
+from performance_tables import AS_STARTED, steps_tables
+from timing import add_flags, give_gradients, machine, network, prune_to, timing, write_figures
 
 
 @torch.no_grad()
@@ -75,21 +63,6 @@ def naive_basis_step(
         A = (B * h[rows].unsqueeze(1)) @ B.transpose(1, 2) + ridge
         b = B @ (h[rows] * w0[rows] - p[rows]).unsqueeze(2)
         torch.linalg.solve_ex(A, b)[0].transpose(1, 2) @ B
-
-
-def times(
-    steps: dict[str, Callable[[], object]], repeats: int, sync: Callable[[], None], clock: Callable
-) -> dict[str, float]:
-    """Median seconds of each step; they take turns, after one round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats + 1):
-        for name, step in steps.items():
-            sync()
-            start = clock()
-            step()
-            sync()
-            seconds[name].append(clock() - start)
-    return {name: median(values[1:]) for name, values in seconds.items()}
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
@@ -141,37 +114,13 @@ def steps_of(optimizer: alq.ALQ) -> dict[str, Callable[[], None]]:
     }
 
 
-def timing(args: argparse.Namespace) -> Callable[..., dict[str, float]]:
-    """`times` with the flags' device, threads and clock: of steps and the number of repeats."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    sync = torch.cuda.synchronize if torch.device(args.device).type == "cuda" else lambda: None
-    clock = time.process_time if args.cpu_time else time.perf_counter
-    return partial(times, sync=sync, clock=clock)
-
-
-def network(name: str, args: argparse.Namespace) -> tuple[nn.Module, Callable[[], list]]:
-    """The network as the scripts hold it, and the function that sketches it."""
-    make, _, defaults = NETWORKS[name]
-    torch.manual_seed(0)
-    model = make().to(args.device, memory_format=torch.channels_last)
-    structure, subc, max_bit = (defaults[key] for key in ("structure", "subc", "max_bit"))
-    return model, partial(alq.quantize, model, structure, subc, *max_bit)
-
-
-def give_gradients(tensors: list[Tensor]) -> list[Tensor]:
-    for tensor in tensors:
-        tensor.grad = 1e-2 * torch.randn_like(tensor)
-    return tensors
-
-
 def measure_as_torch_starts(name: str, args: argparse.Namespace) -> dict[str, float]:
     """Seconds of what the steps are compared with, without `settle_cpu`.
 
     To be called in a new process: what it did before decides what memory it keeps.
     """
     seconds_of = timing(args)
-    model, sketch = network(name, args)
+    model, sketch = network(name, args.device)
     tensors = give_gradients([p.detach().clone() for p in quantizable(model).values()])
     seconds = seconds_of({AS_STARTED["amsgrad"]: amsgrad_steps(tensors)["amsgrad"]}, args.repeats)
     if args.naive:
@@ -183,28 +132,15 @@ def measure_as_torch_starts(name: str, args: argparse.Namespace) -> dict[str, fl
 
 def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
     """All figures of one network at one average bitwidth."""
-    _, picture, defaults = NETWORKS[name]
-    batch, (max_bit,) = defaults["batch_size"], defaults["max_bit"]
-    device = torch.device(args.device)
     seconds_of = timing(args)
-    model, sketch = network(name, args)
-
-    x = torch.randn(min(batch, args.pictures), *picture, device=device)
-    x = x.contiguous(memory_format=torch.channels_last)
-
-    def forward_backward() -> None:
-        model.zero_grad()
-        model(x).square().sum().backward()
-
-    seconds = seconds_of({"forward + backward": forward_backward, "sketch": sketch}, 1)
-    seconds["forward + backward"] *= batch / len(x)
+    model, sketch = network(name, args.device)
+    seconds = seconds_of({"sketch": sketch}, 1)
     plain = give_gradients([p.detach().clone() for p in quantizable(model).values()])
     weights = sketch()
     optimizer = alq.ALQ(weights, lr=1e-3)
     for weight, tensor in zip(weights, plain, strict=True):
         weight.parameter.grad = tensor.grad.clone()
-    if bits != "max":
-        optimizer.prune_step(1.0, 1 - float(bits) / alq.average_bitwidth(weights))
+    prune_to(bits, optimizer)
     steps = {**amsgrad_steps(plain), **steps_of(optimizer)}
     if args.compile:
         compiled = steps_of(alq.CompiledALQ(weights, lr=1e-3))
@@ -216,24 +152,16 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
     largest = 4 * max(weight.parameter.numel() for weight in weights)
     return {
         "network": name,
-        "max_bit": max_bit,
+        "max_bit": NETWORKS[name].default_flags().max_bit[0],
         "bitwidth": bitwidth,
         "weights": sum(weight.parameter.numel() for weight in weights),
         "seconds": seconds,
         "peak memory in largest layers": {
-            step: peak_bytes(steps[step], device) / largest
+            step: peak_bytes(steps[step], torch.device(args.device)) / largest
             for step in steps
             if step != "amsgrad fused"
         },
     }
-
-
-def machine(device: torch.device) -> str:
-    """What a figure depends on, for its reader."""
-    return (
-        f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, "
-        f"{platform.processor() or platform.machine()}"
-    )
 
 
 def show(row: dict) -> None:
@@ -247,31 +175,16 @@ def show(row: dict) -> None:
         peak = row["peak memory in largest layers"].get(step)
         memory = "" if peak is None else f"{peak:13.1f}"
         print(f"{step:20}{1e3 * seconds:10.2f}{seconds / floor:11.1f}{memory}", flush=True)
-    basis, network = row["seconds"]["basis"], row["seconds"]["forward + backward"]
-    print(f"the basis step's share of a training step: {100 * basis / (basis + network):.1f} %")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--bits", nargs="+", default=["max", "2"], help="'max' or an average")
-    parser.add_argument("--repeats", type=int, default=7, help="timed rounds (7)")
-    parser.add_argument("--compile", action="store_true", help="also the steps of CompiledALQ")
+    add_flags(parser, repeats=7)
     parser.add_argument("--naive", action="store_true", help="also the naive basis step (slow)")
-    parser.add_argument(
-        "--pictures", type=int, default=128,
-        help="forward + backward on at most so many, scaled to the batch size (128)",
-    )  # fmt: skip
-    parser.add_argument("--table", type=Path, metavar="JSON", help="print README's tables, exit")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="processor time, for one thread on a busy machine"
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
     if args.table:
-        print(*markdown(json.loads(args.table.read_text())), sep="\n\n")
+        tables = steps_tables(json.loads(args.table.read_text()))
+        print(*(f"{title}\n\n{table}" for title, table in tables.items()), sep="\n\n")
         return
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         started = list(pool.map(partial(measure_as_torch_starts, args=args), args.network))
@@ -284,9 +197,7 @@ def main() -> None:
             rows[-1]["seconds"] |= as_torch_starts
             show(rows[-1])
     if args.json:
-        where = machine(torch.device(args.device))
-        content = {"machine": where, "arguments": sys.argv[1:], "rows": rows}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_figures(args.json, torch.device(args.device), rows=rows)
 
 
 if __name__ == "__main__":

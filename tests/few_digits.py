@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import alq.command.stages
 import lenet5
+from alq.data import mnist
 
 
 class DoubleLeNet5(lenet5.LeNet5):
@@ -37,15 +38,15 @@ def few(count: int, read: Callable) -> Callable:
 
 def main(count: int, argv: list[str]) -> None:
     """Run lenet5.py's main so changed; the module is as before afterwards."""
-    recipe, read = lenet5.RECIPE, lenet5.read_mnist
+    recipe, read = lenet5.RECIPE, mnist.read_mnist
     lenet5.RECIPE = dataclasses.replace(recipe, network=DoubleLeNet5)
-    lenet5.read_mnist = few(count, read)
+    mnist.read_mnist = few(count, read)
     save_packed = alq.command.stages.save_packed
     alq.command.stages.save_packed = lambda path, *_: path.touch() or {}
     try:
         lenet5.main(argv)
     finally:
-        lenet5.RECIPE, lenet5.read_mnist = recipe, read
+        lenet5.RECIPE, mnist.read_mnist = recipe, read
         alq.command.stages.save_packed = save_packed
 
 

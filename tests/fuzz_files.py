@@ -102,10 +102,10 @@ def distort(value: object, chance: random.Random) -> object:
 def recontained(data: bytes, chance: random.Random) -> bytes:
     """A packed file with distorted content, sealed again."""
     tensors = dict(packed.safetensors.torch.load(data))
-    names = packed.inflate(tensors["names"])
+    names = packed.inflate_json(tensors["names"])
     if chance.random() < 0.7:
         with contextlib.suppress(TypeError, ValueError):  # a tensor among the names is no JSON
-            tensors["names"] = packed.deflate(distort(names, chance))
+            tensors["names"] = packed.deflate_json(distort(names, chance))
     else:
         name = chance.choice(list(tensors))
         changed = distort(tensors[name], chance)
@@ -113,7 +113,7 @@ def recontained(data: bytes, chance: random.Random) -> bytes:
             tensors[name] = changed.contiguous().clone()
         else:
             del tensors[name]
-    return packed.seal(tensors)
+    return packed.encode_container(tensors)
 
 
 def read(path: Path) -> str:
@@ -148,7 +148,7 @@ def fuzz(seconds: float, seed: int, folder: Path) -> Counter:
     """Until the time is over; the outcomes counted."""
     chance, found = random.Random(seed), Counter()
     content, small = seeds(folder)
-    whole = checkpoint.seal(content)
+    whole = checkpoint.encode_checkpoint(content)
     path, ends = folder / "file", time.monotonic() + seconds
     while time.monotonic() < ends:
         kind = chance.choice(["bytes", "bytes", "content", "packed content"])
@@ -157,7 +157,7 @@ def fuzz(seconds: float, seed: int, folder: Path) -> Counter:
             if data == original:
                 continue
         elif kind == "content":
-            data = checkpoint.seal(distort(copy.deepcopy(content), chance))
+            data = checkpoint.encode_checkpoint(distort(copy.deepcopy(content), chance))
         else:
             data = recontained(small, chance)
         path.write_bytes(data)

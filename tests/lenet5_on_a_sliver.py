@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import lenet5
-from alq.data.mnist import read_mnist
+from alq.data import mnist, read_mnist
 
 TRAIN, TEST = 300, 100
 
@@ -18,7 +18,7 @@ def sliver(root):
     return tuple(x[:TRAIN] for x in train), tuple(x[:TEST] for x in test)
 
 
-lenet5.read_mnist = sliver
+mnist.read_mnist = sliver
 
 if __name__ == "__main__":
     lenet5.main(sys.argv[1:])

@@ -11,8 +11,7 @@ import torch
 import ablations
 import arms
 import changed
-import lenet5
-from alq.data.mnist import read_mnist
+from alq.data import mnist, read_mnist
 from alq.files.checkpoint import load_checkpoint, save_checkpoint
 from alq.method.steps import choose_pruned, optimise_bases
 
@@ -29,7 +28,7 @@ def few(tmp_path_factory) -> list[str]:
     save_checkpoint(path, content)
     small = tuple([part[:count] for part in pair] for pair, count in ((train, 344), (test, 50)))
     patch = pytest.MonkeyPatch()
-    patch.setattr(lenet5, "read_mnist", lambda root: small)
+    patch.setattr(mnist, "read_mnist", lambda root: small)
     patch.setattr(arms, "TOP_K", 0.5)  # enough candidates at each of so few batches
     rounds = arms.decaying([*arms.ROUND, "prune"], 1) + arms.decaying(["basis"], 2)
     patch.setattr(arms, "PRUNING", rounds)

@@ -17,7 +17,7 @@ import lenet5
 import resnet
 import vgg
 from alq.command.resume import plain_state
-from alq.data.mnist import read_mnist
+from alq.data import mnist, read_mnist
 from alq.files.checkpoint import save_checkpoint
 from small_sets import write_imagenet
 
@@ -181,7 +181,7 @@ def test_bad_input_is_refused_before_any_work(
     script, flags, parts, place, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lenet5, "read_mnist", read_mnist)  # other tests take a sliver of it
+    monkeypatch.setattr(mnist, "read_mnist", read_mnist)  # other tests take a sliver of it
     flags = [flag.replace("{}", str(place)) for flag in flags]
     files = ["--model_ori", str(place / "ori.pth"), "--model", str(place / "model.pth")]
     data = [] if script == "resnet" else DATA
@@ -238,7 +238,7 @@ def test_labels_and_pictures_that_do_not_fit_the_network(tmp_path, monkeypatch, 
             labels,
         ),
     }.items():
-        monkeypatch.setattr(lenet5, "read_mnist", lambda root, sets=sets: (sets, sets))
+        monkeypatch.setattr(mnist, "read_mnist", lambda root, sets=sets: (sets, sets))
         with pytest.raises(SystemExit) as stop:
             lenet5.main(["--PRETRAIN", "--val_size", "8"])
         said = capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -247,7 +248,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(finished, tmp_path, capsys, dam
 
 
 def test_damaged_data_is_named(tmp_path) -> None:
-    from alq.data.mnist import read_mnist
+    from alq.data import read_mnist
 
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -349,3 +350,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, capsys) -> 
     assert "alq 1/6 basis, batch 2: the loss is not finite; try a lower rate" in captured
     sketched = load(tmp_path / "model.pth")["weights"]
     assert all(w["alpha"].isfinite().all() for w in sketched)
+
+
+def test_a_network_without_a_published_row(tmp_path, monkeypatch, capsys) -> None:
+    run(tmp_path, "--PRETRAIN", "--ALQ")
+    assert "published" in capsys.readouterr().out
+    recipe = dataclasses.replace(lenet5.RECIPE, published=None)
+    monkeypatch.setattr(lenet5, "RECIPE", recipe)
+    run(tmp_path, "--ALQ")
+    printed = capsys.readouterr().out
+    assert "after alq" in printed and "published" not in printed

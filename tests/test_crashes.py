@@ -21,6 +21,7 @@ import torch
 import alq.files.checkpoint
 import lenet5
 import lenet5_on_a_sliver
+from alq.data import mnist
 from alq.machine.interruption import Interruption
 from crashes import DeadlyFile, finish, fork
 
@@ -37,10 +38,10 @@ KILLS = 20  # moments at which each stage is killed
 def data():
     """The digits, read once for all processes."""
     sets = lenet5_on_a_sliver.sliver(ROOT / "data")
-    before, lenet5.read_mnist = lenet5.read_mnist, lambda root: sets
+    before, mnist.read_mnist = mnist.read_mnist, lambda root: sets
     threads = torch.get_num_threads()
     yield
-    lenet5.read_mnist = before
+    mnist.read_mnist = before
     torch.set_num_threads(threads)
 
 
@@ -110,7 +111,7 @@ def dying_write(size: int):
         file = opened(path, mode, *rest, **options)
         return DeadlyFile(file, left) if mode == "wb" else file
 
-    alq.files.checkpoint.open = deadly
+    alq.files.disk.open = deadly
 
 
 @pytest.mark.parametrize("stage", STAGES)

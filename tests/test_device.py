@@ -14,6 +14,7 @@ import few_digits
 import lenet5
 import resnet
 import vgg
+from alq.data import mnist
 from narrow import RESNET_FLAGS, prepare_resnet, prepare_vgg
 from shadow_device import Shadow, ShadowDevice, Stats
 from small_sets import write_cifar10, write_imagenet
@@ -75,7 +76,7 @@ def check(main, flags: list[str], folder: Path, waits: dict[str, list[int]]) -> 
 
 @pytest.mark.parametrize("target", [[], ["--target_bit", "1.5"]])
 def test_lenet5(tmp_path, monkeypatch, waits, target) -> None:
-    monkeypatch.setattr(lenet5, "read_mnist", few_digits.few(60, lenet5.read_mnist))
+    monkeypatch.setattr(mnist, "read_mnist", few_digits.few(60, mnist.read_mnist))
     check(lenet5.main, ["--data", str(ROOT / "data"), *target], tmp_path, waits)
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import alq
 import lenet5
+from alq.data import mnist, read_mnist
 from alq.data.loaders import CropFlip
-from alq.data.mnist import read_mnist
 from alq.errors import InputError
 from alq.extras.distill import distillation
 from alq.files.coding import decode, encode
@@ -107,7 +107,7 @@ def test_float16_files_refuse_what_was_not_rounded(tmp_path) -> None:
 def test_all_extras_on_the_command_line(tmp_path, capsys, monkeypatch) -> None:
     sets = read_mnist(Path(__file__).resolve().parent.parent / "data")
     few = [[part[:300] for part in pair] for pair in sets]
-    monkeypatch.setattr(lenet5, "read_mnist", lambda root: few)
+    monkeypatch.setattr(mnist, "read_mnist", lambda root: few)
     files = ["--model_ori", f"{tmp_path}/ori.pth", "--model", f"{tmp_path}/net.pth"]
     short = "--val_size 44 --epoch_pretrain 1 --epoch_basis 1 --epoch_coord 1 --R 1 --top_k 1"
     post = "--epoch_ste 1 --epoch_post_coord 1"

@@ -15,7 +15,7 @@ from torch import nn
 
 import fuzz_files
 from alq.errors import InputError
-from alq.files.checkpoint import load_checkpoint, load_model, save_checkpoint, seal
+from alq.files.checkpoint import encode_checkpoint, load_checkpoint, load_model, save_checkpoint
 
 CONTENT = {"net": "small", "model": {"w": torch.arange(6.0)}, "weights": []}
 
@@ -62,7 +62,7 @@ def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path, form) -> None:
     content = {**CONTENT, "format": "alq-checkpoint", "version": 2, "extra": Hostile(bait)}
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=form != "old torch")
-    forms = {"pickle": pickle.dumps(content), "sealed": seal(content)}
+    forms = {"pickle": pickle.dumps(content), "sealed": encode_checkpoint(content)}
     path.write_bytes(forms.get(form, buffer.getvalue()))
     with pytest.raises(InputError) as refused:
         load_checkpoint(path, "small")
@@ -77,7 +77,7 @@ def test_another_network_or_version_is_refused_with_what_differs(tmp_path) -> No
     save_checkpoint(path, CONTENT)
     with pytest.raises(InputError, match="holds network 'small', not 'vgg'"):
         load_checkpoint(path, "vgg")
-    path.write_bytes(seal({**CONTENT, "format": "alq-checkpoint", "version": 3}))
+    path.write_bytes(encode_checkpoint({**CONTENT, "format": "alq-checkpoint", "version": 3}))
     with pytest.raises(InputError, match="has format version 3; this code reads 2"):
         load_checkpoint(path, "small")
     model = nn.Linear(3, 2)
@@ -85,6 +85,16 @@ def test_another_network_or_version_is_refused_with_what_differs(tmp_path) -> No
         load_model(model, {"weight": torch.zeros(2, 3)}, "x.pth")
     with pytest.raises(InputError, match=r"weight is \(3, 2\) there and \(2, 3\) here"):
         load_model(model, {"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "x.pth")
+
+
+def test_weights_from_before_torch_counted_batches_are_loaded() -> None:
+    source, model = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    state = {name: torch.rand(3) for name in source.state_dict() if "num_batches" not in name}
+    load_model(model, state, "x.pth")
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+    assert int(model.num_batches_tracked) == 0
+    with pytest.raises(InputError, match=r"running_mean is absent there and \(3,\) here"):
+        load_model(model, {k: v for k, v in state.items() if k != "running_mean"}, "x.pth")
 
 
 def test_readers_withstand_a_short_fuzz(tmp_path) -> None:

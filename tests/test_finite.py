@@ -11,6 +11,7 @@ from torch import nn
 
 import lenet5
 import lenet5_on_a_sliver
+from alq.data import mnist
 from alq.errors import NotFinite
 from alq.files.checkpoint import load_checkpoint
 from alq.machine.finite import Watch
@@ -56,7 +57,7 @@ def test_the_run_stops_with_the_last_good_files(
     tmp_path, monkeypatch, capsys, stage, what, message, save_every
 ) -> None:
     sliver = lenet5_on_a_sliver.sliver(ROOT / "data")
-    monkeypatch.setattr(lenet5, "read_mnist", lambda root: sliver)
+    monkeypatch.setattr(mnist, "read_mnist", lambda root: sliver)
     monkeypatch.chdir(tmp_path)
     files = ["--model_ori", "ori.pth", "--model", "model.pth"]
     if stage == "ALQ":
@@ -85,11 +86,11 @@ def test_a_watch_tells_the_first_bad_batch() -> None:
     one = torch.tensor(1.0)
     for p in model.parameters():
         p.grad = None if p is model[0].bias else torch.full_like(p, 1e15)
-    watch.look(1, one)
+    watch.note(1, one)
     watch.check()
     model[1].weight.grad[0, 1] = 1e30  # its square overflows
-    watch.look(2, one)
-    watch.look(3, one * torch.nan)
+    watch.note(2, one)
+    watch.note(3, one * torch.nan)
     with pytest.raises(NotFinite, match=r"epoch, batch 2: the gradient of 1\.weight, or"):
         watch.check()
     watch = Watch(model, "epoch", "stop")

@@ -17,8 +17,14 @@ from torch import nn
 import alq
 import lenet5
 from alq.errors import InputError
-from alq.files.checkpoint import write_atomically
-from alq.files.packed import deflate, inflate, read_packed, seal, unseal
+from alq.files.disk import write_atomically
+from alq.files.packed import (
+    decode_container,
+    deflate_json,
+    encode_container,
+    inflate_json,
+    read_packed,
+)
 from alq.method.structures import make_grouping
 from alq.method.weight import prune
 from test_steps import CASES
@@ -91,6 +97,20 @@ def test_the_network_comes_back_bit_for_bit(tmp_path, prune) -> None:
     # ... and what was loaded is saved as the same bytes.
     alq.save_packed(tmp_path / "again.alq", other, loaded)
     assert (tmp_path / "net.alq").read_bytes() == (tmp_path / "again.alq").read_bytes()
+
+
+@pytest.mark.parametrize("floats", ["float32", "float16"])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_coded_file_without_any_coordinate(tmp_path, layers, floats) -> None:
+    model, other = nn.Linear(8, 4, bias=False), nn.Linear(8, 4, bias=False)
+    weights = alq.quantize(model)[:layers]
+    for weight in weights:
+        prune([weight], [weight.mask])
+    alq.round_floats(model, weights)
+    sizes = alq.save_packed(tmp_path / "x.alq", model, weights, floats, coded=True)
+    assert sizes["coordinates"] == sizes["bitwidths"] == 0
+    assert len(alq.load_packed(tmp_path / "x.alq", other)) == layers
+    assert_same_network(model, other)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -234,10 +254,9 @@ def test_another_network_is_named(tmp_path, packed, change, message) -> None:
 
 def forge(path, packed: bytes, change) -> None:
     """`packed` with its names (as JSON) changed and a checksum that fits."""
-    path.write_bytes(packed)
-    tensors, _ = unseal(path)
-    tensors["names"] = deflate(change(inflate(tensors["names"])))
-    path.write_bytes(seal(tensors))
+    tensors = decode_container(packed, path)
+    tensors["names"] = deflate_json(change(inflate_json(tensors["names"])))
+    path.write_bytes(encode_container(tensors))
 
 
 def test_another_version_is_named(tmp_path, packed, monkeypatch) -> None:
@@ -257,11 +276,10 @@ def test_a_forged_structure_of_the_right_size_is_refused(tmp_path, packed) -> No
 
 
 def test_names_that_inflate_without_end_are_refused(tmp_path, packed) -> None:
-    (tmp_path / "bomb.alq").write_bytes(packed)
-    tensors, _ = unseal(tmp_path / "bomb.alq")
+    tensors = decode_container(packed, "bomb.alq")
     bomb = zlib.compress(b" " * 2**26)
     tensors["names"] = torch.frombuffer(bytearray(bomb), dtype=torch.uint8)
-    (tmp_path / "bomb.alq").write_bytes(seal(tensors))
+    (tmp_path / "bomb.alq").write_bytes(encode_container(tensors))
     assert "makes no sense" in refusal(tmp_path / "bomb.alq")
 
 

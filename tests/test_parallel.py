@@ -18,7 +18,7 @@ import few_digits
 import resnet
 from alq.errors import InputError
 from alq.machine import processes
-from alq.machine.processes import shares
+from alq.machine.processes import share_batches
 from narrow import RESNET_FLAGS, prepare_resnet
 from small_sets import write_cifar10, write_imagenet
 
@@ -48,11 +48,11 @@ def events(folder: Path, kind: str) -> list[dict]:
 @pytest.mark.parametrize(("count", "batch_size"), [(64, 16), (67, 16), (65, 16), (5, 16)])
 def test_shares_cover_every_batch_once_with_its_mean(processes, count, batch_size) -> None:
     for training in (True, False):
-        found = [shares(count, batch_size, training, (k, processes)) for k in range(processes)]
+        found = [share_batches(count, batch_size, training, k, processes) for k in range(processes)]
         places = [list(range(count)[s.part]) for own in found for s in own if s.weight]
         assert sorted(sum(places, start=[])) == list(range(count))  # noqa: RUF017
     values = torch.rand(count, dtype=torch.float64)
-    trained = [shares(count, batch_size, True, (k, processes)) for k in range(processes)]
+    trained = [share_batches(count, batch_size, True, k, processes) for k in range(processes)]
     for number, start in enumerate(range(0, count, batch_size)):
         own = [process[number] for process in trained]
         mean = sum(values[s.part].mean() * s.weight for s in own) / processes
@@ -142,7 +142,7 @@ def test_a_batch_that_leaves_one_picture_to_a_process_is_refused(monkeypatch) ->
         (2, 64, 3, "--batch_size 4"),
         (4, 7, 4, "more images"),
     ):
-        monkeypatch.setattr(processes, "world", lambda number=number: number)
+        monkeypatch.setattr(processes, "process_count", lambda number=number: number)
         with pytest.raises(InputError, match=f"--batch_size {size}: .* use {advice}$"):
             processes.check_batch_norm(model, count, size)
         processes.check_batch_norm(model[0], count, size)  # without batch norm one is enough
@@ -151,7 +151,7 @@ def test_a_batch_that_leaves_one_picture_to_a_process_is_refused(monkeypatch) ->
             sizes = [
                 len(range(count)[s.part])
                 for k in range(number)
-                for s in shares(count, good, True, (k, number))
+                for s in share_batches(count, good, True, k, number)
             ]
             assert min(sizes) > 1
             processes.check_batch_norm(model, count, good)
@@ -162,8 +162,10 @@ def test_processes_that_differ_are_found(monkeypatch) -> None:
     changed = copy.deepcopy(state)
     changed["m"][0][2] += torch.finfo(torch.float32).eps
     sums = []
-    monkeypatch.setattr(processes, "world", lambda: 2)
-    monkeypatch.setattr(processes, "gather", lambda own: sums.append(own) or [sums[0], own])
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        processes, "gather_from_all", lambda own: sums.append(own) or [sums[0], own]
+    )
     processes.check_same(state, "epoch 1")
     processes.check_same(state, "epoch 2")
     with pytest.raises(RuntimeError, match=r"epoch 3: processes 0 and 0 differ in 1 of 2 tensors"):

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 import resnet
 from alq.command.flags import ScriptParser
 from alq.data import imagenet
+from alq.data.published_weights import fetch_weights
 from alq.errors import InputError
 from alq.method.network import quantizable, restore
 from small_sets import write_imagenet
@@ -63,7 +64,7 @@ def test_only_training_pictures_change_and_only_with_seed_and_epoch(pictures) ->
     """Neither the number of workers nor what was loaded before has an influence."""
     epochs = []
     for workers in ("0", "2"):
-        data, val_indices = imagenet.folder_split(parse(pictures, "--workers", workers), None)
+        data, val_indices = imagenet.load_splits(parse(pictures, "--workers", workers), None)
         assert [len(x) for x, _ in data.train] == [12] and len(val_indices) == 8
         for epoch in (1, 2, 1):
             data.train.set_epoch(epoch)
@@ -85,16 +86,16 @@ def test_only_training_pictures_change_and_only_with_seed_and_epoch(pictures) ->
 def test_folders_that_do_not_fit_say_how_to_arrange_them(pictures) -> None:
     shutil.rmtree(pictures / "val" / "n10000001")
     with pytest.raises(InputError, match="'n10000001' is in one of them only"):
-        imagenet.folder_split(parse(pictures), None)
+        imagenet.load_splits(parse(pictures), None)
     for folder in (pictures / "val").iterdir():
         for file in folder.iterdir():
             file.rename(pictures / "val" / file.name)
         folder.rmdir()
     with pytest.raises(InputError, match=r"val is flat, .* per class; .*devkit"):
-        imagenet.folder_split(parse(pictures), None)
+        imagenet.load_splits(parse(pictures), None)
     shutil.rmtree(pictures / "val")
     with pytest.raises(InputError, match=r"no folder .*val; .* belong into"):
-        imagenet.folder_split(parse(pictures), None)
+        imagenet.load_splits(parse(pictures), None)
 
 
 def test_downloaded_weights_are_checked(tmp_path, monkeypatch) -> None:
@@ -104,7 +105,7 @@ def test_downloaded_weights_are_checked(tmp_path, monkeypatch) -> None:
 
     def fetch(name: str) -> dict:
         shutil.copy(tmp_path / "weights", tmp_path / name)
-        return resnet.fetch_weights(f"file://{tmp_path / name}")
+        return fetch_weights(f"file://{tmp_path / name}")
 
     assert torch.equal(fetch(f"net-{digest}.pth")["x"], torch.ones(2))
     with pytest.raises(InputError, match="invalid hash value"):
@@ -112,7 +113,7 @@ def test_downloaded_weights_are_checked(tmp_path, monkeypatch) -> None:
     with pytest.raises(InputError, match="must end in the first digits"):
         fetch("net.pth")
     with pytest.raises(InputError, match="could not be fetched"):
-        resnet.fetch_weights(f"file://{tmp_path}/absent-0123abcd.pth")
+        fetch_weights(f"file://{tmp_path}/absent-0123abcd.pth")
 
 
 def published_weights(net: str, folder) -> str:

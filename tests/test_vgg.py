@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torchvision import datasets, transforms
 
 import vgg
+from alq.data import cifar10
 from alq.data.cifar10 import read_cifar10
 from alq.data.loaders import CropFlip, TensorLoader
 from alq.errors import InputError
@@ -114,10 +115,10 @@ def test_augmentation_has_torchvisions_distribution() -> None:
 
 
 def test_only_training_images_change_and_only_with_seed_and_epoch(cifar) -> None:
-    args = vgg.ScriptParser("", vgg.DEFAULTS).parse_args(["--data", str(cifar), *SHORT])
-    data, val_indices = vgg.load_data(args, None)
+    args = vgg.command_line().parse_args(["--data", str(cifar), *SHORT])
+    data, val_indices = cifar10.load_splits(args, None)
     images = read_cifar10(cifar)[0][0]
-    plain = TensorLoader(images[val_indices], val_indices, 1000, vgg.MEAN, vgg.STD)
+    plain = TensorLoader(images[val_indices], val_indices, 1000, cifar10.MEAN, cifar10.STD)
     for epoch in (0, 1):
         data.val.set_epoch(epoch)
         assert torch.equal(next(iter(data.val))[0], next(iter(plain))[0])

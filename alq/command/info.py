@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError
-from ..files.checkpoint import load_checkpoint, weights_in, write_atomically
+from ..files.checkpoint import load_checkpoint, weights_in
+from ..files.disk import write_atomically
 from ..files.packed import read_packed
 from ..method.structures import coordinate_bytes
 from .report import format_bytes, parts_line

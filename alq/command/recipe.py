@@ -23,7 +23,7 @@ class Recipe:
         load_data: (flags, indices of the held-out images or None to draw them) -> loaders, indices.
         load_test: flags -> the loader of the test set, which needs no other images.
         pretrain_optimizer: (parameters, flags) -> optimizer of the full-precision training.
-        published: the paper's row: bitwidth, storage in bytes, top-1 in percent.
+        published: the paper's row, if it has one: bitwidth, storage in bytes, top-1 in percent.
         fetch: flags -> full-precision weights to take instead of training, or None to train.
     """
 
@@ -32,7 +32,7 @@ class Recipe:
     load_data: Callable[[Namespace, Tensor | None], tuple[Split, Tensor]]
     load_test: Callable[[Namespace], Loader]
     pretrain_optimizer: Callable[..., Optimizer]
-    published: dict[str, float]
+    published: dict[str, float] | None = None
     fetch: Callable[[Namespace], dict | None] = lambda args: None
 
     def shapes(self) -> nn.Module:

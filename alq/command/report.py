@@ -32,14 +32,17 @@ def expectation(plan: PruningPlan, size: Mapping[str, float]) -> str:
 
 
 def published_target(
-    plan: PruningPlan, size: Mapping[str, float], published: Mapping[str, float]
+    plan: PruningPlan, size: Mapping[str, float], published: Mapping[str, float] | None
 ) -> str | None:
     """Return one line with the flag that reaches the published row, if the rounds end far from it.
 
-    `size` is the plan's `expected_size`. None where they end near it, or at a target.
+    `size` is the plan's `expected_size`. None where they end near it, or at a target, or where no
+    row was published.
     """
+    if published is None or isinstance(plan, PruneToTarget):
+        return None
     off = abs(size["storage_bytes"] / published["storage_bytes"] - 1)
-    if isinstance(plan, PruneToTarget) or off <= FAR:
+    if off <= FAR:
         return None
     return (
         f"note: the published row has {published['bitwidth']:.2f} bit "
@@ -59,8 +62,8 @@ def layer_table(weights: Sequence[MultiBitWeight]) -> str:
     return "\n".join(lines)
 
 
-def summary_table(result: Mapping, published: Mapping[str, float], weights: int) -> str:
-    """Return full precision, this run and the published row."""
+def summary_table(result: Mapping, published: Mapping[str, float] | None, weights: int) -> str:
+    """Return full precision, this run and the published row, if there is one."""
 
     def row(
         name: str, bits: float | None, size: float | None, file: float | None, top1: float | None
@@ -73,23 +76,15 @@ def summary_table(result: Mapping, published: Mapping[str, float], weights: int)
         )
         return SUMMARY.format(name, *cells)
 
-    return "\n".join(
-        [
-            SUMMARY.format("", "bits", "storage", "file", "top-1 %"),
-            row("full precision", 32, 4 * weights, None, result["top1_fp"]),
-            row(
-                f"after {result['stage']}",
-                result["bitwidth"],
-                result["storage_bytes"],
-                result["file_bytes"],
-                result["top1"],
-            ),
-            row(
-                "published (paper)",
-                published["bitwidth"],
-                published["storage_bytes"],
-                None,
-                published["top1"],
-            ),
-        ]
-    )
+    lines = [
+        SUMMARY.format("", "bits", "storage", "file", "top-1 %"),
+        row("full precision", 32, 4 * weights, None, result["top1_fp"]),
+        row(
+            f"after {result['stage']}",
+            *(result[key] for key in ("bitwidth", "storage_bytes", "file_bytes", "top1")),
+        ),
+    ]
+    if published is not None:
+        paper = (published["bitwidth"], published["storage_bytes"], None, published["top1"])
+        lines.append(row("published (paper)", *paper))
+    return "\n".join(lines)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files.checkpoint import DIGEST, load_checkpoint, load_model, save_checkpoint
+from ..files.checkpoint import load_checkpoint, load_model, read_checksum, save_checkpoint
 from ..files.runlog import RunLog, plain_flags
 from ..machine import processes
 from ..machine.interruption import Interruption, Stopped
@@ -53,7 +53,7 @@ def read_point(path: Path, args: Namespace, net: str, stages: list[str]) -> dict
 
 def compared_flags(args: Namespace) -> dict:
     """Return the flags and the number of processes, as plain values."""
-    return {**plain_flags(args), "processes": processes.world()}
+    return {**plain_flags(args), "processes": processes.process_count()}
 
 
 class ResumePoints:
@@ -98,7 +98,7 @@ class ResumePoints:
             "net": self.net,
             "stage": self.training.stage,
             "flags": compared_flags(self.args),
-            "source": checksum(self.source),
+            "source": self.source and read_checksum(self.source),
             "log_size": self.log.size() if processes.is_main() else 0,
             "generators": generator_states(),
             **training_state(self.training),
@@ -113,7 +113,7 @@ class ResumePoints:
         """
         if point is None or point["stage"] != self.training.stage:
             return False
-        if point["source"] != checksum(self.source):
+        if point["source"] != (self.source and read_checksum(self.source)):
             raise InputError(
                 f"{self.source} is not the file that the run to resume started from; put that "
                 "back, or start anew without --resume"
@@ -123,7 +123,7 @@ class ResumePoints:
         if "cuda" in point["generators"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(point["generators"]["cuda"])
         if processes.is_main():
-            self.log.cut(point["log_size"])
+            self.log.truncate(point["log_size"])
         return True
 
 
@@ -142,7 +142,7 @@ def training_state(training: Training) -> dict:
         "best": training.best,
         "batches": training.epoch.batches,
         "epoch_seconds": training.epoch.elapsed() if training.epoch.batches else 0.0,
-        "sums": processes.gather([*sums, totals.count]),  # of each process
+        "sums": processes.gather_from_all([*sums, totals.count]),  # of each process
         "model": plain_state(training.model),
         "optimizers": [optimizer.state_dict() for optimizer in training.optimizers],
     }
@@ -167,8 +167,3 @@ def generator_states() -> dict[str, Tensor]:
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
-
-
-def checksum(checkpoint: Path | None) -> str | None:
-    """Return that of a checkpoint file: its last bytes."""
-    return checkpoint and checkpoint.read_bytes()[-DIGEST:].decode("ascii", "replace")

@@ -45,7 +45,7 @@ def run_stages(recipe: Recipe, parser: OneLineParser, argv: Sequence[str] | None
         named = [name for name in STAGES if getattr(args, name)]
         check_flags(args, recipe, named)
         set_arithmetic(args)
-        with processes.joined(args.device):
+        with processes.join_processes(args.device):
             if args.EVAL:
                 return print_result(recipe, evaluate_packed(recipe, args))
             with Interruption() as interruption:
@@ -57,7 +57,7 @@ def run_stages(recipe: Recipe, parser: OneLineParser, argv: Sequence[str] | None
                     if processes.is_main():
                         seconds = f"{result['seconds']:.0f} s"
                         print(f"{result['stage']}: {seconds}, saved {result['file']}")
-                processes.wait()
+                processes.wait_for_all()
                 if processes.is_main():
                     run.files.resume_point.unlink(missing_ok=True)
             print_result(recipe, result)

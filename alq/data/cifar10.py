@@ -1,7 +1,8 @@
-"""CIFAR-10 as tensors."""
+"""CIFAR-10, for VGG: 50 000 training and 10 000 test images, as tensors on the device."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -11,26 +12,40 @@ from torchvision import datasets
 
 from ..errors import InputError
 from ..machine.processes import main_first
+from .loaders import CropFlip, Loader, Split, evaluation_loader, split_tensors
+
+# Of the pixels in 0..1, red, green and blue.
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
+    """Return the loaders, training images cropped and flipped, and the validation images' places.
+
+    `val_indices` are those places if a checkpoint has them already.
+    """
+    return split_tensors(args, val_indices, *read_cifar10(args.data), MEAN, STD, CropFlip())
+
+
+def load_test(args: Namespace) -> Loader:
+    """Return the loader of the test images alone."""
+    return evaluation_loader(args, read_cifar10(args.data)[1], MEAN, STD)
 
 
 @main_first()
 def read_cifar10(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """((images, labels) of the training set, of the test set); images (N, 3, 32, 32) uint8.
+    """Return (images, labels) of the training set and of the test set; (N, 3, 32, 32) uint8.
 
     torchvision's class checks the files in `root`, unpacks the archive if only that is there and
     downloads it if nothing is.
     """
     kind = datasets.CIFAR10
     try:
-        train, test = (kind(root, train=part, download=True) for part in (True, False))
+        sets = [kind(root, train=train, download=True) for train in (True, False)]
     except (URLError, OSError, RuntimeError) as error:
         raise InputError(
             f"--data {root}: no intact CIFAR-10 in {Path(root) / kind.base_folder}, and it could "
             f"not be downloaded ({error}); put {kind.filename} from {kind.url} into {root}"
         ) from error
-    return _tensors(train), _tensors(test)
-
-
-def _tensors(data: datasets.CIFAR10) -> tuple[Tensor, Tensor]:
-    images = torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(data.targets)
+    images = (torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous() for data in sets)
+    train, test = zip(images, (torch.tensor(data.targets) for data in sets), strict=True)
+    return train, test

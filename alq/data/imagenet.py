@@ -1,4 +1,7 @@
-"""ILSVRC12 as folders of JPEGs, through torchvision's ImageFolder and torch's DataLoader."""
+"""ILSVRC12, for the ResNets: folders of JPEGs, read by worker processes while training.
+
+torchvision's ImageFolder finds them, torch's DataLoader reads them.
+"""
 
 from __future__ import annotations
 
@@ -9,131 +12,53 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 
 from ..errors import InputError
 from ..machine.interruption import leave_signals_to_parent
-from ..machine.processes import Share, shares
-from .loaders import Split, choose_val_indices
+from .loaders import Loader, Split, choose_val_indices
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in 0..1
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pixels in 0..1
 RESIZE, CROP = 256, 224  # shorter side of a test picture before its crop; pixels of every crop
 
 
-class Pictures(Dataset):
-    """Picture files and labels. An item is asked for by (place, seed): the seed of its transform.
+def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
+    """Return the loaders, training pictures changed at random, and the validation pictures' places.
 
-    What a random transform does to a picture then depends on that seed alone: not on the number
-    of workers or processes, nor on what was loaded before.
+    `train/` gives the training and the validation pictures, `val/` the test pictures. `val_indices`
+    are places in the sorted training set, if a checkpoint has them already.
     """
-
-    def __init__(self, samples: list[tuple[str, int]], transform: transforms.Compose) -> None:
-        self.samples, self.transform = samples, transform
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        place, seed = item
-        path, label = self.samples[place]
-        picture = read_picture(path)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.transform(picture), label
-
-
-def read_picture(path: str) -> Image:
-    """The picture, in RGB; InputError names a file that is none."""
-    try:
-        return default_loader(path)
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises
+    train, test = read_folder(args.data, "train"), read_folder(args.data, "val")
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))[0]
         raise InputError(
-            f"--data: {path} is no whole picture ({error}); put the original there"
-        ) from error
-
-
-def ignore_signals(worker: int) -> None:
-    """What stops a run is the main process's to decide, and it needs its workers until then."""
-    leave_signals_to_parent()
-
-
-class Batches(Sampler[list[tuple[int, int]]]):
-    """The (place, seed) pairs of each batch; with a seed in a new order at every epoch.
-
-    Of several processes each gets its share of every batch.
-    """
-
-    def __init__(self, count: int, batch_size: int, seed: int | None) -> None:
-        self.count, self.seed = count, seed
-        self.epoch = self.first = 0
-        self.shares = shares(count, batch_size, training=seed is not None)
-
-    def __len__(self) -> int:
-        return len(self.shares)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order, seeds = torch.arange(self.count), torch.zeros(self.count, dtype=torch.long)
-        if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self.count, generator=generator)
-            seeds = torch.randint(2**62, (self.count,), generator=generator)
-        items = list(zip(order.tolist(), seeds.tolist(), strict=True))
-        for share in self.shares[self.first :]:
-            yield items[share.part]
-
-
-class PictureLoader:
-    """Mini-batches of `Pictures`, read by worker processes, on the training device.
-
-    Yields (x, y): x (batch, 3, H, W) float32 in channels_last, y (batch,) int64.
-    """
-
-    def __init__(
-        self,
-        pictures: Pictures,
-        batch_size: int,
-        device: torch.device,
-        workers: int,
-        seed: int | None = None,
-    ) -> None:
-        self.device, self.count = device, len(pictures)
-        self.batches = Batches(len(pictures), batch_size, seed)
-        self.loader = DataLoader(
-            pictures,
-            batch_sampler=self.batches,
-            num_workers=workers,
-            worker_init_fn=ignore_signals,
-            generator=torch.Generator(),  # its own, so that reading leaves torch's alone
-            persistent_workers=workers > 0,
-            pin_memory=device.type == "cuda",
+            f"--data {args.data}: train/ and val/ must have the same classes as sub-folders; "
+            f"'{odd}' is in one of them only"
         )
+    val_indices = choose_val_indices(len(train), args, val_indices)
+    held_out = set(val_indices.tolist())
+    kept = [sample for place, sample in enumerate(train.samples) if place not in held_out]
+    val = [train.samples[place] for place in sorted(held_out)]
+    split = Split(
+        train=PictureLoader(kept, train_transform(), args, args.seed),
+        val=PictureLoader(val, test_transform(), args),
+        test=PictureLoader(test.samples, test_transform(), args),
+        labels=range(len(train.classes)),
+        shape=(3, CROP, CROP),
+    )
+    return split, val_indices
 
-    def __len__(self) -> int:
-        return len(self.batches)
 
-    @property
-    def shares(self) -> list[Share]:
-        return self.batches.shares
-
-    def set_epoch(self, epoch: int, first: int = 0) -> None:
-        """Choose the order and the random transforms of the next pass, and its first batch."""
-        self.batches.epoch, self.batches.first = epoch, first
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        try:
-            for x, y in self.loader:
-                x = x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-                yield x, y.to(self.device, non_blocking=True)
-        except InputError as error:  # from a worker it comes with the worker's whole traceback
-            line = str(error).strip().splitlines()[-1]
-            raise InputError(line.removeprefix("alq.errors.InputError: ")) from error
+def load_test(args: Namespace) -> Loader:
+    """Return the loader of the test pictures alone."""
+    return PictureLoader(read_folder(args.data, "val").samples, test_transform(), args)
 
 
 def read_folder(root: Path, part: str) -> ImageFolder:
-    """The pictures in `root`/`part`; InputError says how to arrange them."""
+    """Return the pictures in `root`/`part`; InputError says how to arrange them."""
     folder = root / part
     if not folder.is_dir():
         raise InputError(
@@ -156,60 +81,84 @@ def read_folder(root: Path, part: str) -> ImageFolder:
     return found
 
 
-def folder_split(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
-    """Loaders over `args.data`, and the validation images' places in the sorted training set.
-
-    `train/` gives the training and the validation images, `val/` the test images. Only the
-    training images are transformed at random.
-    """
-    train, test = read_folder(args.data, "train"), read_folder(args.data, "val")
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))[0]
-        raise InputError(
-            f"--data {args.data}: train/ and val/ must have the same classes as sub-folders; "
-            f"'{odd}' is in one of them only"
-        )
-    val_indices = choose_val_indices(len(train), args, val_indices)
-    held_out = set(val_indices.tolist())
-    parts: dict[bool, list] = {True: [], False: []}
-    for place, sample in enumerate(train.samples):
-        parts[place in held_out].append(sample)
-
-    split = Split(
-        train=_loader(args, parts[False], train_transform(), args.seed),
-        val=_loader(args, parts[True], test_transform()),
-        test=_loader(args, test.samples, test_transform()),
-        labels=range(len(train.classes)),
-        shape=(3, CROP, CROP),
-    )
-    return split, val_indices
-
-
-def folder_test(args: Namespace) -> PictureLoader:
-    """The test images, of which `val/` has all."""
-    return _loader(args, read_folder(args.data, "val").samples, test_transform())
-
-
-def _loader(
-    args: Namespace, samples: list, transform: transforms.Compose, *seed: int
-) -> PictureLoader:
-    pictures = Pictures(samples, transform)
-    return PictureLoader(pictures, args.batch_size, args.device, args.workers, *seed)
-
-
 def train_transform() -> transforms.Compose:
-    """Random resized crop and flip."""
+    """Return a random resized crop and flip, and the normalisation."""
     return transforms.Compose(
-        [transforms.RandomResizedCrop(CROP), transforms.RandomHorizontalFlip(), *_normalise()]
+        [transforms.RandomResizedCrop(CROP), transforms.RandomHorizontalFlip(), *normalisation()]
     )
 
 
 def test_transform() -> transforms.Compose:
-    """The middle of the picture; for validation, too."""
+    """Return the crop of a picture's middle, for validation, too, and the normalisation."""
     return transforms.Compose(
-        [transforms.Resize(RESIZE), transforms.CenterCrop(CROP), *_normalise()]
+        [transforms.Resize(RESIZE), transforms.CenterCrop(CROP), *normalisation()]
     )
 
 
-def _normalise() -> list:
+def normalisation() -> list:
+    """Return the transforms from a picture to a normalised tensor."""
     return [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+
+
+class Pictures(Dataset):
+    """Picture files and labels. An item is asked for by (place, seed): the seed of its transform.
+
+    What a random transform does to a picture then depends on that seed alone: not on the number
+    of workers or processes, nor on what was loaded before.
+    """
+
+    def __init__(self, samples: list[tuple[str, int]], transform: transforms.Compose) -> None:
+        self.samples, self.transform = samples, transform
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
+        place, seed = item
+        path, label = self.samples[place]
+        picture = read_picture(path)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.transform(picture), label
+
+
+def read_picture(path: str) -> Image:
+    """Return the picture, in RGB; InputError names a file that is none."""
+    try:
+        return default_loader(path)
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises
+        raise InputError(
+            f"--data: {path} is no whole picture ({error}); put the original there"
+        ) from error
+
+
+class PictureLoader(Loader):
+    """Mini-batches of picture files, read by `args.workers` processes, on the training device."""
+
+    def __init__(
+        self,
+        samples: list[tuple[str, int]],
+        transform: transforms.Compose,
+        args: Namespace,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(len(samples), args.batch_size, seed)
+        self.pictures = Pictures(samples, transform)
+        self.device, self.workers = args.device, args.workers
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order, generator = self.draw_order()
+        seeds = torch.randint(2**62, (self.count,), generator=generator)
+        items = list(zip(order.tolist(), seeds.tolist(), strict=True))
+        batches = DataLoader(
+            self.pictures,
+            batch_sampler=[items[share.part] for share in self.shares[self.first :]],
+            num_workers=self.workers,
+            worker_init_fn=leave_signals_to_parent,
+            generator=torch.Generator(),  # its own, so that reading leaves torch's alone
+            pin_memory=self.device.type == "cuda",
+        )
+        try:
+            for x, y in batches:
+                x = x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+                yield x, y.to(self.device, non_blocking=True)
+        except InputError as error:  # from a worker it comes with the worker's whole traceback
+            line = str(error).strip().splitlines()[-1]
+            raise InputError(line.removeprefix("alq.errors.InputError: ")) from error

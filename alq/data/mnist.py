@@ -1,12 +1,12 @@
-"""MNIST as tensors."""
+"""MNIST, for LeNet5: 60 000 training and 10 000 test images, as tensors on the device."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import os
-import shutil
 import zlib
+from argparse import Namespace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -15,9 +15,10 @@ from torchvision import datasets
 
 from ..errors import InputError
 from ..machine.processes import main_first
+from .loaders import CropFlip, Loader, Split, evaluation_loader, split_tensors
 
-# SHA-256 of the unpacked files (SPEC section 9).
-MNIST_SHA256 = {
+MEAN, STD = (0.1307,), (0.3081,)  # of the pixels in 0..1
+SHA256 = {  # of the unpacked files
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
@@ -25,19 +26,33 @@ MNIST_SHA256 = {
 }
 
 
+def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
+    """Return the loaders, training images shifted by --augment, and the validation images' places.
+
+    `val_indices` are those places if a checkpoint has them already.
+    """
+    shifts = CropFlip(args.augment, mirror=False) if args.augment else None
+    return split_tensors(args, val_indices, *read_mnist(args.data), MEAN, STD, shifts)
+
+
+def load_test(args: Namespace) -> Loader:
+    """Return the loader of the test images alone."""
+    return evaluation_loader(args, read_mnist(args.data)[1], MEAN, STD)
+
+
 @main_first()
 def read_mnist(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """((images, labels) of the training set, of the test set); images (N, 1, 28, 28) uint8.
+    """Return (images, labels) of the training set and of the test set; (N, 1, 28, 28) uint8.
 
-    Reads `root`/MNIST/raw: unpacks the .gz files on first use and checks them against
-    MNIST_SHA256. Where there are none, torchvision downloads them.
+    Reads `root`/MNIST/raw: unpacks the .gz files on first use and checks them against SHA256.
+    Where there are none, torchvision downloads them.
     """
     root = Path(root)
     raw = root / "MNIST" / "raw"
-    for name in MNIST_SHA256:
+    for name in SHA256:
         if not (raw / name).exists() and (raw / f"{name}.gz").exists():
-            _unpack(raw / f"{name}.gz", raw / name)
-    if not all((raw / name).exists() for name in MNIST_SHA256):
+            _unpack(raw / f"{name}.gz")
+    if not all((raw / name).exists() for name in SHA256):
         try:
             datasets.MNIST(root, download=True)
         except (URLError, OSError, RuntimeError) as error:
@@ -45,25 +60,24 @@ def read_mnist(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, T
                 f"--data {root}: no MNIST in {raw}, and it could not be downloaded ({error}). Use "
                 f"--data data, which the project carries, or put the four .gz files into {raw}"
             ) from error
-    for name, digest in MNIST_SHA256.items():
+    for name, checksum in SHA256.items():
         found = hashlib.sha256((raw / name).read_bytes()).hexdigest()
-        if found != digest:
+        if found != checksum:
             raise InputError(
                 f"--data {root}: {raw / name} is damaged (SHA-256 {found[:12]}..., expected "
-                f"{digest[:12]}...); delete it and start again"
+                f"{checksum[:12]}...); delete it and start again"
             )
     sets = (datasets.MNIST(root, train=train) for train in (True, False))
     train, test = ((data.data.unsqueeze(1), data.targets) for data in sets)
     return train, test
 
 
-def _unpack(packed: Path, target: Path) -> None:
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+def _unpack(packed: Path) -> None:
+    """Unpack the .gz file beside itself, in full or not at all."""
     try:
-        with gzip.open(packed) as source, open(temporary, "wb") as sink:
-            shutil.copyfileobj(source, sink)
-        os.replace(temporary, target)
+        content = gzip.decompress(packed.read_bytes())
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{packed} is damaged or half downloaded ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = packed.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, packed.with_suffix(""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ class CompiledALQ(ALQ):
 
     arithmetic = compiled_steps
 
-    def __init__(self, *arguments: object, **named: object) -> None:
+    def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         if self.weights:
             require_compiler(self.weights[0].parameter.device)

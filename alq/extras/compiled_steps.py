@@ -27,7 +27,7 @@ BLOCK = DEVICE_BLOCK
 # loops that share a buffer also fail to compile in torch 2.14 ("KeyError: 'buf0'"). Nor may it
 # write a long expression's parts to memory, of which it would make further loops. Multiplying and
 # adding in one instruction takes up to a fifth off a basis step.
-OPTIONS = {
+OPTIONS: dict[str, str | int | bool | Callable] = {
     "cpp.enable_floating_point_contract_flag": "fast",
     "max_fusion_size": 1024,
     "cpp.max_horizontal_fusion_size": 1024,
@@ -40,19 +40,22 @@ MAX_INLINE_BASES = 6
 VERSIONS = 64  # of one kernel that torch may make: one for each L and kind of step
 
 
-def basis_step(groups: Groups, t: int, amsgrad: AMSGrad, move_base: bool) -> None:
+def basis_step(
+    groups: Groups, w0: Tensor, w_hat: Tensor, t: int, amsgrad: AMSGrad, move_base: bool
+) -> None:
     """Do what `steps.basis_step` does."""
     if not can_compile(groups):
-        return steps.basis_step(groups, t, amsgrad, move_base)
-    tables = (sort_rows(level_keys(groups.alpha, groups.live)),)
+        steps.basis_step(groups, w0, w_hat, t, amsgrad, move_base)
+        return
+    tables: tuple[Tensor, ...] = (sort_rows(level_keys(groups.alpha, groups.live)),)
     if groups.live.shape[1] > MAX_INLINE_BASES:
         tables = search_tables(*tables)
-    sums = optimise_bases(
-        groups.g, groups.m, groups.v, groups.v_max, groups.w0, groups.codes, groups.live, tables,
+    sums = nearest_and_sums(
+        groups.g, groups.m, groups.v, groups.v_max, w0, groups.codes, groups.live, tables,
         column_of_ones(groups), *amsgrad.betas,
         *bias_corrections(t, amsgrad.lr, amsgrad.betas), amsgrad.eps, move_base,
     )  # fmt: skip
-    alpha = optimise_coordinates(sums, groups.alpha, groups.live, groups.codes, groups.w_hat)
+    alpha = solve_and_rebuild(sums, groups.alpha, groups.live, groups.codes, w_hat)
     groups.alpha.copy_(alpha)
 
 
@@ -65,15 +68,16 @@ def coordinate_gradients(
     L = groups.live.shape[1]
     moments = (groups.m, groups.v, groups.v_max)
     inherited = inherit_moments(*moments, groups.codes, L) if inherit else ()
-    g_a = multiply(groups.g, *moments, groups.codes, column_of_ones(groups), L, *betas)
+    g_a = moments_and_products(groups.g, *moments, groups.codes, column_of_ones(groups), L, *betas)
     return tuple(torch.where(groups.live, x, 0.0) for x in (g_a, *inherited))
 
 
 def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
     """Write what `steps.rebuild` does."""
     if alpha.shape[1] == 0 or alpha.dtype != torch.float32:
-        return steps.rebuild(codes, alpha, w_hat)
-    sum_bases(codes, alpha, w_hat)
+        steps.rebuild(codes, alpha, w_hat)
+    else:
+        sum_bases(codes, alpha, w_hat)
 
 
 def column_of_ones(groups: Groups) -> Tensor:
@@ -114,7 +118,7 @@ def kernel(function: Callable) -> Callable:
 
 @kernel
 def level_keys(alpha: Tensor, live: Tensor) -> Tensor:
-    """The 2^(L-1) levels >= 0 with their codes, to sort: (G, L) twice -> (G, 2^(L-1)) int64."""
+    """Return the levels >= 0 with their codes as keys to sort (G, 2^(L-1)); both inputs (G, L)."""
     L = alpha.shape[1]
     codes = torch.arange(1, 2**L, 2, device=alpha.device, dtype=torch.int32).unsqueeze(0)
     existing = live_bits(live)
@@ -123,35 +127,35 @@ def level_keys(alpha: Tensor, live: Tensor) -> Tensor:
 
 @kernel
 def search_tables(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorted `level_keys` (G, K) -> midpoints (G, K - 1); codes (G, K/4), four to an int32."""
+    """Return midpoints (G, K - 1) and codes (G, K/4), four to an int32, of sorted keys (G, K)."""
     levels, codes = from_keys(keys)
     return midpoints(levels), codes.to(torch.uint8).view(torch.int32)
 
 
 def nearest_positive(x: Tensor, middle: Tensor, codes: Tensor) -> Tensor:
-    """The code of the level >= 0 that x >= 0 is nearest to: (G, n), tables -> (G, n) int32.
+    """Return the code of the level >= 0 that x >= 0 (G, n) is nearest to, (G, n) int32.
 
     Bisection: each comparison selects, weight by weight, the half of both tables that remains. At
     8 bits it takes half the time of comparing with all midpoints in turn.
     """
     K = middle.shape[1] + 1
-    middle = [middle[:, k : k + 1] for k in range(K - 1)]  # may be none to split
-    codes = codes.split(1, dim=1)
-    shift = 0  # to the code in an int32 of four
+    middles = [middle[:, k : k + 1] for k in range(K - 1)]  # may be none to split
+    packed = codes.split(1, dim=1)
+    shift: int | Tensor = 0  # to the code in an int32 of four
     while K > 1:
         K //= 2
-        above = x > middle[K - 1]
-        middle = [torch.where(above, middle[K + k], middle[k]) for k in range(K - 1)]
-        half = len(codes) // 2
+        above = x > middles[K - 1]
+        middles = [torch.where(above, middles[K + k], middles[k]) for k in range(K - 1)]
+        half = len(packed) // 2
         if half:
-            codes = [torch.where(above, codes[half + k], codes[k]) for k in range(half)]
+            packed = [torch.where(above, packed[half + k], packed[k]) for k in range(half)]
         else:
             shift = shift + above.int() * (8 * K)
-    return (codes[0] >> shift) & 255
+    return (packed[0] >> shift) & 255
 
 
 @kernel
-def optimise_bases(
+def nearest_and_sums(
     g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, w0: Tensor, codes: Tensor, live: Tensor,
     tables: tuple[Tensor, ...], ones: Tensor, beta1: float, beta2: float, p_scale: float,
     h_scale: float, eps: float, move_base: bool,
@@ -189,17 +193,17 @@ def optimise_bases(
 
 
 @kernel
-def optimise_coordinates(
+def solve_and_rebuild(
     sums: Tensor, alpha: Tensor, live: Tensor, codes: Tensor, w_hat: Tensor
 ) -> Tensor:
-    """Solve for alpha (G, L) with `optimise_bases`' sums, as `steps.solve_coordinates` does.
+    """Solve for alpha (G, L) with `nearest_and_sums`' sums, as `steps.solve_coordinates` does.
 
     Writes to w_hat and, as alpha becomes positive, to codes.
     """
     L = alpha.shape[1]
     exists = live.unbind(1)  # L times (G,)
-    b, total, pairs = sums[:, :L].unbind(1), sums[:, L], iter(sums[:, L + 1 :].unbind(1))
-    b = [torch.where(e, x, 0.0) for e, x in zip(exists, b, strict=True)]
+    products, total, pairs = sums[:, :L].unbind(1), sums[:, L], iter(sums[:, L + 1 :].unbind(1))
+    b = [torch.where(e, x, 0.0) for e, x in zip(exists, products, strict=True)]
     A = {(i, i): torch.where(exists[i], total, 1.0) + RIDGE for i in range(L)}
     for i in range(L):
         for j in range(i):
@@ -214,11 +218,12 @@ def optimise_coordinates(
 
 
 def solve(A: dict[tuple[int, int], Tensor], b: list[Tensor]) -> list[Tensor]:
-    """A^-1 b by A = C D C^T (Cholesky without roots), for all groups at once.
+    """Return A^-1 b by A = C D C^T (Cholesky without roots), for all groups at once.
 
     `A` holds the elements (i, j), i >= j, of positive definite matrices, each (G,) as those of b.
     """
-    C, D = {}, []
+    C: dict[tuple[int, int], Tensor] = {}
+    D: list[Tensor] = []
     for i in range(len(b)):
         for j in range(i):
             rest = A[i, j] - sum(C[i, k] * D[k] * C[j, k] for k in range(j))
@@ -240,11 +245,11 @@ def sum_bases(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
 
 
 @kernel
-def multiply(
+def moments_and_products(
     g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, ones: Tensor, L: int,
     beta1: float, beta2: float,
 ) -> Tensor:  # fmt: skip
-    """Moments and B g (G, L) in one pass. Writes to m, v, v_max; `ones` is `column_of_ones`."""
+    """Update m, v and v_max, and return B g (G, L), in one pass; `ones` is `column_of_ones`."""
     g = g * ones
     update_moments(g, m, v, v_max, (beta1, beta2))
     return torch.stack([(g * sign).sum(1) for sign in signs_of(codes.int(), L)], 1)
@@ -254,24 +259,27 @@ def multiply(
 def inherit_moments(
     m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, L: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums of `steps.alpha_moments`: B m (G, L); sum v, sum v_max (G, 1)."""
+    """Return the sums of `steps.alpha_moments`: B m (G, L), those of v and of v_max (G, 1)."""
     m_a = torch.stack([(m * sign).sum(1) for sign in signs_of(codes.int(), L)], 1)
     return m_a, v.sum(1, keepdim=True), v_max.sum(1, keepdim=True)
 
 
 def signs_of(code: Tensor, L: int) -> list[Tensor]:
-    """Codes int32 -> L times -1.0 and 1.0, of their shape."""
+    """Return the signs of the L bases, -1.0 and 1.0, each of the shape of the int32 codes."""
     return [((code >> l) & 1).float() * 2 - 1 for l in range(L)]
 
 
 def signed_sum(code: Tensor, alpha: Tensor) -> Tensor:
-    """Levels by code, (G, n) or (1, n), of alpha (G, L), added in the order of `level_table`."""
-    total = 0.0
+    """Return the levels of codes (G, n) or (1, n), added in the order of `level_table`."""
+    total = torch.zeros_like(alpha[:, :1])
     for a, sign in zip(alpha.split(1, dim=1), signs_of(code, alpha.shape[1]), strict=True):
         total = total + sign * a
     return total
 
 
 def live_bits(live: Tensor) -> Tensor:
-    """(G, L) bool -> (G, 1) int32, as `pack_bits`."""
-    return sum(bit.int() << l for l, bit in enumerate(live.split(1, dim=1)))
+    """Return the bits of (G, L) bool as (G, 1) int32, as `pack_bits` does."""
+    bits = torch.zeros_like(live[:, :1], dtype=torch.int32)
+    for l, bit in enumerate(live.split(1, dim=1)):
+        bits = bits + (bit.int() << l)
+    return bits

@@ -1,6 +1,6 @@
 """Distillation: the full-precision network's answers as soft labels (Hinton et al., 2015).
 
-Not part of the paper; `--distill` turns it on.
+This goes beyond the paper; `--distill` turns it on.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from ..training.epoch import LossFunction, classification
 
 
 def distillation(teacher: nn.Module, weight: float, temperature: float) -> LossFunction:
-    """(1 - weight) * cross entropy + weight * T^2 * KL(softmax(teacher/T) || softmax(model/T)).
+    """Return the loss (1 - weight) * cross entropy + weight * T^2 * KL(teacher || model).
 
-    T is `temperature`. Where no gradient is asked for, as in evaluations, the loss is the plain
-    cross entropy. The teacher is put into eval mode and gets no gradient.
+    KL compares softmax(logits / T) of the two; T is `temperature`. Where no gradient is asked for,
+    as in evaluations, the loss is the plain cross entropy. The teacher is put into eval mode and
+    gets no gradient.
     """
     teacher.eval().requires_grad_(False)
 
@@ -28,8 +29,9 @@ def distillation(teacher: nn.Module, weight: float, temperature: float) -> LossF
         with torch.no_grad():
             soft = F.log_softmax(teacher(x) / temperature, dim=1)
         own = F.log_softmax(logits / temperature, dim=1)
-        apart = F.kl_div(own, soft, reduction="batchmean", log_target=True)
-        mixed = (1 - weight) * F.cross_entropy(logits, y) + weight * temperature**2 * apart
+        divergence = F.kl_div(own, soft, reduction="batchmean", log_target=True)
+        plain = F.cross_entropy(logits, y)
+        mixed = (1 - weight) * plain + weight * temperature**2 * divergence
         return mixed, (logits.argmax(dim=1) == y).sum(), len(y)
 
     return loss

@@ -1,1 +1,1 @@
-"""The files of a run: checkpoints, packed files, logs."""
+"""The files that runs write and read: checkpoints, packed files, logs."""

@@ -1,4 +1,9 @@
-"""Multi-bit weights and the rest of a state dict as flat tensors, bit by bit."""
+"""A quantized network as the few flat tensors that a packed file holds, and back.
+
+The multi-bit weights become three tensors, layer after layer in each, and a table of plain values;
+the rest of the state dict becomes one tensor a type. In the tensors of bytes each layer begins a
+new one.
+"""
 
 from __future__ import annotations
 
@@ -12,65 +17,55 @@ from torch import Tensor
 from ..method.weight import MultiBitWeight, check_form
 
 
-def dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 def pack_weights(weights: Sequence[MultiBitWeight]) -> tuple[dict[str, list], dict[str, Tensor]]:
-    """(plain values of all layers, one list a key; the tensors signs, coordinates, bitwidths)."""
+    """Return (layers, tensors): plain values, one list a key; signs, coordinates, bitwidths."""
     layers: dict[str, list] = {}
-    signs, coordinates, bitwidths = [], [], []
+    bits, signs, coordinates = [], [], []
     for weight in weights:
         saved = weight.state_dict()
+        bits.append(saved["mask"].sum(1).numpy())  # (G,)
         plain = {key: value for key, value in saved.items() if not isinstance(value, Tensor)}
-        for key, value in {**plain, "G": weight.G, "I": weight.I, "L": weight.L}.items():
+        plain |= {"G": weight.G, "I": weight.I, "L": int(bits[-1].max())}
+        for key, value in plain.items():
             layers.setdefault(key, []).append(value)
-        bits = saved["mask"].sum(1).numpy()  # (G,)
-        signs.append(pack_signs(saved["codes"].numpy(), bits))
+        signs.append(pack_signs(saved["codes"].numpy(), bits[-1]))
         coordinates.append(saved["alpha"][saved["mask"]])
-        bitwidths.append(pack_numbers(bits, weight.L.bit_length()))
     return layers, {
-        "signs": torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *signs])),
+        "signs": join_bytes(signs),
         "coordinates": torch.cat([torch.empty(0), *coordinates]),
-        "bitwidths": torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *bitwidths])),
+        "bitwidths": pack_bitwidths(bits, layers),
     }
 
 
 def unpack_weights(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[dict]:
-    """What `MultiBitWeight.state_dict` gave, with the live coordinates first."""
+    """Return what `MultiBitWeight.state_dict` gave, with the live coordinates first.
+
+    Layers and tensors that no `pack_weights` made raise ValueError, TypeError and the like.
+    """
     states = [
         dict(zip(layers, values, strict=True)) for values in zip(*layers.values(), strict=True)
     ]
-    numbers = cut(tensors["bitwidths"], [packed_size(s["G"] * s["L"].bit_length()) for s in states])
-    bits = [
-        unpack_numbers(part.numpy(), s["G"], s["L"].bit_length())
-        for s, part in zip(states, numbers, strict=True)
-    ]  # (G,) each
-    for s, b in zip(states, bits, strict=True):
-        if not isinstance(s["name"], str) or not isinstance(s["structure"], str):
-            raise TypeError("a layer's name or structure is no text")
-        s["n"] = math.prod(s["shape"]) // s["G"]
-        if s["G"] * s["n"] != math.prod(s["shape"]) or not b.max() == s["L"] <= s["I"] <= 8:
-            raise ValueError(f"{s['name']}: groups and bitwidths do not fit")
-    signs = cut(
-        tensors["signs"],
-        [packed_size(int(b.sum()) * s["n"]) for s, b in zip(states, bits, strict=True)],
+    bits = unpack_bitwidths(tensors["bitwidths"], layers)
+    live = [int(b.sum()) for b in bits]
+    sizes = [math.prod(state["shape"]) // state["G"] for state in states]  # n of each layer
+    signs = split_exactly(
+        tensors["signs"], [count_bytes(k * n) for k, n in zip(live, sizes, strict=True)]
     )
-    alphas = cut(tensors["coordinates"], [int(b.sum()) for b in bits])
-    for s, b, sign, alpha in zip(states, bits, signs, alphas, strict=True):
-        s["mask"] = torch.arange(s["I"]) < torch.from_numpy(b).unsqueeze(1)  # (G, I)
-        s["alpha"] = torch.zeros(s["G"], s["I"])
-        s["alpha"][s["mask"]] = alpha
-        s["codes"] = torch.from_numpy(unpack_signs(sign.numpy(), b, s["n"]))
-    own = ("G", "I", "L", "n")
-    states = [{key: value for key, value in s.items() if key not in own} for s in states]
-    for state in states:
+    coordinates = split_exactly(tensors["coordinates"], live)
+    for state, b, n, sign, alpha in zip(states, bits, sizes, signs, coordinates, strict=True):
+        G, I, L = (state.pop(key) for key in ("G", "I", "L"))
+        if not b.max() == L <= I <= 8:
+            raise ValueError(f"bitwidths up to {b.max()}, not {L} of {I}")
+        state["mask"] = torch.arange(I) < torch.from_numpy(b).unsqueeze(1)  # (G, I)
+        state["alpha"] = torch.zeros(G, I)
+        state["alpha"][state["mask"]] = alpha
+        state["codes"] = torch.from_numpy(unpack_signs(sign.numpy(), b, n))
         check_form(state)
     return states
 
 
 def pack_rest(state: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-    """({type: {name: shape}}, {"rest.type": all values}) of what is not quantized."""
+    """Return ({type: {name: shape}}, {"rest.type": all values}) of what is not quantized."""
     shapes: dict[str, dict] = {}
     values: dict[str, list[Tensor]] = {}
     for name, tensor in state.items():
@@ -81,44 +76,65 @@ def pack_rest(state: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
 
 
 def unpack_rest(shapes: dict[str, dict], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict that `pack_rest` was given; ValueError if shapes and tensors differ."""
     rest = {}
     for kind, named in shapes.items():
         values = tensors[f"rest.{kind}"]
         if dtype_name(values) != kind:
             raise ValueError(f"rest.{kind} is {dtype_name(values)}")
-        parts = cut(values, [math.prod(shape) for shape in named.values()])
+        parts = split_exactly(values, [math.prod(shape) for shape in named.values()])
         for (name, shape), part in zip(named.items(), parts, strict=True):
             rest[name] = part.reshape(shape)
     return rest
 
 
-def cut(tensor: Tensor, sizes: list[int]) -> list[Tensor]:
-    """`tensor` in pieces; ValueError if it has not exactly as many elements."""
+def dtype_name(tensor: Tensor) -> str:
+    """Return the type of the tensor's values as the files write it: "float32"."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def split_exactly(tensor: Tensor, sizes: list[int]) -> list[Tensor]:
+    """Return `tensor` in pieces; ValueError if it has not exactly as many elements."""
     if tensor.dim() != 1 or sum(sizes) != len(tensor) or min(sizes, default=0) < 0:
         raise ValueError(f"{len(tensor)} values where {sum(sizes)} belong")
     return list(tensor.split(sizes))
 
 
-# ---------------------------------------------------------------------------- bits
+# ---------------------------------------------------------------------------- bits in bytes
 
 
-def packed_size(bits: int) -> int:
+def count_bytes(bits: int) -> int:
+    """Return how many bytes hold so many bits."""
     return -(-bits // 8)
 
 
-def pack_numbers(values: np.ndarray, width: int) -> np.ndarray:
-    """(G,) integers below 2^width -> bytes, `width` bits each, low bits first."""
-    return np.packbits((values[:, None] >> np.arange(width)) & 1, bitorder="little")
+def join_bytes(parts: Sequence[np.ndarray]) -> Tensor:
+    """Return arrays of bytes, of which there may be none, as one uint8 tensor."""
+    return torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *parts]))
 
 
-def unpack_numbers(packed: np.ndarray, count: int, width: int) -> np.ndarray:
-    """The inverse of `pack_numbers`: (count,) int64."""
-    flags = np.unpackbits(packed, count=count * width, bitorder="little").reshape(count, width)
-    return (flags.astype(np.int64) << np.arange(width)).sum(1)
+def pack_bitwidths(bits: Sequence[np.ndarray], layers: dict[str, list]) -> Tensor:
+    """Return each layer's (G,) bitwidths as bytes, low bits first, as many as its L needs."""
+    widths = [L.bit_length() for L in layers.get("L", ())]
+    parts = [(b[:, None] >> np.arange(width)) & 1 for b, width in zip(bits, widths, strict=True)]
+    return join_bytes([np.packbits(part, bitorder="little") for part in parts])
+
+
+def unpack_bitwidths(packed: Tensor, layers: dict[str, list]) -> list[np.ndarray]:
+    """Return the bitwidths, (G,) int64 for each layer, that `pack_bitwidths` was given."""
+    widths = [L.bit_length() for L in layers.get("L", ())]
+    shapes = list(zip(layers.get("G", ()), widths, strict=True))
+    bits = []
+    for part, (G, width) in zip(
+        split_exactly(packed, [count_bytes(G * width) for G, width in shapes]), shapes, strict=True
+    ):
+        flags = np.unpackbits(part.numpy(), count=G * width, bitorder="little").reshape(G, width)
+        bits.append((flags.astype(np.int64) << np.arange(width)).sum(1))
+    return bits
 
 
 def pack_signs(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Codes (G, n) and bitwidths (G,) -> bytes: n bits for every live basis, group by group."""
+    """Return codes (G, n) as bytes: n bits for each of a group's `bits` bases, group by group."""
     first = bits.cumsum() - bits  # (G,): the row of each group's first basis
     flags = np.empty((bits.sum(), codes.shape[1]), np.uint8)
     for l in range(bits.max()):
@@ -128,7 +144,7 @@ def pack_signs(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
 
 
 def unpack_signs(packed: np.ndarray, bits: np.ndarray, n: int) -> np.ndarray:
-    """The inverse of `pack_signs`: codes (G, n) uint8."""
+    """Return the codes (G, n) uint8 that `pack_signs` was given."""
     first, live = bits.cumsum() - bits, int(bits.sum())
     flags = np.unpackbits(packed, count=live * n, bitorder="little").reshape(live, n)
     codes = np.zeros((len(bits), n), np.uint8)

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain values, written atomically; checked when read, never unpickled.
+"""Checkpoints, from which the stages go on: tensors and plain values, never unpickled.
 
 A file is the zip archive that `torch.save` makes; the archive's comment is the SHA-256 of all the
 bytes before it. `torch.load(path, weights_only=True)` and any zip tool read it as it is.
@@ -6,72 +6,30 @@ bytes before it. `torch.load(path, weights_only=True)` and any zip tool read it 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
-from ..machine.processes import is_main, wait
 from ..method.weight import check_form
+from .disk import read_whole, write_atomically
 
 FORMAT = "alq-checkpoint"
 VERSION = 2  # 1 had no checksum
 ZIP_END = b"PK\x05\x06"  # a zip archive ends in a record of 22 bytes, then the comment
-# What every file holds, and what it may, by type.
-NOTHING = type(None)
-FORM = {
-    "net": str, "model": dict, "stage": (str, NOTHING), "finished": (bool, NOTHING),
-    "val_indices": (torch.Tensor, NOTHING), "top1_fp": (float, NOTHING),
+CHECKSUM_LENGTH = 64  # hexadecimal digits
+# The types of what every file holds, and of what it may hold.
+FIELDS = {
+    "net": str, "model": dict, "stage": str | None, "finished": bool | None,
+    "val_indices": Tensor | None, "top1_fp": float | None,
 }  # fmt: skip
-DIGEST = 64  # characters of the checksum
-
-
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill the file `path` in full or not at all: temporary file, flush, rename.
-
-    Of several processes the main one writes; the others wait for it. What a killed process left
-    half written, `path`.tmp, is overwritten next time.
-    """
-    if is_main():
-        _write(Path(path), write)
-    wait()
-
-
-def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror or error}; make room or name another file"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename outlast a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def save_checkpoint(path: str | Path, content: dict) -> None:
@@ -79,10 +37,8 @@ def save_checkpoint(path: str | Path, content: dict) -> None:
 
     Equal content in the same order gives equal bytes.
     """
-    if is_main():
-        sealed = seal({"format": FORMAT, "version": VERSION, **content})
-        _write(Path(path), lambda file: file.write(sealed))
-    wait()
+    content = {"format": FORMAT, "version": VERSION, **content}
+    write_atomically(path, lambda file: file.write(encode_checkpoint(content)))
 
 
 def load_checkpoint(path: str | Path, net: str | None) -> dict:
@@ -91,10 +47,9 @@ def load_checkpoint(path: str | Path, net: str | None) -> dict:
     `net` is the network the caller has: a checkpoint of another one is refused. None
     takes any.
     """
+    data = read_whole(path)
     try:
-        content = unseal(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        content = decode_checkpoint(data)
     except InputError as error:
         raise InputError(f"{path} {' '.join(str(error).split())}") from error
     if net is not None and content["net"] != net:
@@ -102,28 +57,25 @@ def load_checkpoint(path: str | Path, net: str | None) -> dict:
     return content
 
 
-def seal(content: dict) -> bytes:
-    """The bytes of a checkpoint."""
+def read_checksum(path: Path) -> str:
+    """Return the checksum that the checkpoint `path` ends in, which tells it from any other."""
+    return path.read_bytes()[-CHECKSUM_LENGTH:].decode("ascii", "replace")
+
+
+def encode_checkpoint(content: dict) -> bytes:
+    """Return the bytes of a checkpoint file that holds `content`."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     buffer.seek(-2, os.SEEK_END)  # the length of the archive's comment: none so far
-    buffer.write(DIGEST.to_bytes(2, "little"))
-    digest = hashlib.sha256(buffer.getbuffer()).hexdigest().encode()
-    buffer.write(digest)
+    buffer.write(CHECKSUM_LENGTH.to_bytes(2, "little"))
+    checksum = hashlib.sha256(buffer.getbuffer()).hexdigest().encode()
+    buffer.write(checksum)
     return buffer.getvalue()
 
 
-def unseal(data: bytes) -> dict:
-    """The content of `data`, which is as `seal` made it; else InputError, on whatever bytes."""
-    archive, digest = data[:-DIGEST], data[-DIGEST:]
-    if archive[-22:-18] != ZIP_END:
-        if not data.startswith(b"PK"):
-            raise InputError("is not a checkpoint; the stages --PRETRAIN and --ALQ make them")
-        if data[-22:-18] == ZIP_END:
-            raise InputError("is not an ALQ checkpoint, or one of format version 1; make it anew")
-        raise InputError("is truncated; copy it again")
-    if hashlib.sha256(archive).hexdigest().encode() != digest:
-        raise InputError("is damaged: its checksum does not fit; copy it again")
+def decode_checkpoint(data: bytes) -> dict:
+    """Return the content of `data` if `encode_checkpoint` made it; else raise InputError."""
+    check_archive(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -131,28 +83,46 @@ def unseal(data: bytes) -> dict:
     except Exception as error:  # whatever a file made to do harm can raise; nothing was executed
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise InputError(f"is not a readable checkpoint: {reason}") from error
-    if not isinstance(content, dict) or not _same(content.get("format"), FORMAT):
+    check_content(content)
+    return content
+
+
+def check_archive(data: bytes) -> None:
+    """Raise InputError unless `data` is a zip archive whose comment is its checksum."""
+    archive, checksum = data[:-CHECKSUM_LENGTH], data[-CHECKSUM_LENGTH:]
+    if archive[-22:-18] != ZIP_END:
+        if not data.startswith(b"PK"):
+            raise InputError("is not a checkpoint; the stages --PRETRAIN and --ALQ make them")
+        if data[-22:-18] == ZIP_END:
+            raise InputError("is not an ALQ checkpoint, or one of format version 1; make it anew")
+        raise InputError("is truncated; copy it again")
+    if hashlib.sha256(archive).hexdigest().encode() != checksum:
+        raise InputError("is damaged: its checksum does not fit; copy it again")
+
+
+def check_content(content: Any) -> None:
+    """Raise InputError unless `content` is that of a checkpoint of this version."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError("is not an ALQ checkpoint")
-    if not _same(version := content.get("version"), VERSION):
+    version = content.get("version")
+    if type(version) is not int or version != VERSION:
         raise InputError(f"has format version {version}; this code reads {VERSION}")
-    for key, kinds in FORM.items():
-        if not isinstance(content.get(key), kinds):
+    for key, kind in FIELDS.items():
+        if not isinstance(content.get(key), kind):
             raise InputError(f"is damaged: its '{key}' is missing or of no use")
     held_out = content.get("val_indices")
     if held_out is not None and (held_out.dtype != torch.int64 or held_out.dim() != 1):
         raise InputError("is damaged: its validation images are no list of numbers")
     model = content["model"].items()
-    if not all(isinstance(x, str) and isinstance(y, torch.Tensor) for x, y in model):
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model):
         raise InputError("is damaged: its network is not made of tensors")
-    return content
-
-
-def _same(found: object, value: object) -> bool:
-    return type(found) is type(value) and found == value
 
 
 def weights_in(content: dict, source: str) -> list[dict]:
-    """The multi-bit weights' states in a checkpoint's content; InputError if they are none."""
+    """Return the multi-bit weights' states in a checkpoint's content; InputError if it has none.
+
+    `source` says where it came from, for the message.
+    """
     states = content.get("weights")
     if not isinstance(states, list):
         raise InputError(f"{source} holds no multi-bit weights; --ALQ makes such a checkpoint")
@@ -166,17 +136,28 @@ def weights_in(content: dict, source: str) -> list[dict]:
     return states
 
 
-def load_model(model: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> None:
-    """Put a checkpoint's state dict into `model`; InputError names the first difference.
+def load_model(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Put a state dict into `model`; InputError names the first difference.
 
-    `source` says where it came from, for the message.
+    `source` says where it came from, for the message. Where a file of an old release of torch
+    lacks batch norm's count of batches, the model's own stays.
     """
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     saved = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for name in [*own, *saved]:
-        if own.get(name) != saved.get(name):
-            raise InputError(
-                f"{source} holds another network: {name} is {saved.get(name, 'absent')} there and "
-                f"{own.get(name, 'absent')} here"
-            )
+    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own = {k: v for k, v in own.items() if k in saved or not k.endswith("num_batches_tracked")}
+    if difference := first_difference(saved, own):
+        name, there, here = difference
+        raise InputError(f"{source} holds another network: {name} is {there} there and {here} here")
     model.load_state_dict(state)
+
+
+def first_difference(saved: Mapping, own: Mapping) -> tuple[str, Any, Any] | None:
+    """Return (name, its value in `saved`, in `own`) where the two differ first; None if nowhere.
+
+    The value of what is missing is "absent".
+    """
+    for name in [*own, *saved]:
+        there, here = saved.get(name, "absent"), own.get(name, "absent")
+        if there != here:
+            return name, there, here
+    return None

@@ -1,16 +1,21 @@
 """Two ways to make a packed file smaller than the paper counts: float16, and entropy coding.
 
-Both work on the flat tensors of `alq.files.bits`, on their way into the file and back:
+Both change the flat tensors of `alq.files.bits` on their way into the file and back:
 
-    float16   coordinates and the float32 values of the rest in 2 bytes each
-    coded     bitwidths, and the highest byte of each of these floats (sign and exponent), by
-              `alq.files.coding`; the lower bytes, as random as the signs, stay as they are
+    float16   coordinates and the float32 values of the rest take 2 bytes each
+    coded     bitwidths, and the highest byte of each of these floats (sign and exponent), are
+              entropy-coded; the lower bytes, as random as the signs, stay as they are
+
+The entropy coder is a range coder of bits: those of a number, from the highest, each with the
+probability that the bits before it and the numbers so far suggest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import chain, repeat
 
 import numpy as np
 import torch
@@ -18,10 +23,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..method.weight import MultiBitWeight
-from .bits import cut, pack_numbers, packed_size, unpack_numbers
+from .bits import join_bytes, pack_bitwidths, unpack_bitwidths
 
-FLOATS = {"float32": torch.float32, "float16": torch.float16}
-REST = "rest.float32"
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+COORDINATES, REST = "coordinates", "rest.float32"  # the tensors of floats
 
 
 @torch.no_grad()
@@ -42,75 +47,55 @@ def round_floats(model: nn.Module, weights: Sequence[MultiBitWeight]) -> None:
         weight.write()
 
 
-def compress(
-    tensors: dict[str, Tensor], names: dict, floats: str, coded: bool
-) -> dict[str, Tensor]:
-    """`tensors` of the layers and the rest in `names`, which is told how to get them back."""
-    if floats == "float32" and not coded:
-        return tensors
-    names["compact"] = {"floats": floats, "coded": coded}
+def compress(tensors: dict[str, Tensor], names: dict) -> dict[str, Tensor]:
+    """Return `tensors` in the smaller form that `names["compact"]` asks for."""
+    kind, coded = DTYPES[names["compact"]["floats"]], names["compact"]["coded"]
     small = dict(tensors)
-    for key in ("coordinates", REST):
-        if key in tensors:
-            values = tensors[key].to(FLOATS[floats])
-            if not torch.equal(values.float(), tensors[key]):
-                raise InputError(f"{key}: not float16 values; alq.round_floats makes them so")
-            small[key] = code_floats(values) if coded else values
+    for key in (k for k in (COORDINATES, REST) if k in tensors):
+        values = tensors[key].to(kind)
+        if not torch.equal(values.float(), tensors[key]):
+            raise InputError(f"{key}: not float16 values; alq.round_floats makes them so")
+        small[key] = encode_floats(values) if coded else values
     if coded:
-        small["bitwidths"] = as_tensor(encode(group_bits(tensors["bitwidths"], names), 4, True))
+        bits = unpack_bitwidths(tensors["bitwidths"], names["layers"])
+        data = encode([b.tolist() for b in bits], 4, follow=True)
+        small["bitwidths"] = join_bytes([np.frombuffer(data, np.uint8)])
     return small
 
 
 def expand(small: dict[str, Tensor], names: dict) -> dict[str, Tensor]:
-    """The inverse of `compress`; raises what nonsense in `names` raises."""
-    if "compact" not in names:
-        return small
-    kind, coded = FLOATS[names["compact"]["floats"]], names["compact"]["coded"]
-    tensors, layers = dict(small), names["layers"]
+    """Return the tensors that `compress` was given; raise what nonsense in `names` raises."""
+    floats, coded = names["compact"]["floats"], names["compact"]["coded"]
+    tensors, layers, counts = dict(small), names["layers"], {}
     if coded:
-        lengths = [int(G) for G in layers["G"]]
-        bits = decode(small["bitwidths"].numpy().tobytes(), lengths, 4, True)
-        pairs = zip(bits, layers["L"], strict=True)
-        packed = [pack_numbers(np.array(b, np.int64), L.bit_length()) for b, L in pairs]
-        tensors["bitwidths"] = torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *packed]))
+        lengths = [int(G) for G in layers.get("G", ())]
+        bits = decode(small["bitwidths"].numpy().tobytes(), lengths, 4, follow=True)
+        arrays = [np.array(numbers, np.int64) for numbers in bits]
+        tensors["bitwidths"] = pack_bitwidths(arrays, layers)
         shapes = names["rest"].get("float32", {}).values()
-        counts = {"coordinates": sum(map(sum, bits)), REST: sum(map(math.prod, shapes))}
-    for key in ("coordinates", REST):
-        if key in small:
-            values = decode_floats(small[key], counts[key], kind) if coded else small[key]
-            if values.dtype != kind:
-                raise ValueError(f"{key} is {values.dtype}")
-            tensors[key] = values.float()
+        counts = {COORDINATES: sum(map(sum, bits)), REST: sum(map(math.prod, shapes))}
+    for key in (k for k in (COORDINATES, REST) if k in small):
+        values = decode_floats(small[key], counts[key], floats) if coded else small[key]
+        if values.dtype != DTYPES[floats]:
+            raise ValueError(f"{key} is {values.dtype}")
+        tensors[key] = values.float()
     return tensors
 
 
-def group_bits(bitwidths: Tensor, names: dict) -> list[list[int]]:
-    """Each layer's I_g, from their packed form."""
-    layers = list(zip(names["layers"].get("G", []), names["layers"].get("L", []), strict=True))
-    parts = cut(bitwidths, [packed_size(G * L.bit_length()) for G, L in layers])
-    return [
-        unpack_numbers(part.numpy(), G, L.bit_length()).tolist()
-        for part, (G, L) in zip(parts, layers, strict=True)
-    ]
+def encode_floats(values: Tensor) -> Tensor:
+    """Return (N,) floats as the lower bytes of all, byte by byte, then the coded highest bytes."""
+    planes = values.numpy().view(np.uint8).reshape(-1, values.itemsize).T  # low bytes first
+    highest = np.frombuffer(encode([planes[-1].tolist()], 8), np.uint8)
+    return join_bytes([planes[:-1].reshape(-1), highest])
 
 
-def code_floats(values: Tensor) -> Tensor:
-    """(N,) -> the lower bytes of all values, byte by byte, then the coded highest bytes."""
-    planes = values.numpy().view(np.uint8).reshape(len(values), -1).T  # low bytes first
-    return as_tensor(planes[:-1].tobytes() + encode([planes[-1].tolist()], 8))
-
-
-def decode_floats(coded: Tensor, count: int, kind: torch.dtype) -> Tensor:
-    """The inverse of `code_floats` for `count` values of type `kind`."""
-    data, low = coded.numpy().tobytes(), count * (kind.itemsize - 1)
-    planes = np.empty((kind.itemsize, count), np.uint8)
-    planes[:-1] = np.frombuffer(data[:low], np.uint8).reshape(-1, count)
-    planes[-1] = decode(data[low:], [count], 8)[0]
-    return torch.frombuffer(bytearray(planes.T.tobytes()), dtype=kind)
-
-
-def as_tensor(data: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+def decode_floats(coded: Tensor, count: int, floats: str) -> Tensor:
+    """Return the (count,) values of type `floats` that `encode_floats` was given."""
+    data, lower = coded.numpy(), DTYPES[floats].itemsize - 1  # bytes of each value
+    planes = np.empty((lower + 1, count), np.uint8)
+    planes[:-1] = data[: lower * count].reshape(lower, count)
+    planes[-1] = decode(data[lower * count :].tobytes(), [count], 8)[0]
+    return torch.from_numpy(np.ascontiguousarray(planes.T).view(floats).reshape(-1))
 
 
 # ---------------------------------------------------------------------------- entropy coding
@@ -120,110 +105,92 @@ PRIOR = 0.4  # of each count, before anything was seen
 MOST_PER_BYTE = 2**14  # numbers that a byte of code can stand for: its bits are never certain
 
 
-class Counts:
-    """How often the bit at each (context, place) was 0 and 1."""
+class Encoder:
+    """Narrows an interval by every bit; its bytes spell a number in what is left."""
 
     def __init__(self) -> None:
-        self.seen: dict[tuple, list[float]] = {}
+        self.low, self.width = 0, TOP - 1  # of the interval, in units of the last digit
+        self.digits: list[int] = []  # to base 256; above 255 where a carry is still to be made
 
-    def share(self, key: tuple, width: int) -> int:
-        """What part of an interval of `width` stands for 0: neither none nor all of it."""
-        zeros, ones = self.seen.setdefault(key, [PRIOR, PRIOR])
-        part = int(65536 * zeros / (zeros + ones))
-        return (width >> 16) * min(max(part, 16), 65520)
+    def code(self, zeros: int, bit: int) -> int:
+        """Keep the part that stands for `bit`; of 65536 parts `zeros` stand for 0."""
+        split = (self.width >> 16) * zeros
+        if bit:
+            self.low, self.width = self.low + split, self.width - split
+        else:
+            self.width = split
+        while self.width < LEAST:
+            self.digits.append(self.low >> 24)
+            self.low, self.width = self.low % LEAST << 8, self.width << 8
+        return bit
 
-    def add(self, key: tuple, bit: int) -> None:
-        self.seen[key][bit] += 1
+    def finish(self) -> bytes:
+        """Return the fewest bytes that, with zeros behind them, spell a number in the interval."""
+        kept = next(k for k in range(5) if -self.low % 256 ** (4 - k) < self.width)
+        number = self.low + -self.low % 256 ** (4 - kept)
+        digits = [*self.digits, number >> 24, *(number % LEAST).to_bytes(3, "big")]
+        carry = 0
+        for place in reversed(range(len(digits))):
+            carry, digits[place] = divmod(digits[place] + carry, 256)
+        return bytes(digits[: len(self.digits) + kept])
+
+
+class Decoder:
+    """Follows an `Encoder` through its intervals to the number that its bytes spell."""
+
+    def __init__(self, data: bytes) -> None:
+        self.bytes = chain(data, repeat(0))
+        self.value, self.width = 0, TOP - 1  # the number, from the interval's beginning
+        for _ in range(4):
+            self.value = self.value << 8 | next(self.bytes)
+
+    def code(self, zeros: int, bit: int) -> int:
+        """Return the bit that the encoder was given; the `bit` given here does not matter."""
+        split = (self.width >> 16) * zeros
+        bit = int(self.value >= split)
+        if bit:
+            self.value, self.width = self.value - split, self.width - split
+        else:
+            self.width = split
+        while self.width < LEAST:
+            self.value, self.width = self.value << 8 | next(self.bytes), self.width << 8
+        return bit
 
 
 def encode(sequences: Sequence[Sequence[int]], bits: int, follow: bool = False) -> bytes:
-    """Numbers below 2^bits, sequence after sequence, each with counts of its own.
+    """Return the code of numbers below 2^bits, sequence after sequence, each counted anew.
 
-    `follow` makes the number before a number its context.
+    `follow` lets the probabilities depend on the number before, too.
     """
-    low, width, out = 0, TOP - 1, bytearray()
-
-    def put(counts: Counts, key: tuple, bit: int) -> int:
-        nonlocal low, width
-        zero = counts.share(key, width)
-        if bit:
-            low, width = low + zero, width - zero
-        else:
-            width = zero
-        if low >= TOP:
-            low -= TOP
-            carry(out)
-        while width < LEAST:
-            out.append(low >> 24)
-            low, width = (low << 8) % TOP, width << 8
-        counts.add(key, bit)
-        return bit
-
+    encoder = Encoder()
     for numbers in sequences:
-        counts, context = Counts(), 0
-        for number in numbers:
-            _walk(bits, context, lambda key, at, n=number, c=counts: put(c, key, n >> at & 1))
-            context = number if follow else 0
-    end = _shortest(low, width, out)  # may carry into `out`
-    return bytes(out) + end
+        code_numbers(encoder, numbers, bits, follow)
+    return encoder.finish()
 
 
 def decode(data: bytes, lengths: Sequence[int], bits: int, follow: bool = False) -> list[list[int]]:
-    """The inverse of `encode`. ValueError for more numbers than `data` can stand for."""
+    """Return the numbers that `encode` was given; ValueError if `data` cannot hold so many."""
     if min(lengths, default=0) < 0 or sum(lengths) > MOST_PER_BYTE * (len(data) + 8):
         raise ValueError(f"{sum(lengths)} numbers in {len(data)} bytes")
-    value, at, width = int.from_bytes(data[:4].ljust(4, b"\0"), "big"), 4, TOP - 1
-
-    def take(counts: Counts, key: tuple) -> int:
-        nonlocal value, at, width
-        zero = counts.share(key, width)
-        bit = int(value >= zero)
-        if bit:
-            value, width = value - zero, width - zero
-        else:
-            width = zero
-        while width < LEAST:
-            value, width = (value << 8) + (data[at] if at < len(data) else 0), width << 8
-            at += 1
-        counts.add(key, bit)
-        return bit
-
-    sequences = []
-    for length in lengths:
-        counts, numbers, context = Counts(), [], 0
-        for _ in range(length):
-            number = _walk(bits, context, lambda key, at, c=counts: take(c, key))
-            numbers.append(number)
-            context = number if follow else 0
-        sequences.append(numbers)
-    return sequences
+    decoder = Decoder(data)
+    return [code_numbers(decoder, repeat(0, length), bits, follow) for length in lengths]
 
 
-def _walk(bits: int, context: int, code: Callable[[tuple, int], int]) -> int:
-    """One number, bit by bit from the highest; `code` codes the bit of a place and returns it."""
-    number = 0
-    for at in reversed(range(bits)):
-        number = 2 * number + code((context, at, number), at)
-    return number
-
-
-def carry(out: bytearray) -> None:
-    """Add 1 to the number that `out` spells."""
-    at = len(out) - 1
-    while out[at] == 255:
-        out[at] = 0
-        at -= 1
-    out[at] += 1
-
-
-def _shortest(low: int, width: int, out: bytearray) -> bytes:
-    """The fewest bytes that end up in the interval; the decoder reads zeros behind the last one."""
-    for kept in range(5):
-        unit = 2 ** (8 * (4 - kept))
-        value = -(-low // unit) * unit
-        if value < low + width:
-            if value >= TOP:
-                value -= TOP
-                carry(out)
-            return value.to_bytes(4, "big")[:kept]
-    raise AssertionError("four bytes always suffice")
+def code_numbers(
+    coder: Encoder | Decoder, numbers: Iterable[int], bits: int, follow: bool
+) -> list[int]:
+    """Encode `numbers`, or decode as many, whatever they are; return what was coded."""
+    # How often a bit was 0 and 1, by the number before and the bits before, a 1 in front of them.
+    counts: dict[tuple[int, int], list[float]] = defaultdict(lambda: [PRIOR, PRIOR])
+    found, context = [], 0
+    for number in numbers:
+        prefix = 1
+        for place in reversed(range(bits)):
+            zeros, ones = seen = counts[context, prefix]
+            share = int(65536 * zeros / (zeros + ones))
+            bit = coder.code(min(max(share, 16), 65520), number >> place & 1)
+            seen[bit] += 1
+            prefix = 2 * prefix + bit
+        found.append(prefix - 2**bits)
+        context = found[-1] if follow else 0
+    return found

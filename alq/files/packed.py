@@ -1,4 +1,4 @@
-"""The small file: a quantized network in the bytes that the paper counts (SPEC section 1).
+"""The small file: a quantized network in the bytes that the paper counts.
 
 A safetensors file (nothing in it is executed) of a few flat tensors, layer after layer in each:
 
@@ -21,7 +21,8 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,15 +35,16 @@ from ..errors import InputError
 from ..method.network import is_weight, restore
 from ..method.weight import MultiBitWeight
 from .bits import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weights
-from .checkpoint import write_atomically
+from .checkpoint import first_difference
 from .coding import compress, expand
+from .disk import read_whole, write_atomically
 
 VERSION, COMPACT_VERSION = 1, 2
-KEY = "alq-packed"  # the one entry of safetensors' metadata, which keeps no order of several
-NO_CHECKSUM = b"0" * 64
+METADATA_KEY = "alq-packed"  # one entry only: safetensors keeps no order of several
+NO_CHECKSUM = "0" * 64
 MOST_NAMES = 2**24  # bytes of names that are inflated
-# What content of the right form but without sense can raise.
-SENSELESS = (
+# What decoding can raise where the content has the right form, but makes no sense.
+DECODING_ERRORS = (
     ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, RuntimeError,
     TypeError, ValueError, zlib.error,
 )  # fmt: skip
@@ -81,16 +83,19 @@ def save_packed(
     Raises: InputError names a layer that is not float32 or does not hold its w_hat, or floats
     that were not rounded.
     """
-    state = unique_state(model)
+    state = untied_state(model)
     for weight in weights:
         check_savable(weight, state)
         del state[weight.name]
     layers, tensors = pack_weights(weights)
     shapes, rest = pack_rest(state)
-    names = {"layers": layers, "rest": shapes}
-    tensors = compress(tensors | rest, names, floats, coded)
-    tensors["names"] = deflate(names)
-    content = seal(tensors, COMPACT_VERSION if "compact" in names else VERSION)
+    names: dict = {"layers": layers, "rest": shapes}
+    tensors |= rest
+    if floats != "float32" or coded:
+        names["compact"] = {"floats": floats, "coded": coded}
+        tensors = compress(tensors, names)
+    tensors["names"] = deflate_json(names)
+    content = encode_container(tensors, COMPACT_VERSION if "compact" in names else VERSION)
     write_atomically(path, lambda file: file.write(content))
     return part_sizes(tensors, len(content))
 
@@ -102,50 +107,58 @@ def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
     is refused: InputError names what is wrong with a missing, truncated, damaged or foreign file,
     one of another format version and one of another network.
     """
-    tensors, _ = unseal(path)
-    state = unique_state(model)
-    try:
-        names = inflate(tensors["names"])
-        check_same_network(names, state)
-        tensors = expand(tensors, names)
-        rest = unpack_rest(names["rest"], tensors)
-        weights = restore(model, unpack_weights(names["layers"], tensors))
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except SENSELESS as error:
-        raise senseless(path, error) from error
+    state = untied_state(model)
+    content = read_packed(path, state)
+    with explain_damage(path):
+        weights = restore(model, content.weights)
     with torch.no_grad():
-        for name, tensor in rest.items():
+        for name, tensor in content.rest.items():
             state[name].copy_(tensor)
     return weights
 
 
-def read_packed(path: str | Path) -> PackedFile:
-    """The content of `path`, without a network. Raises InputError as `load_packed` does."""
-    small, size = unseal(path)
-    try:
-        names = inflate(small["names"])
-        tensors = expand(small, names)
+def read_packed(path: str | Path, state: dict[str, Tensor] | None = None) -> PackedFile:
+    """Return the content of `path`; raise InputError as `load_packed` does.
+
+    `state` is that of the network which the file must be of; None takes any.
+    """
+    content = read_whole(path)
+    tensors = decode_container(content, path)
+    with explain_damage(path):
+        sizes = part_sizes(tensors, len(content))
+        names = inflate_json(tensors["names"])
+        if state is not None:
+            check_same_network(names, state)
+        if "compact" in names:
+            tensors = expand(tensors, names)
         weights = unpack_weights(names["layers"], tensors)
-        rest = unpack_rest(names["rest"], tensors)
-        return PackedFile(weights, rest, part_sizes(small, size))
-    except SENSELESS as error:
-        raise senseless(path, error) from error
+        return PackedFile(weights, unpack_rest(names["rest"], tensors), sizes)
 
 
 def part_sizes(tensors: dict[str, Tensor], size: int) -> dict[str, int]:
-    """Bytes of each part of a file of `size` bytes."""
+    """Return the bytes of each part of a file of `size` bytes."""
     parts = {"signs": 0, "coordinates": 0, "bitwidths": 0, "rest": 0, "names": 0}
     for name, tensor in tensors.items():
         parts[name.partition(".")[0]] += tensor.numel() * tensor.element_size()
     return {**parts, "container": size - sum(parts.values())}
 
 
+@contextmanager
+def explain_damage(path: str | Path) -> Iterator[None]:
+    """Turn what decoding within `with` raises into an InputError that names the file `path`."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except DECODING_ERRORS as error:
+        raise InputError(f"{path} is damaged: its content makes no sense ({error!r})") from error
+
+
 # ---------------------------------------------------------------------------- the network
 
 
-def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's own parameters and buffers by name; of tied ones one name only.
+def untied_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the model's own parameters and buffers by name; of tied ones one name only.
 
     The name is that under which `quantize` takes it: the first that ends in `weight`, if any does.
     """
@@ -160,6 +173,7 @@ def unique_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_savable(weight: MultiBitWeight, state: dict[str, Tensor]) -> None:
+    """Raise InputError unless `weight` is of the model with this state, float32, and written."""
     parameter = weight.parameter
     if state.get(weight.name) is not parameter:
         raise InputError(f"{weight.name}: is not this model's; give the weights of this model")
@@ -173,68 +187,63 @@ def check_savable(weight: MultiBitWeight, state: dict[str, Tensor]) -> None:
 
 
 def check_same_network(names: dict, state: dict[str, Tensor]) -> None:
-    """InputError names the first tensor in which the file and the network differ."""
+    """Raise InputError that names the first tensor in which the file and the network differ."""
     layers = names["layers"]
     saved = {
-        name: ("float32", tuple(shape))
+        name: f"float32 {tuple(shape)}"
         for name, shape in zip(layers.get("name", []), layers.get("shape", []), strict=True)
     }
     for kind, shapes in names["rest"].items():
-        saved |= {name: (kind, tuple(shape)) for name, shape in shapes.items()}
-    own = {name: (dtype_name(tensor), tuple(tensor.shape)) for name, tensor in state.items()}
-    for name in [*own, *saved]:
-        there, here = saved.get(name), own.get(name)
-        if there != here:
-            there, here = ("{} {}".format(*found) if found else "absent" for found in (there, here))
-            raise InputError(
-                f"holds another network: {name} is {there} in the file and {here} in this network"
-            )
+        saved |= {name: f"{kind} {tuple(shape)}" for name, shape in shapes.items()}
+    own = {name: f"{dtype_name(tensor)} {tuple(tensor.shape)}" for name, tensor in state.items()}
+    if difference := first_difference(saved, own):
+        name, there, here = difference
+        raise InputError(
+            f"holds another network: {name} is {there} in the file and {here} in this network"
+        )
 
 
 # ---------------------------------------------------------------------------- the container
 
 
-def deflate(names: dict) -> Tensor:
+def deflate_json(names: dict) -> Tensor:
+    """Return `names` as deflated JSON, a tensor of bytes."""
     text = json.dumps(names, separators=(",", ":")).encode()
     return torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8)
 
 
-def inflate(names: Tensor) -> dict:
-    return json.loads(zlib.decompressobj().decompress(names.numpy().tobytes(), MOST_NAMES))
+def inflate_json(data: Tensor) -> dict:
+    """Return what `deflate_json` was given, inflating no more than MOST_NAMES bytes of a bomb."""
+    return json.loads(zlib.decompressobj().decompress(data.numpy().tobytes(), MOST_NAMES))
 
 
-def seal(tensors: dict[str, Tensor], version: int = VERSION) -> bytes:
-    """The file: metadata and tensors."""
-    metadata = {KEY: f"{version} {NO_CHECKSUM.decode()}"}
-    content = safetensors.torch.save(tensors, metadata)
-    return content.replace(NO_CHECKSUM, hashlib.sha256(content).hexdigest().encode(), 1)
+def encode_container(tensors: dict[str, Tensor], version: int = VERSION) -> bytes:
+    """Return the bytes of a packed file that holds `tensors`."""
+    content = safetensors.torch.save(tensors, {METADATA_KEY: f"{version} {NO_CHECKSUM}"})
+    checksum = hashlib.sha256(content).hexdigest()
+    return content.replace(NO_CHECKSUM.encode(), checksum.encode(), 1)
 
 
-def unseal(path: str | Path) -> tuple[dict[str, Tensor], int]:
-    """(tensors, bytes of the file). Raises InputError unless the file is as `seal` made it."""
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+def decode_container(content: bytes, path: str | Path) -> dict[str, Tensor]:
+    """Return the tensors in `content` if `encode_container` made it; else raise InputError.
+
+    `path` is the file that it came from, for the message.
+    """
     if content[8:9] != b"{":
         raise InputError(f"{path} is not an ALQ packed file; --POSTTRAIN makes one, ending .alq")
     try:
         tensors = safetensors.torch.load(content)
         (length,) = struct.unpack("<Q", content[:8])
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
-    except (SafetensorError, *SENSELESS) as error:
+    except (SafetensorError, *DECODING_ERRORS) as error:
         raise InputError(f"{path} is truncated or damaged ({error}); copy it again") from error
-    version, _, checksum = metadata.get(KEY, "").partition(" ")
+    version, _, checksum = metadata.get(METADATA_KEY, "").partition(" ")
     if not version:
         raise InputError(f"{path} is a safetensors file, but not an ALQ packed file")
-    blank = content.replace(checksum.encode(), NO_CHECKSUM, 1)
+    blank = content.replace(checksum.encode(), NO_CHECKSUM.encode(), 1)
     if hashlib.sha256(blank).hexdigest() != checksum:
         raise InputError(f"{path} is damaged: its checksum does not fit; copy it again")
     if version not in map(str, (VERSION, COMPACT_VERSION)):
         known = f"{VERSION} and {COMPACT_VERSION}"
         raise InputError(f"{path} has format version {version}; this code reads {known}")
-    return tensors, len(content)
-
-
-def senseless(path: str | Path, error: Exception) -> InputError:
-    return InputError(f"{path} is damaged: its content makes no sense ({error!r})")
+    return tensors

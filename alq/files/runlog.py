@@ -1,4 +1,4 @@
-"""The evidence of a run: one JSON line per event in a log beside the checkpoint."""
+"""The log of a run, its evidence: one JSON line per event, in a file beside the checkpoint."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import numpy
 import torch
 import torchvision
 
-from ..errors import InputError
-from ..machine.processes import is_main, world
+from ..machine.processes import is_main, process_count
+from .disk import explain_failed_write
 
 
 class RunLog:
@@ -33,51 +33,48 @@ class RunLog:
 
     def announce(self, event: str, **fields: object) -> None:
         """Write the event together with the next one: a run that is refused leaves no log."""
-        self._announced = _line(event, fields)
+        self._announced = format_event(event, fields)
 
     def write(self, event: str, **fields: object) -> None:
+        """Append the event, and before it the announced one."""
         if is_main():
-            self._append(_line(event, fields))
+            self._append(format_event(event, fields))
 
     def size(self) -> int:
-        """Bytes of the log, with all that was announced."""
+        """Return the bytes of the log, with all that was announced."""
         self._append("")
         return self.path.stat().st_size
 
-    def cut(self, size: int) -> None:
+    def truncate(self, size: int) -> None:
         """Go back to when the log had `size` bytes."""
         with contextlib.suppress(FileNotFoundError):  # moved away: there is nothing to drop
             if self.path.stat().st_size > size:
                 os.truncate(self.path, size)
 
-    def _open(self) -> None:
-        """Make the folder; cut off what a killed process left of a last line."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            self.cut(self.path.read_bytes().rfind(b"\n") + 1)
-        self._opened = True
-
-    def _append(self, line: str) -> None:
-        text, self._announced = self._announced + line, ""
-        try:
+    def _append(self, text: str) -> None:
+        text, self._announced = self._announced + text, ""
+        with explain_failed_write(self.path):
             if not self._opened:
-                self._open()
+                self._drop_torn_line()
             with open(self.path, "a") as file:
                 file.write(text)
-        except OSError as error:
-            raise InputError(
-                f"{self.path} cannot be written: {error.strerror or error}; make room or name "
-                "another file"
-            ) from error
+
+    def _drop_torn_line(self) -> None:
+        """Cut off what a killed process left of a last line; make the folder if there is none."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            self.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+        self._opened = True
 
 
-def _line(event: str, fields: dict) -> str:
+def format_event(event: str, fields: dict) -> str:
+    """Return the event's line, which ends in the time of day."""
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     return json.dumps({"event": event, **fields, "time": when}) + "\n"
 
 
 def describe_run(args: Namespace) -> dict:
-    """Resolved flags, versions, device and commit: what a reader needs to repeat the run."""
+    """Return what a reader needs to repeat the run: flags, versions, device, commit."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "flags": plain_flags(args),
@@ -89,40 +86,31 @@ def describe_run(args: Namespace) -> dict:
             "numpy": numpy.__version__,
         },
         "device": describe_device(args.device),
-        "processes": world(),
+        "processes": process_count(),
         "threads": torch.get_num_threads(),
-        "commit": _commit(),
+        "commit": describe_commit(),
     }
 
 
-def read_log(path: Path) -> list[dict]:
-    """The events in a log; a torn last line, of a killed process, is left out."""
-    return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith("\n")]
-
-
 def plain_flags(args: Namespace) -> dict:
-    """The flags as JSON values."""
+    """Return the flags as JSON values."""
     plain = (bool, int, float, str, list, type(None))
     return {k: v if isinstance(v, plain) else str(v) for k, v in sorted(vars(args).items())}
 
 
 def describe_device(device: torch.device) -> str:
-    """For a reader of the log: the device and, where known, its name."""
+    """Return the device and, where known, its name, for a reader of the log."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({platform.processor() or platform.machine()})"
 
 
-def _commit() -> str | None:
+def describe_commit() -> str | None:
+    """Return the commit that this code is of, "-dirty" if it was changed; None where git fails."""
+    command = ["git", "describe", "--always", "--dirty"]
     here = Path(__file__).resolve().parent
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()

@@ -1,1 +1,1 @@
-"""The process and its machine: several processes, signals, arithmetic."""
+"""The machine that a run has: its processes, its signals, its arithmetic."""

@@ -1,4 +1,4 @@
-"""Arithmetic settings: full float32 products in the steps, and what makes CPUs faster."""
+"""How the machine computes: full float32 in the quantizer's steps, and CPUs at their full speed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,34 @@ from functools import wraps
 
 import torch
 
+# glibc's mallopt (malloc.h): what is freed at the heap's top is given back above TRIM bytes, and
+# what is larger than MMAP bytes is mapped anew each time.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+TRIM, MMAP = 2**31 - 1, 2**30
+
+
+def settle_cpu() -> None:
+    """Let this process flush denormal numbers to 0 and keep freed memory for the next tensor.
+
+    Moments of weights that get no gradient decay into denormals, which are 13 times slower on CPUs.
+    Memory that is given back and asked for again at every operation costs a page fault for each
+    4 KB: the search for the nearest level took 11 ns a weight instead of 1.2 at 2 bits, 20 instead
+    of 6.4 at 8 bits (one thread, Linux). The process then holds on to its peak memory.
+    """
+    torch.set_flush_denormal(True)
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_TRIM_THRESHOLD, TRIM)
+        libc.mallopt(M_MMAP_THRESHOLD, MMAP)
+
 
 @contextmanager
 def float32_products(device: torch.device) -> Iterator[None]:
-    """Without autocast, and without TensorFloat-32 or bfloat16 in float32 matrix products.
+    """Compute without autocast, and float32 products without TensorFloat-32 or bfloat16.
 
     The caller's settings, by torch's older interface or its newer one, are put back.
     """
-    backends = [getattr(torch.backends, name) for name in ("cuda", "mkldnn")]
-    backends = [getattr(backend, "matmul", None) for backend in backends]
-    backends = [backend for backend in backends if hasattr(backend, "fp32_precision")]
+    backends = [getattr(torch.backends, name).matmul for name in ("cuda", "mkldnn")]
     newer = [backend.fp32_precision for backend in backends]
     try:
         older = torch.get_float32_matmul_precision()
@@ -37,7 +55,7 @@ def float32_products(device: torch.device) -> Iterator[None]:
 
 
 def optimizer_step(step: Callable) -> Callable:
-    """Decorator of `ALQ`'s steps: no autograd, and `float32_products` on the weights' device."""
+    """Decorate a step of `ALQ`: no autograd, and `float32_products` on the weights' device."""
 
     @wraps(step)
     def guarded(self, *arguments: object, **named: object) -> None:
@@ -45,24 +63,3 @@ def optimizer_step(step: Callable) -> Callable:
             step(self, *arguments, **named)
 
     return guarded
-
-
-# glibc's mallopt (malloc.h): what is freed at the heap's top is given back above TRIM bytes, and
-# what is larger than MMAP bytes is mapped anew each time.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-TRIM, MMAP = 2**31 - 1, 2**30
-
-
-def settle_cpu() -> None:
-    """No denormal numbers; freed memory is kept for the next tensor.
-
-    Moments of weights that get no gradient decay into denormals, which are 13 times slower on CPUs.
-    Memory that is given back and asked for again at every operation costs a page fault for each
-    4 KB: the search for the nearest level took 11 ns a weight instead of 1.2 at 2 bits, 20 instead
-    of 6.4 at 8 bits (one thread, Linux). The process then holds on to its peak memory.
-    """
-    torch.set_flush_denormal(True)
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_TRIM_THRESHOLD, TRIM)
-        libc.mallopt(M_MMAP_THRESHOLD, MMAP)

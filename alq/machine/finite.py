@@ -1,4 +1,7 @@
-"""NaN and infinity: which batch, and which layer, without waiting for the device at each step."""
+"""Where training turned NaN or infinite: in which batch and which layer.
+
+Asking a device at each step would make the training wait for it, so a watch asks once an epoch.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +9,50 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NotFinite
-from .processes import least_over_processes
+from .processes import combine_over_processes
 
-NEVER = 2**62  # later than any batch
+NO_BATCH = 2**62  # stands for "none so far", as it is greater than any batch's number
 
 
 class Watch:
     """The first batch at which the loss, or the square of a parameter's gradient, was not finite.
 
-    `look` only queues work on the device; `check` reads the outcome back.
+    `note` only queues work on the device; `check` reads the outcome back.
     """
 
     def __init__(self, model: nn.Module, title: str, advice: str) -> None:
         self.title, self.advice = title, advice
-        self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.first: Tensor | None = None  # (1 + parameters,) int64: of the loss, of each gradient
+        self.parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        # (1 + parameters,) int64: the first bad batch of the loss, and of each gradient.
+        self.first_bad: Tensor | None = None
 
-    def look(self, batch: int, loss: Tensor) -> None:
+    def note(self, batch: int, loss: Tensor) -> None:
         """Note what is not finite after the backward pass of `batch`."""
         loss = loss.detach()
         none = torch.zeros_like(loss)
         largest = [
             none if p.grad is None else torch.linalg.vector_norm(p.grad, torch.inf).to(loss.dtype)
-            for _, p in self.named
+            for _, p in self.parameters
         ]
-        largest = [x.square() for x in largest]  # which the moments hold
-        now = torch.stack([loss, *largest]).isfinite() * NEVER + batch
-        self.first = now if self.first is None else torch.minimum(self.first, now)
+        squares = [x.square() for x in largest]  # which the moments hold
+        bad = torch.stack([loss, *squares]).isfinite() * NO_BATCH + batch
+        self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
 
     def check(self) -> None:
-        """NotFinite names the first bad batch and what was bad in it, or a parameter."""
-        if self.first is not None:
-            first = least_over_processes(self.first.tolist())
-            if (batch := min(first)) < NEVER:
+        """Raise NotFinite, which names the first bad batch and what was bad in it, or a parameter.
+
+        Of several processes all raise it, by the batch that was bad first in any.
+        """
+        if self.first_bad is not None:
+            first = combine_over_processes(min, self.first_bad.tolist())
+            if (batch := min(first)) < NO_BATCH:
                 if first[0] == batch:  # which makes the gradients so, too
                     what = "the loss is not finite"
                 else:
-                    name = self.named[first[1:].index(batch)][0]
+                    name = self.parameters[first[1:].index(batch)][0]
                     what = f"the gradient of {name}, or its square, is not finite"
                 raise NotFinite(f"{self.title}, batch {batch}: {what}; {self.advice}")
-        finite = [p.isfinite().all() for _, p in self.named]
-        if finite and not torch.stack(finite).all():
-            name = self.named[[bool(x) for x in finite].index(False)][0]
+        finite = [parameter.isfinite().all() for _, parameter in self.parameters]
+        if finite and not (flags := torch.stack(finite)).all():
+            name = self.parameters[flags.tolist().index(False)][0]
             raise NotFinite(f"{self.title}: a step made {name} infinite; {self.advice}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -30,16 +31,14 @@ class Interruption:
 
     def __init__(self) -> None:
         self.code = 0
-        self._before: dict[int, object] = {}
+        self._handlers: dict[int, Any] = {}  # those before, by signal
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # others have no signals
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -47,12 +46,12 @@ class Interruption:
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._handlers = {}
 
 
-def leave_signals_to_parent() -> None:
-    """For worker processes: what stops the run is the main process's to decide."""
+def leave_signals_to_parent(worker: int) -> None:
+    """Let a worker process ignore what stops a run: the main process decides, and needs it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

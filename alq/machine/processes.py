@@ -8,7 +8,7 @@ torchrun there is one process, and everything here does nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ def claim_device() -> None:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def join_processes(device: torch.device) -> Iterator[None]:
     """Work together with torchrun's other processes: by nccl on CUDA, by gloo elsewhere."""
     if not dist.is_torchelastic_launched():
         yield
@@ -49,35 +49,35 @@ def joined(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def world() -> int:
-    """Number of processes."""
+def process_count() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return this process's number, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Return whether this is the process that writes and prints."""
     return rank() == 0
 
 
-def wait() -> None:
+def wait_for_all() -> None:
     """Go on when all processes have come here."""
-    if world() > 1:
+    if process_count() > 1:
         dist.barrier()
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The main process goes through alone, then the others: for downloading and unpacking."""
+    """Let the main process through alone, then the others: for downloading and unpacking."""
     if not is_main():
-        wait()
+        wait_for_all()
     yield
     if is_main():
-        wait()
+        wait_for_all()
 
 
 # ---------------------------------------------------------------------------- batches
@@ -96,34 +96,31 @@ class Share:
     weight: float
 
 
-def shares(
-    count: int, batch_size: int, training: bool, process: tuple[int, int] | None = None
+def share_batches(
+    count: int, batch_size: int, training: bool, number: int, processes: int
 ) -> list[Share]:
-    """This process's shares of `count` samples in batches of `batch_size`.
-
-    `process` is (its number, the number of processes), by default those of this one.
+    """Return the shares that process `number` of `processes` has of `count` samples in batches.
 
     A last batch may be smaller than the number of processes. In training those without a sample
     then compute the whole of it with weight 0, as every process must take every step.
     """
-    number, processes = process or (rank(), world())
-    found = []
+    shares = []
     for start in range(0, count, batch_size):
         size = min(batch_size, count - start)
         low, high = (start + k * size // processes for k in (number, number + 1))
         if high > low:
-            found.append(Share(slice(low, high), (high - low) * processes / size))
+            shares.append(Share(slice(low, high), (high - low) * processes / size))
         elif training:
-            found.append(Share(slice(start, start + size), 0.0))
-    return found
+            shares.append(Share(slice(start, start + size), 0.0))
+    return shares
 
 
 def check_batch_norm(model: nn.Module, count: int, batch_size: int) -> None:
-    """InputError if a process would train on a single image, which BatchNorm1d cannot normalise.
+    """Raise InputError if a process would train on one image, which BatchNorm1d cannot normalise.
 
     `count` images are shared out in batches of `batch_size`.
     """
-    least = 2 * world()  # of a smaller batch somebody's share is one image
+    least = 2 * process_count()  # of a smaller batch somebody's share is one image
 
     def fits(size: int) -> bool:
         return size >= least and not 0 < count % size < least
@@ -139,60 +136,58 @@ def check_batch_norm(model: nn.Module, count: int, batch_size: int) -> None:
     )
 
 
-def sum_over_processes(values: list[float]) -> list[float]:
-    """Each of `values` summed over all processes, in the same order on each."""
-    return [sum(column) for column in zip(*gather(values), strict=True)]
+# ---------------------------------------------------------------------------- values of all
 
 
-def least_over_processes(values: list[int]) -> list[int]:
-    """The least of each of `values` over all processes."""
-    return [min(column) for column in zip(*gather(values), strict=True)]
+def gather_from_all(value: object) -> list:
+    """Return every process's `value`, by rank."""
+    if process_count() == 1:
+        return [value]
+    gathered: list = [None] * process_count()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def combine_over_processes(combine: Callable[[Iterable], float], values: list) -> list:
+    """Return each of `values` of all processes combined, as by `sum`, in the order of ranks."""
+    return [combine(column) for column in zip(*gather_from_all(values), strict=True)]
 
 
 def largest_over_processes(value: int) -> int:
-    """The largest `value` of any process, cheaply enough to ask at each step."""
-    if world() == 1:
+    """Return the largest `value` of any process, cheaply enough to ask at each step."""
+    if process_count() == 1:
         return value
     largest = torch.tensor(value)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest)
 
 
-def gather(value: object) -> list:
-    """Every process's `value`, by rank."""
-    if world() == 1:
-        return [value]
-    gathered = [None] * world()
-    dist.all_gather_object(gathered, value)
-    return gathered
-
-
 # ---------------------------------------------------------------------------- one state on all
 
 
-def replicate(model: nn.Module) -> nn.Module:
-    """What to compute training batches with: gradients are averaged over the processes.
+def average_gradients(model: nn.Module) -> nn.Module:
+    """Return what computes training batches: `model`, its gradients averaged over the processes.
 
     Batch norm: each process normalises its share with that share's statistics; the running
     statistics are the main process's.
     """
-    return DistributedDataParallel(model) if world() > 1 else model
+    return DistributedDataParallel(model) if process_count() > 1 else model
 
 
-def share_buffers(model: nn.Module) -> None:
+def copy_buffers_from_main(model: nn.Module) -> None:
     """Give all processes the main process's running statistics."""
-    if world() > 1:
+    if process_count() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
 
 
 @contextmanager
-def same_arithmetic() -> Iterator[None]:
-    """Kernels that add in a fixed order, where processes must come to the same bits.
+def sum_in_fixed_order() -> Iterator[None]:
+    """Use kernels that add in a fixed order, where processes must come to the same bits.
 
     Only CUDA has others: sums by scattering come in any order there.
     """
-    if world() == 1 or not torch.cuda.is_available():
+    if process_count() == 1 or not torch.cuda.is_available():
         yield
         return
     before = torch.get_deterministic_debug_mode()
@@ -204,31 +199,31 @@ def same_arithmetic() -> Iterator[None]:
 
 
 def check_same(state: object, when: str) -> None:
-    """RuntimeError if a tensor in `state` (nested dicts and lists) differs between processes."""
-    if world() == 1:
+    """Raise RuntimeError if a tensor in `state`, nested as it may be, differs between processes."""
+    if process_count() == 1:
         return
-    sums = torch.stack([_checksum(tensor) for tensor in tensors_in(state)]).tolist()
-    for other, others in enumerate(gather(sums)):
-        if others != sums:
-            different = sum(a != b for a, b in zip(sums, others, strict=True))
+    own = torch.stack([_sum_bits(tensor) for tensor in _tensors_in(state)]).tolist()
+    for other, sums in enumerate(gather_from_all(own)):
+        if sums != own:
+            different = sum(a != b for a, b in zip(own, sums, strict=True))
             raise RuntimeError(
-                f"{when}: processes {rank()} and {other} differ in {different} of {len(sums)} "
+                f"{when}: processes {rank()} and {other} differ in {different} of {len(own)} "
                 "tensors, though all take the same steps; start again from the last checkpoint"
             )
 
 
-def tensors_in(state: object) -> Iterator[Tensor]:
-    """All tensors in nested dicts, lists and tuples."""
+def _tensors_in(state: object) -> Iterator[Tensor]:
+    """Yield all tensors in nested dicts, lists and tuples."""
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, (dict, list, tuple)):
         values: Iterable = state.values() if isinstance(state, dict) else state
         for value in values:
-            yield from tensors_in(value)
+            yield from _tensors_in(value)
 
 
-def _checksum(tensor: Tensor) -> Tensor:
-    """The sum of the bits, int64: what differs in one bit differs here."""
+def _sum_bits(tensor: Tensor) -> Tensor:
+    """Return the sum of the bits, int64, which differs where one bit does."""
     flat = tensor.detach().contiguous()
     if flat.is_floating_point():
         flat = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])

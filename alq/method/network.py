@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import TypeVar
+from typing import Any
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -13,13 +13,12 @@ from ..errors import InputError
 from .structures import Grouping, make_grouping
 from .weight import MultiBitWeight
 
-T = TypeVar("T")
 # Names of parameters, or a predicate on (name, parameter) that is true for those left alone.
 Skip = Collection[str] | Callable[[str, nn.Parameter], bool]
 
 
 def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
-    """The tensors named `weight` with more than one dimension, in `named_parameters` order.
+    """Return the tensors named `weight` with more than one dimension, in their order.
 
     A parameter that modules share appears once, under the first of its names, and is left out if
     `skip` takes any of them.
@@ -46,7 +45,7 @@ def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
 
 
 def is_weight(name: str) -> bool:
-    """Whether a parameter's own name is `weight`."""
+    """Return whether a parameter's own name is `weight`."""
     return name.rpartition(".")[2] == "weight"
 
 
@@ -60,7 +59,7 @@ def _predicate(skip: Skip, names: set[str]) -> Callable[[str, nn.Parameter], boo
 
 
 def transposed_groups(model: nn.Module, name: str) -> int:
-    """The number of groups if parameter `name` is a transposed convolution's, else 0."""
+    """Return the groups of the transposed convolution that parameter `name` is of, else 0."""
     module = model.get_submodule(name.rpartition(".")[0])
     transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     return module.groups if isinstance(module, transposed) else 0
@@ -100,9 +99,11 @@ def groupings(
     max_bit: int | Sequence[int] = 6,
     skip: Skip = (),
 ) -> dict[str, tuple[Grouping, int]]:
-    """Every layer's grouping and largest bitwidth: what `quantize` would take, or its InputError.
+    """Return every layer's grouping and largest bitwidth, as `quantize` would take them.
 
     Of the model only the shapes count, so that it may lie on the device "meta".
+
+    Raises: InputError as `quantize` does.
     """
     parameters = quantizable(model, skip)
     if not parameters:
@@ -114,15 +115,15 @@ def groupings(
     pieces = per_layer("subc", subc, names)
     bits = per_layer("max_bit", max_bit, names)
     found = {}
-    for name, kind, parts, bit in zip(names, structures, pieces, bits, strict=True):
+    for name, asked, parts, bit in zip(names, structures, pieces, bits, strict=True):
         transposed = transposed_groups(model, name)
-        grouping = make_grouping(name, tuple(parameters[name].shape), kind, parts, transposed)
+        grouping = make_grouping(name, tuple(parameters[name].shape), asked, parts, transposed)
         found[name] = grouping, bit
     return found
 
 
 def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
-    """The multi-bit weights of `model` from what their `state_dict`s gave; parameters get w_hat.
+    """Return the multi-bit weights of `model` of saved `states`; parameters get their w_hat.
 
     Layers are found by name; those without a state (`skip` of `quantize`) are left alone.
     """
@@ -146,8 +147,8 @@ def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
     return weights
 
 
-def per_layer(option: str, value: T | Sequence[T], names: Sequence[str]) -> list[T]:
-    """`value` for each of the layers `names`; InputError if a list has another length."""
+def per_layer(option: str, value: Any, names: Sequence[str]) -> list:
+    """Return `value` for each of the layers `names`; InputError if a list has another length."""
     if value is None or isinstance(value, (str, int)):
         return [value] * len(names)
     if len(value) != len(names):
@@ -160,11 +161,11 @@ def per_layer(option: str, value: T | Sequence[T], names: Sequence[str]) -> list
 
 
 def average_bitwidth(weights: Sequence[MultiBitWeight]) -> float:
-    """Mean bitwidth over layers, weighted by their numbers of weights."""
+    """Return the mean bitwidth over layers, weighted by their numbers of weights."""
     numel = math.fsum(weight.grouping.numel for weight in weights)
     return math.fsum(weight.bitwidth * weight.grouping.numel for weight in weights) / numel
 
 
 def storage_bytes(weights: Sequence[MultiBitWeight]) -> float:
-    """Bytes of all quantized weights (SPEC section 1)."""
+    """Return the bytes of the quantized weights: of all live coordinates and their bases."""
     return math.fsum(weight.storage_bytes for weight in weights)

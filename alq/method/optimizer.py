@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ class ALQ(Optimizer):
         generator: of the random rounding in `prune_step`, on the CPU; None takes torch's own.
     """
 
-    arithmetic = steps  # a module with BLOCK, basis_step, coordinate_gradients and rebuild
+    arithmetic: Any = steps  # a module with BLOCK, basis_step, coordinate_gradients and rebuild
 
     def __init__(
         self,
@@ -144,7 +146,7 @@ class ALQ(Optimizer):
         masks = [weight.mask for weight in self.weights]
         prune(self.weights, choose(costs, masks, candidates, M_p, prices, budget), self._rebuild)
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Callable | None = None) -> NoReturn:
         """Not defined: choose one of the four steps."""
         raise NotImplementedError("call basis_step, coordinate_step, ste_step or prune_step")
 
@@ -172,33 +174,36 @@ class ALQ(Optimizer):
         for weight in self.weights:
             yield weight, self.state[weight.parameter]
 
-    def _groups(
-        self, weight: MultiBitWeight, state: dict, w_hat: Tensor | None = None,
-        w0: Tensor | None = None,
-    ) -> Groups:  # fmt: skip
-        """Return what a step reads and writes of one weight."""
+    def _groups(self, weight: MultiBitWeight, state: dict) -> Groups:
+        """Return what a step reads and writes of one weight, which has a gradient."""
+        gradient = weight.parameter.grad
+        assert gradient is not None  # `_layers` has looked
         return Groups(
-            g=weight.grouping.to_groups(weight.parameter.grad),
+            g=weight.grouping.to_groups(gradient),
             m=state["m"],
             v=state["v"],
             v_max=state["v_max"],
             codes=weight.codes,
             alpha=weight.live_first(weight.alpha),
             live=weight.live_first(weight.mask),
-            w_hat=w_hat,
-            w0=w0,
         )
+
+    def _blocks(self, weight: MultiBitWeight) -> Iterator[slice]:
+        """Yield the groups of one weight, as many at a time as the arithmetic likes."""
+        return blocks(weight.codes, weight.L, self.arithmetic.BLOCK)
 
     def _optimise_bases(
         self, weight: MultiBitWeight, state: dict, w_hat: Tensor, w0: Tensor
     ) -> None:
         """Take a basis step from the base point `w0` (G, n), which moves if it is a copy."""
-        groups = self._groups(weight, state, w_hat, w0)
+        groups, move_base = self._groups(weight, state), w0 is not w_hat
         state["step"] += 1
         state["step_a"] += 1
         state["alpha_moments"] = None
-        for block in groups.in_blocks(self.arithmetic.BLOCK):
-            self.arithmetic.basis_step(block, state["step"], self.amsgrad, w0 is not w_hat)
+        for block in self._blocks(weight):
+            self.arithmetic.basis_step(
+                groups[block], w0[block], w_hat[block], state["step"], self.amsgrad, move_base
+            )
         weight.alpha = weight.at_own_places(groups.alpha)
         weight.write(w_hat)
 
@@ -209,8 +214,8 @@ class ALQ(Optimizer):
         state["step_a"] += 1
         inherit = state["alpha_moments"] is None
         parts = [
-            self.arithmetic.coordinate_gradients(block, amsgrad.betas, inherit)
-            for block in groups.in_blocks(self.arithmetic.BLOCK)
+            self.arithmetic.coordinate_gradients(groups[block], amsgrad.betas, inherit)
+            for block in self._blocks(weight)
         ]
         wholes = (torch.cat(part) for part in zip(*parts, strict=True))  # (G, L) each
         g_a, *inherited = (weight.at_own_places(whole) for whole in wholes)  # (G, I)
@@ -225,7 +230,7 @@ class ALQ(Optimizer):
         """Put w_hat of new coordinates into the parameter."""
         w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
         alpha = weight.live_first(weight.alpha)  # (G, L)
-        for block in blocks(weight.codes, weight.L, self.arithmetic.BLOCK):
+        for block in self._blocks(weight):
             self.arithmetic.rebuild(weight.codes[block], alpha[block], w_hat[block])
         weight.write(w_hat)
 
@@ -251,10 +256,8 @@ class ALQ(Optimizer):
         saved = zip(self.weights, state_dict["weights"], state_dict["state"], strict=True)
         for weight, weight_state, state in saved:
             weight.load_state_dict(weight_state)
-            device = weight.parameter.device
-            self.state[weight.parameter] = _map_tensors(
-                state, lambda x, d=device: x.to(d, copy=True)
-            )
+            to_device = partial(torch.Tensor.to, device=weight.parameter.device, copy=True)
+            self.state[weight.parameter] = _map_tensors(state, to_device)
         for group, values in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in values.items() if k != "params"})
         if self.generator is not None and state_dict["generator"] is not None:

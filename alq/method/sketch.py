@@ -1,15 +1,15 @@
-"""Initialisation by structured sketching (SPEC section 3; paper algorithm 1)."""
+"""Initialisation by structured sketching (docs/method.md, Initialisation)."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-ENOUGH = 1e-6  # relative squared residual at which a group needs no further basis
+RESIDUAL = 1e-6  # |r|^2 / |w|^2 below which a group needs no further basis
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
-    """float64, where the device has it."""
+    """Return float64, where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -30,21 +30,21 @@ def sketch(w: Tensor, I: int) -> tuple[Tensor, Tensor, Tensor]:
     Returns: B (G, I, n) int8 with dead rows 0, alpha (G, I), mask (G, I) bool; dead ones last.
     """
     G, n = w.shape
-    exact = {"dtype": exact_dtype(w.device), "device": w.device}
+    exact: dict = {"dtype": exact_dtype(w.device), "device": w.device}
     B = torch.zeros(G, I, n, dtype=torch.int8, device=w.device)
     mask = torch.zeros(G, I, dtype=torch.bool, device=w.device)
-    gram = torch.eye(I, **exact).repeat(
-        G, 1, 1
-    )  # (G, I, I): B B^T, identity where there is no basis
-    Bw = torch.zeros(G, I, **exact)  # (G, I)
+    gram = torch.eye(I, **exact).repeat(G, 1, 1)  # (G, I, I): B B^T, identity where no basis is
+    Bw = torch.zeros(G, I, **exact)
     alpha = torch.zeros(G, I, **exact)
     size = w.to(gram.dtype).square().sum(1)  # (G,)
     r = w
     for k in range(min(I, n)):
-        going = (r.to(gram.dtype).square().sum(1) >= ENOUGH * size) & (size > 0)  # (G,)
+        # 1. Groups whose residual is large enough get the basis sign(r)
+        going = (r.to(gram.dtype).square().sum(1) >= RESIDUAL * size) & (size > 0)  # (G,)
         basis = torch.where(r < 0, -1, 1).to(w.dtype) * going.unsqueeze(1)  # (G, n)
         B[:, k] = basis.to(torch.int8)
         mask[:, k] = going
+        # 2. alpha[:k+1] = argmin |w - B^T a|^2
         row = (B[:, : k + 1].to(w.dtype) @ basis.unsqueeze(2)).squeeze(2).to(gram.dtype)  # (G, k+1)
         row[:, k] += ~going
         gram[:, k, : k + 1] = row
@@ -52,10 +52,13 @@ def sketch(w: Tensor, I: int) -> tuple[Tensor, Tensor, Tensor]:
         Bw[:, k] = (basis * w).sum(1, dtype=gram.dtype)
         system = gram[:, : k + 1, : k + 1]
         alpha[:, : k + 1] = torch.linalg.solve_ex(system, Bw[:, : k + 1].unsqueeze(2))[0].squeeze(2)
+        # 3. r = w - B^T alpha
         r = w - (alpha[:, : k + 1].to(w.dtype).unsqueeze(1) @ B[:, : k + 1].to(w.dtype)).squeeze(1)
 
+    # 4. Flip negative coordinates with their bases
     B = B * torch.where(alpha < 0, -1, 1).to(torch.int8).unsqueeze(2)
     alpha = alpha.abs().to(w.dtype)
+    # 5. Drop zeros; order the rest ascending, dead ones last
     mask &= alpha != 0
     order = torch.where(mask, alpha, torch.inf).sort(dim=1, stable=True).indices  # (G, I)
     mask = mask.gather(1, order)

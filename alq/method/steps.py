@@ -13,7 +13,7 @@ go through all the weights of a group:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from .codes import (
     basis_products,
-    blocks,
     live_pairs,
     pack_bits,
     pair_table,
@@ -44,10 +43,6 @@ class Groups:
         m, v, v_max: AMSGrad's moments of it (G, n).
         codes: the bases B (G, n) uint8.
         alpha, live: the coordinates, and which exist (G, L), live ones first.
-        w_hat: the quantized weight B^T alpha (G, n).
-        w0: the base point of the loss model (G, n); w_hat itself, but in STE steps.
-
-    The last two are None where a step does not need them.
     """
 
     g: Tensor
@@ -57,31 +52,30 @@ class Groups:
     codes: Tensor
     alpha: Tensor
     live: Tensor
-    w_hat: Tensor | None = None
-    w0: Tensor | None = None
 
-    def in_blocks(self, size: int | None) -> Iterator[Groups]:
-        """Yield the groups, some at a time, as views: what is written to one is written here."""
-        for block in blocks(self.codes, self.live.shape[1], size):
-            yield Groups(*(x if x is None else x[block] for x in vars(self).values()))
+    def __getitem__(self, block: slice) -> Groups:
+        """Return some of the groups, as views: what is written to them is written here."""
+        return Groups(*(tensor[block] for tensor in vars(self).values()))
 
 
 # ---------------------------------------------------------------------------- basis and STE steps
 
 
-def basis_step(groups: Groups, t: int, amsgrad: AMSGrad, move_base: bool) -> None:
-    """Optimise the bases, then the coordinates; `t` counts the updates of the moments.
+def basis_step(
+    groups: Groups, w0: Tensor, w_hat: Tensor, t: int, amsgrad: AMSGrad, move_base: bool
+) -> None:
+    """Optimise the bases, then the coordinates, from base point `w0`; write `w_hat`, both (G, n).
 
-    An STE step moves its base point: w0 = w0 - p/h.
+    `t` counts the updates of the moments. In an STE step the base point moves: w0 = w0 - p/h.
     """
     update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
     p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, t, *amsgrad)
-    codes, alpha, w_hat, target = optimise_bases(groups.w0, p, h, groups.alpha, groups.live)
-    if move_base:
-        groups.w0.copy_(target)
+    codes, alpha, product, target = optimise_bases(w0, p, h, groups.alpha, groups.live)
     groups.codes.copy_(codes)
     groups.alpha.copy_(alpha)
-    groups.w_hat.copy_(w_hat)
+    w_hat.copy_(product)
+    if move_base:
+        w0.copy_(target)
 
 
 def optimise_bases(
@@ -146,7 +140,7 @@ def coordinate_gradients(
     the weights after a new B, as they were before this gradient.
     """
     index = groups.codes.long()
-    inherited = ()
+    inherited: tuple[Tensor, ...] = ()
     if inherit:
         inherited = alpha_moments(groups.m, groups.v, groups.v_max, index, groups.live)
     update_moments(groups.g, groups.m, groups.v, groups.v_max, betas)

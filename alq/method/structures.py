@@ -1,4 +1,4 @@
-"""Which weights share one set of coordinates (SPEC section 2; paper section 3).
+"""Which weights share one set of coordinates (docs/method.md, Structures).
 
 Every structure is one pair of inverse functions between a layer's weight and the canonical
 matrix (G, n): G groups of n weights. All the mathematics is written on (G, n), once.
@@ -24,7 +24,7 @@ STRUCTURES = ("channelwise", "kernelwise", "pixelwise", "subchannelwise")
 
 
 def coordinate_bytes(n: int) -> float:
-    """What one coordinate of a group of n weights takes: its basis and a float32 (SPEC 1)."""
+    """Return the bytes of one coordinate of a group of n weights: its basis and a float32."""
     return n / 8 + 4
 
 
@@ -50,7 +50,7 @@ class Grouping:
 
     @property
     def by_outputs(self) -> tuple[int, ...]:
-        """(O, C, *kernel)"""
+        """The weight by outputs, (O, C, *kernel)."""
         return shape_by_outputs(self.shape, self.transposed)
 
     @property
@@ -70,14 +70,14 @@ class Grouping:
         return self.numel // self.G
 
     def to_groups(self, weight: Tensor) -> Tensor:
-        """Weight in the layer's shape -> (G, n). Contiguous; a view where the layout allows."""
+        """Return a weight in the layer's shape as (G, n), contiguous; a view where possible."""
         weight = swap_channels(weight, self.transposed)
         if self.structure == "pixelwise":
             weight = weight.flatten(2).transpose(1, 2)  # (O, positions, C)
         return weight.reshape(self.G, self.n).contiguous()
 
     def to_weight(self, groups: Tensor) -> Tensor:
-        """(G, n) -> weight in the layer's shape, the inverse of `to_groups`."""
+        """Return groups (G, n) in the layer's shape, the inverse of `to_groups`."""
         if self.structure == "pixelwise":
             outputs, inputs = self.by_outputs[:2]
             groups = groups.reshape(outputs, -1, inputs).transpose(1, 2)  # (O, C, positions)
@@ -85,36 +85,34 @@ class Grouping:
 
 
 def shape_by_outputs(shape: tuple[int, ...], transposed: int) -> tuple[int, ...]:
-    """(O, C, *kernel) of a parameter of `shape`; `transposed` as in `Grouping`."""
+    """Return (O, C, *kernel) of a parameter of `shape`; `transposed` as in `Grouping`."""
     if not transposed:
         return tuple(shape)
     return (shape[1] * transposed, shape[0] // transposed, *shape[2:])
 
 
 def swap_channels(weight: Tensor, transposed: int) -> Tensor:
-    """(g*C, O/g, *kernel) <-> (O, C, *kernel), its own inverse; as it is if not `transposed`."""
+    """Swap (g*C, O/g, *kernel) and (O, C, *kernel), of a transposed convolution of g groups.
+
+    Its own inverse; a weight that is not `transposed` is returned as it is.
+    """
     if not transposed:
         return weight
     return weight.unflatten(0, (transposed, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def default_structure(shape: tuple[int, ...]) -> str:
-    """The structure taken when none is given for (O, C, *kernel): the paper's for such layers."""
+    """Return the structure taken when none is given for (O, C, *kernel): the paper's for such."""
     if len(shape) == 2:
         return "subchannelwise"
     return "pixelwise" if shape[1] >= 16 else "channelwise"
 
 
 def default_subc(row: int, longest: int = 512) -> int:
-    """Fewest equal pieces of a row of `row` weights that are at most `longest` weights each."""
+    """Return the fewest equal pieces, of at most `longest` weights, of a row of `row` weights."""
     return next(
         pieces for pieces in range(1, row + 1) if row % pieces == 0 and row // pieces <= longest
     )
-
-
-def _some(numbers: list[int], most: int = 8) -> str:
-    """The first of them, for a reader."""
-    return ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
 
 
 def make_grouping(
@@ -124,7 +122,7 @@ def make_grouping(
     subc: int | None,
     transposed: int = 0,
 ) -> Grouping:
-    """The grouping of layer `name`; InputError names the layer when the request does not fit it.
+    """Return the grouping of layer `name`; InputError names it when the request does not fit.
 
     `shape` is the parameter's; `transposed` as in `Grouping`.
     """
@@ -145,8 +143,10 @@ def make_grouping(
     if subc is None:
         subc = default_subc(row)
     if subc < 1 or row % subc:
+        divisors = [str(k) for k in range(1, row + 1) if row % k == 0]
+        more = ", ..." if len(divisors) > 8 else ""
         raise InputError(
             f"{name}: subc {subc} does not divide its rows of {row} weights into equal pieces; "
-            f"use one of {_some([k for k in range(1, row + 1) if row % k == 0])}"
+            f"use one of {', '.join(divisors[:8])}{more}"
         )
     return Grouping(structure, tuple(shape), subc, transposed)

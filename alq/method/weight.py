@@ -28,7 +28,12 @@ class MultiBitWeight:
         alpha: (G, I) float, the coordinates, 0 where dead.
         mask: (G, I) bool, which coordinates exist; `prune` removes some.
         live_total, L: host copies of mask.sum() and of the largest bitwidth, mask.sum(1).max().
+        order: (G, I) int64, the places of each group's coordinates, live ones first.
     """
+
+    live_total: int
+    L: int
+    order: Tensor
 
     def __init__(
         self, name: str, parameter: nn.Parameter, grouping: Grouping,

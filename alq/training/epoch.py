@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..machine.finite import Watch
-from ..machine.processes import sum_over_processes
+from ..machine.processes import combine_over_processes
 
 # (model, batch) -> mean loss, number of correct answers (None: nothing to count), number of samples
-LossFunction = Callable[[nn.Module, object], tuple[Tensor, "Tensor | None", int]]
+LossFunction = Callable[[nn.Module, Any], tuple[Tensor, "Tensor | None", int]]
 
 
 def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
@@ -67,7 +68,7 @@ class Totals:
         """Return {"loss", "accuracy"} over all samples of all processes."""
         counted = self.correct is not None
         sums = [float(self.loss), float(self.correct) if counted else 0.0, self.count]
-        loss, correct, count = sum_over_processes(sums)
+        loss, correct, count = combine_over_processes(sum, sums)
         return {"loss": loss / count, "accuracy": 100 * correct / count if counted else None}
 
 
@@ -92,7 +93,7 @@ class EpochSoFar:
     def note_backward(self, loss: Tensor) -> None:
         """Count a batch whose backward pass is done, and note what in it was not finite."""
         self.batches += 1
-        self.watch.look(self.batches, loss)
+        self.watch.note(self.batches, loss)
 
     def elapsed(self) -> float:
         """Return the seconds of training, those before an interruption included."""

@@ -61,7 +61,7 @@ class Training:
 
     def check_same_everywhere(self, when: str) -> None:
         """Of several processes: give all the same running statistics, compare all the rest."""
-        processes.share_buffers(self.model)
+        processes.copy_buffers_from_main(self.model)
         states = [list(optimizer.state.values()) for optimizer in self.optimizers]
         weights = [vars(weight) for weight in self.weights]
         processes.check_same([self.model.state_dict(), states, weights], when)
@@ -110,7 +110,7 @@ def train(
     progress: bool | None = None,  # None shows a bar where the output is a terminal
 ) -> None:
     """Train through what is left of `epochs`. NotFinite names the epoch, batch and layer."""
-    network = processes.replicate(training.model)
+    network = processes.average_gradients(training.model)
     save(True)
     for epoch in epochs[training.epochs_done :]:
         title = f"{training.stage} {training.epochs_done + 1}/{len(epochs)} {epoch.kind}"
@@ -123,7 +123,7 @@ def train(
                 (loss * factor).backward()
                 so_far.note_backward(loss)
 
-                with processes.same_arithmetic():
+                with processes.sum_in_fixed_order():
                     training.steps[epoch.kind]()
                     for optimizer in training.optimizers[1:]:
                         optimizer.step()

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..method.optimizer import ALQ
 from ..method.structures import Grouping, coordinate_bytes
 from ..method.weight import MultiBitWeight
-from .schedule import Schedule
+from .schedule import Schedule, alq_schedule
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def pruning_plan(schedule: Schedule | Namespace, weights: Layers, batches: int) 
         return PruneByRatio(schedule.R, schedule.pr, schedule.top_k, M_p, b, schedule.per_byte)
     unit, value = target
     start = size_in(unit, weights)
-    epochs = schedule.epoch_basis + schedule.epoch_coord + schedule.epoch_prune
+    epochs = len(alq_schedule(schedule, rounds=1))
     factor = max(0.0, 1 - schedule.pr / b) ** b
     return PruneToTarget(
         unit, value, start, schedule.pr, factor, schedule.top_k, b, epochs * batches,

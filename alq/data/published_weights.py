@@ -1,4 +1,4 @@
-"""Published full-precision weights."""
+"""Published full-precision weights, for `resnet.py --DOWNLOAD`: taken instead of training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..machine.processes import main_first
 
 @main_first()
 def fetch_weights(url: str) -> dict[str, Tensor]:
-    """The state dict behind `url`, kept in torch.hub's folder.
+    """Return the state dict behind `url`, which is kept in torch.hub's folder.
 
     The file's name ends in the first digits of its SHA-256, `resnet18-f37072fd.pth`, as those of
     torchvision's weights do; torch.hub compares them.
@@ -30,16 +30,11 @@ def fetch_weights(url: str) -> dict[str, Tensor]:
         state = hub.load_state_dict_from_url(
             url, map_location="cpu", check_hash=True, weights_only=True
         )
-    except (URLError, OSError, ValueError) as error:
-        raise InputError(
-            f"--model_ori_urls {url}: could not be fetched ({error}); put {name} into "
-            f"{hub.get_dir()}/checkpoints"
-        ) from error
-    except (RuntimeError, pickle.UnpicklingError) as error:
+    except (URLError, OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"--model_ori_urls {url}: {reason}; delete {hub.get_dir()}/checkpoints/{name} "
-            "if it is there and try again"
+            f"--model_ori_urls {url}: could not be fetched ({reason}); put an intact {name} into "
+            f"{hub.get_dir()}/checkpoints, in the place of what is there"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise InputError(f"--model_ori_urls {url}: holds no state dict; give that of a network")

@@ -1,0 +1,158 @@
+"""What the logs of the scripts' runs say: which command made which stage, and how it ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alq.errors import InputError
+from alq.files.runlog import plain_flags
+from networks import NETWORKS
+
+STAGES = ("pretrain", "alq", "posttrain")
+# Flags that a run of the default schedule may set: they name files, stages and the machine, or
+# what is drawn at random. All others say how a network is trained or what is computed.
+MAY_DIFFER = {
+    "PRETRAIN", "ALQ", "POSTTRAIN", "DOWNLOAD", "EVAL", "data", "model", "model_ori",
+    "seed", "device", "threads", "workers", "deterministic", "resume", "save_every",
+}  # fmt: skip
+NEEDED = {
+    "start": ("net", "stages", "flags", "device", "threads", "time"),
+    "result": ("bitwidth", "storage_bytes", "top1", "top1_fp", "seconds"),
+}
+
+
+@dataclass
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        commands: the `start` event of the command that ran it, and the `resume` events of those
+            that went on with it.
+        result: its `result` event, None while it has none.
+    """
+
+    commands: list[dict]
+    result: dict | None = None
+
+    def said(self, key: str) -> list:
+        """What its commands' events say of `key`, each value once."""
+        return list(dict.fromkeys(command.get(key) for command in self.commands))
+
+
+@dataclass
+class Run:
+    """The stages that a log tells of, the last run of each."""
+
+    log: Path
+    net: str = ""
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all three stages have come to their end."""
+        return all(name in self.stages and self.stages[name].result for name in STAGES)
+
+    @property
+    def default(self) -> bool:
+        """Whether the command of every stage had the flags of the default schedule."""
+        commands = [command for stage in self.stages.values() for command in stage.commands]
+        return all(has_default_flags(command["net"], command["flags"]) for command in commands)
+
+    @property
+    def final(self) -> dict:
+        """The result of post-training."""
+        return self.stages["posttrain"].result
+
+    def take(self, command: dict) -> None:
+        """Note what a `start` or `resume` event begins."""
+        self.net = command["net"]
+        named = [name for name in STAGES if name.upper() in command["stages"]]
+        if command["event"] == "resume":
+            left = [n for n in named if n not in self.stages or not self.stages[n].result]
+            for name in left[:1]:  # the stage that was interrupted
+                self.stages.setdefault(name, Stage([])).commands.append(command)
+            named = left[1:]
+        else:  # what followed from these stages' earlier results is void
+            for name in STAGES[STAGES.index(named[0]) if named else 0 :]:
+                self.stages.pop(name, None)
+        self.stages.update({name: Stage([command]) for name in named})
+
+
+def read_events(log: Path) -> list[dict]:
+    """The events in a log; a torn last line, of a killed process, is left out.
+
+    Raises: InputError names the file and the line that is none of a log.
+    """
+    try:
+        lines = log.read_text(errors="replace").split("\n")
+    except OSError as error:
+        raise InputError(f"{log} cannot be read: {error.strerror or error}") from error
+    events = []
+    for number, line in enumerate(lines[:-1] or lines, 1):
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict) or "event" not in event:
+            raise InputError(f"{log}, line {number}: no line of a run's log (JSON with an 'event')")
+        events.append(event)
+    return events
+
+
+def read_run(log: Path) -> Run:
+    """The run of one of the scripts that `log` tells of; without stages if of another program.
+
+    Raises: InputError names the file and the line that cannot be read.
+    """
+    run = Run(log)
+    for number, event in enumerate(read_events(log), 1):
+        if event["event"] in ("start", "resume") and "stages" in event:
+            check_fields(event, "start", f"{log}, line {number}")
+            run.take(event)
+        elif event["event"] == "result" and event.get("stage") in run.stages:
+            check_fields(event, "result", f"{log}, line {number}")
+            run.stages[event["stage"]].result = event
+    return run
+
+
+def check_fields(event: dict, kind: str, where: str) -> None:
+    """InputError if an event lacks a field that its kind has."""
+    if lacking := [name for name in NEEDED[kind] if name not in event]:
+        raise InputError(f"{where}: the event '{event['event']}' has no '{lacking[0]}'")
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """The finished runs in a folder of logs, by name.
+
+    Raises: InputError if the folder holds no logs, or something else under a log's name.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name one that holds logs (*.jsonl)")
+    logs = sorted(folder.glob("*.jsonl"))
+    if not logs:
+        raise InputError(f"{folder}: no logs (*.jsonl) in it; name a folder that holds some")
+    return [run for run in map(read_run, logs) if run.finished]
+
+
+def has_default_flags(net: str, flags: dict) -> bool:
+    """Whether a command's flags are the defaults of its script, but for those that MAY_DIFFER.
+
+    A flag that the script does not know is none of its defaults. One that the log does not know
+    came later, and is off unless it is given.
+    """
+    if net not in NETWORKS:
+        return False
+    defaults = plain_flags(NETWORKS[net].default_flags())
+    return all(
+        name in defaults and defaults[name] == value
+        for name, value in flags.items()
+        if name not in MAY_DIFFER
+    )
+
+
+def default_runs(runs: Iterable[Run]) -> list[Run]:
+    """Those with the default schedule in all stages."""
+    return [run for run in runs if run.default]

@@ -1,0 +1,152 @@
+"""The tables of results, in Markdown, from the logs of the runs alone.
+
+    python benchmarks/tables.py [FOLDER]      # or: python -m alq table [FOLDER]
+
+FOLDER holds logs (default: checkpoints/published). Prints the results beside the published rows,
+when and where each stage was computed, and what the extras gain.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alq.command.flags import OneLineParser
+from alq.command.report import format_bytes
+from alq.errors import InputError
+from networks import NETWORKS
+from published_runs import STAGES, Run, Stage, read_events, read_runs
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED_RUNS = ROOT / "checkpoints" / "published"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# ---------------------------------------------------------------------------- runs
+
+
+def spread(values: Iterable[float], form: str) -> str:
+    """Mean, and the standard deviation of several runs."""
+    values = list(values)
+    mean = format(statistics.mean(values), form)
+    return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
+
+
+def results_table(runs: Iterable[Run]) -> str:
+    """Per network: the published row, and that of the `runs` of the default schedule."""
+    head = ["network, data", "", "bits", "weights", "top-1 %", "full precision %", "runs", "logs"]
+    runs = [run for run in runs if run.default]
+    rows = []
+    for net, network in NETWORKS.items():
+        published = network.recipe.published
+        bits, size = f"{published['bitwidth']:.2f}", format_bytes(published["storage_bytes"])
+        top1 = f"{published['top1']:.1f}"
+        rows.append([network.title, "published", bits, size, top1, "", "", ""])
+        own = [run for run in runs if run.net == net]
+        rows.append(measured_row(own) if own else ["", "here", "not measured", *[""] * 5])
+    return table(head, rows)
+
+
+def measured_row(runs: list[Run]) -> list[str]:
+    """The row of one network's runs."""
+    final = [run.final for run in runs]
+    return [
+        "",
+        "here",
+        spread((f["bitwidth"] for f in final), ".3f"),
+        format_bytes(statistics.mean(f["storage_bytes"] for f in final)),
+        spread((f["top1"] for f in final), ".2f"),
+        spread((f["top1_fp"] for f in final), ".2f"),
+        str(len(runs)),
+        ", ".join(f"`{run.log.name}`{differing(run)}" for run in runs),
+    ]
+
+
+def differing(run: Run) -> str:
+    """In what the stages of a run were computed differently, in brackets, if in anything."""
+    found = [
+        key
+        for key in ("device", "threads", "processes", "commit")
+        if len({tuple(stage.said(key)) for stage in run.stages.values()} - {(None,)}) > 1
+    ]
+    return f" (stages differ in {' and '.join(found)})" if found else ""
+
+
+def stages_table(runs: Iterable[Run]) -> str:
+    """When, where and for how long each stage of each run was computed."""
+    head = ["log", "schedule", "stage", "begun", "device", "threads", "commit", "hours"]
+    return table(head, [stage_row(run, name) for run in runs for name in STAGES])
+
+
+def stage_row(run: Run, name: str) -> list[str]:
+    stage: Stage = run.stages[name]
+    first = name == STAGES[0]
+    return [
+        f"`{run.log.name}`" if first else "",
+        ("default" if run.default else "its own") if first else "",
+        name,
+        stage.commands[0]["time"][:10],
+        *(", ".join(map(str, stage.said(key))) for key in ("device", "threads", "commit")),
+        f"{stage.result['seconds'] / 3600:.2f}",
+    ]
+
+
+def recipe_table(folder: Path) -> str:
+    """What each extra gains over the run without any, from `folder`/recipe_*.jsonl."""
+    rows: list[list[str]] = []
+    logs = sorted(folder.glob("recipe_*.jsonl"), key=lambda log: log.stem != "recipe_plain")
+    plain: dict = {}
+    for log in logs:
+        found = {event["event"]: event for event in read_events(log)}
+        if lacking := {"start", "result"} - set(found):
+            raise InputError(f"{log}: has no '{min(lacking)}' event; the run is not finished")
+        flags, result = found["start"]["flags"], found["result"]
+        plain = plain or {"flags": flags, "top1": result["top1"]}
+        own = [f"--{k} {plain_text(v)}" for k, v in flags.items() if v != plain["flags"].get(k)]
+        title = ", ".join(f"`{flag.strip()}`" for flag in own if not flag.startswith("--model "))
+        gain = f"{result['top1'] - plain['top1']:+.2f}" if rows else ""
+        bits, size = f"{result['bitwidth']:.3f}", str(result["file_bytes"])
+        rows.append([title or "none", bits, size, f"{result['top1']:.2f}", gain])
+    return table(["flags", "bits", "file, bytes", "test %", "gain"], rows)
+
+
+def plain_text(value: object) -> str:
+    """A flag's value as it is typed."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is True else str(value)
+
+
+def print_tables(folder: Path | None = None) -> None:
+    """Print the tables of a folder of logs; by default of the published ones.
+
+    Raises: InputError says what `folder` lacks, or which line of which file is no log's.
+    """
+    folder = folder or PUBLISHED_RUNS
+    runs = read_runs(folder)
+    print(results_table(runs), stages_table(runs), sep="\n\n")
+    if any((folder / "ablations").glob("recipe_*.jsonl")):
+        print("", recipe_table(folder / "ablations"), sep="\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = OneLineParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="of the logs")
+    args = parser.parse_args(argv)
+    try:
+        print_tables(args.folder)
+    except InputError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

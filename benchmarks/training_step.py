@@ -1,0 +1,95 @@
+"""What share of a training step the quantizer's basis step is.
+
+    python benchmarks/training_step.py --threads 2 --compile --json training_step.json
+
+For each network, freshly sketched at its max_bit and again pruned to an average of 2 bits, at the
+batch of its script: forward and backward on random pictures, the basis step, and Adam on the
+biases and normalisation. Every basis step follows a backward pass, as in training, and so finds
+its tensors out of the cache. ResNets at 256 pictures of 224 x 224 need some 10 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import alq
+from alq.machine.arithmetic import settle_cpu
+from networks import NETWORKS
+from performance_tables import share_of_step, share_table
+from timing import add_flags, machine, network, prune_to, timing, write_figures
+
+
+def forward_backward(model: nn.Module, name: str, count: int) -> Callable[[], None]:
+    """A step's forward and backward pass on `count` random pictures."""
+    x = torch.randn(count, *NETWORKS[name].picture, device=next(model.parameters()).device)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.randint(NETWORKS[name].classes, (count,), device=x.device)
+
+    def step() -> None:
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+
+    return step
+
+
+def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
+    """Seconds of the parts of a training step of one network at one average bitwidth."""
+    seconds_of = timing(args)
+    batch = args.batch or NETWORKS[name].default_flags().batch_size
+    model, sketch = network(name, args.device)
+    train = forward_backward(model, name, batch)
+    weights = sketch()
+    quantizer = alq.ALQ(weights, lr=1e-3)
+    train()
+    prune_to(bits, quantizer)
+    own = {id(weight.parameter) for weight in weights}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in own]
+    steps = {
+        "forward + backward": train,
+        "basis": quantizer.basis_step,
+        "other parameters": torch.optim.Adam(rest, lr=1e-3).step,
+    }
+    if args.compile:
+        steps["forward + backward, again"] = train
+        steps["basis compiled"] = alq.CompiledALQ(weights, lr=1e-3).basis_step
+    return {
+        "network": name,
+        "bitwidth": alq.average_bitwidth(weights),
+        "batch": batch,
+        "seconds": seconds_of(steps, args.repeats),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_flags(parser, repeats=5)
+    parser.add_argument("--batch", type=int, help="pictures a batch (the script's own number)")
+    args = parser.parse_args()
+    if args.table:
+        print(share_table(json.loads(args.table.read_text())))
+        return
+    settle_cpu()
+    print(machine(torch.device(args.device)))
+    rows = []
+    for name in args.network:
+        for bits in args.bits:
+            rows.append(measure(name, bits, args))
+            parts = (f"{part} {1e3 * s:.1f} ms" for part, s in rows[-1]["seconds"].items())
+            print(f"{name} {rows[-1]['bitwidth']:.2f} bits: {', '.join(parts)}")
+            print(f"  the basis step: {share_of_step(rows[-1], ''):.1f} %", flush=True)
+    if args.json:
+        write_figures(args.json, torch.device(args.device), rows=rows)
+
+
+if __name__ == "__main__":
+    main()
