@@ -16,15 +16,10 @@ from torch.nn import functional as F
 import alq
 import lenet5
 import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
+from alq.errors import InputError
 from alq.method.steps import choose_pruned
-from alq.training.pruning import (
-    SketchedLayer,
-    bits_of_one,
-    coordinate_prices,
-    expected_size,
-    pruning_plan,
-    size_in,
-)
+from alq.training.pruning import expected_size, pruning_plan
+from alq.training.sizes import SketchedLayer, bits_of_one, coordinate_prices, size_in
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = alq.Schedule(
@@ -155,8 +150,9 @@ def test_what_fit_cannot_do_is_said() -> None:
         alq.fit(model, weights, batches, [], squared_error, SHORT)
     with pytest.raises(ValueError, match="weights: none given"):
         alq.fit(model, [], batches, batches, squared_error, SHORT)
-    with pytest.raises(ValueError, match="is a share, at most 1"):
+    with pytest.raises(InputError, match="is a share, at most 1") as caught:
         alq.Schedule(pr=1.5)
+    assert caught.value.argument == "pr"
     with pytest.raises(ValueError, match="epoch_prune 0: must be above 0"):
         alq.Schedule(epoch_prune=0)
     unused = nn.ModuleList([model, nn.Linear(3, 3)])

@@ -17,7 +17,8 @@ from ..data.loaders import Split
 from ..errors import InputError
 from ..files.paths import PACKED_ENDING, RunFiles, packed
 from ..method.network import groupings, quantizable
-from ..training.pruning import SketchedLayer, pruning_plan, read_target
+from ..training.pruning import pruning_plan, read_target
+from ..training.sizes import SketchedLayer
 from .flags import grouping_options
 from .recipe import Recipe
 

@@ -9,39 +9,12 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from ..errors import InputError
 from ..method.optimizer import ALQ
-from ..method.structures import Grouping, coordinate_bytes
-from ..method.weight import MultiBitWeight
 from .schedule import Schedule, alq_schedule
-
-
-@dataclass(frozen=True)
-class SketchedLayer:
-    """A layer as the sketch leaves it at most: every group has as many bases as it can have.
-
-    It stands for a `MultiBitWeight` where only counts matter, before there are any weights.
-    """
-
-    grouping: Grouping
-    max_bit: int
-
-    @property
-    def n(self) -> int:
-        """Weights per group."""
-        return self.grouping.n
-
-    @property
-    def live_total(self) -> int:
-        """Coordinates of the layer: no sketch has more bases than a group has weights."""
-        return self.grouping.G * min(self.max_bit, self.n)
-
-
-Layers = Sequence[MultiBitWeight | SketchedLayer]
+from .sizes import Layers, Unit, bits_in, bits_of_one, coordinate_prices, size_in
 
 
 @dataclass(frozen=True)
@@ -87,7 +60,7 @@ class PruneToTarget:
         per_byte: rank by cost per byte saved.
     """
 
-    unit: str
+    unit: Unit
     value: float
     start: float
     pr: float
@@ -195,9 +168,7 @@ def removed_share(schedule: Schedule | Namespace, batches: int) -> float:
     return M_p
 
 
-def read_target(
-    schedule: Schedule | Namespace, layers: Layers
-) -> tuple[Literal["target_bit", "target_kb"], float] | None:
+def read_target(schedule: Schedule | Namespace, layers: Layers) -> tuple[Unit, float] | None:
     """Return the unit and the value that `schedule` prunes the sketched `layers` to, if it does.
 
     Raises: InputError if pruning cannot end there.
@@ -223,29 +194,3 @@ def read_target(
             unit,
         )
     return unit, value
-
-
-def coordinate_prices(unit: str, weights: Layers) -> list[int]:
-    """Return the bits that one coordinate of each layer adds to the size.
-
-    The average bitwidth counts those of the basis alone, storage those of the coordinate too.
-    """
-    if unit == "target_kb":
-        return [int(8 * coordinate_bytes(w.n)) for w in weights]
-    return [w.n for w in weights]
-
-
-def bits_of_one(unit: str, weights: Layers) -> int:
-    """Return the bits of one KB; or of an average bitwidth of 1, one for every weight."""
-    return 8000 if unit == "target_kb" else sum(w.grouping.numel for w in weights)
-
-
-def bits_in(unit: str, weights: Layers) -> int:
-    """Return the size in bits."""
-    prices = coordinate_prices(unit, weights)
-    return sum(w.live_total * price for w, price in zip(weights, prices, strict=True))
-
-
-def size_in(unit: str, weights: Layers) -> float:
-    """Return the average bitwidth, or KB."""
-    return bits_in(unit, weights) / bits_of_one(unit, weights)
