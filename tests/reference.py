@@ -1,7 +1,11 @@
-"""The method in plain loops, one group and one weight at a time, float64: slow and obvious.
+"""The method in plain loops, one group at a time, float64: slow and obvious.
 
-A `Reference` holds one layer as (G, n) and goes through the steps of SPEC section 5 as they are
-written there. The fast code is stepped against it.
+A `Reference` holds one layer as (G, n) and goes through the four steps as docs/method.md has them.
+The fast code is stepped against it (tests/compare.py).
+
+Where two levels are equally near, rounding decides between them, and a different but right answer
+comes out. So a step can be shown what the code under test chose: it makes sure that this is as near
+as anything else, and goes on from there.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ RIDGE = 1e-6
 def sketch_group(w: np.ndarray, I: int) -> tuple[np.ndarray, np.ndarray, bool]:
     """One group -> its bases (k, n) and coordinates (k,), ascending; whether a sign was a tie.
 
-    A tie is a residual of rounding size, whose sign is arbitrary (SPEC section 8).
+    A tie is a residual of rounding size, whose sign is arbitrary.
     """
     bases: list[np.ndarray] = []
     alpha = np.zeros(0)
@@ -33,28 +37,40 @@ def sketch_group(w: np.ndarray, I: int) -> tuple[np.ndarray, np.ndarray, bool]:
     return B, np.array([a for a, _ in pairs]), tie
 
 
-def nearest_signs(t: float, alpha: np.ndarray) -> tuple[np.ndarray, float]:
-    """The signs of the level nearest to t, and its distance: brute force over all 2^k levels."""
-    best, distance = None, np.inf
-    for signs in itertools.product((-1.0, 1.0), repeat=len(alpha)):
-        d = abs(np.dot(signs, alpha) - t)
-        if d < distance:
-            best, distance = np.array(signs), d
-    return best, distance
+def sign_patterns(k: int) -> np.ndarray:
+    """All (2^k, k) of -1 and +1."""
+    return np.array(list(itertools.product((-1.0, 1.0), repeat=k))).reshape(2**k, k)
+
+
+def distances(t: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Targets (n,), live coordinates (k,) -> (2^k, n): how far each level is, by brute force."""
+    return np.abs((sign_patterns(len(alpha)) @ alpha)[:, None] - t)
 
 
 class Reference:
-    """One layer, stepped with gradients (G, n)."""
+    """One layer, stepped with gradients (G, n).
 
-    def __init__(self, B, alpha, mask, lr, betas=(0.9, 0.999), eps=1e-8, wd=0.0) -> None:
-        self.B, self.alpha = np.asarray(B, float).copy(), np.asarray(alpha, float).copy()
-        self.mask = np.asarray(mask, bool).copy()
-        self.lr, self.betas, self.eps, self.wd = lr, betas, eps, wd
+    `tie` is the difference in distance, relative to the layer's largest weight, below which two
+    levels count as equally near. `tied` (G,) tells the groups where the last step met such a pair
+    of levels with different signs.
+    """
+
+    def __init__(
+        self, B, alpha, mask, lr, betas=(0.9, 0.999), eps=1e-8, wd=0.0, tie=1e-9
+    ) -> None:
+        self.take_over(B, alpha, mask)
+        self.lr, self.betas, self.eps, self.wd, self.tie = lr, betas, eps, wd, tie
         G, I, n = self.B.shape
         self.t = self.t_a = 0
         self.m, self.v, self.v_max = (np.zeros((G, n)) for _ in range(3))
         self.m_a, self.v_a, self.v_a_max = (np.zeros((G, I)) for _ in range(3))
         self.w0 = None
+        self.tied = np.zeros(G, bool)
+
+    def take_over(self, B, alpha, mask) -> None:
+        """Go on from another's state, whose bases are in the same order."""
+        self.B, self.alpha = np.asarray(B, float).copy(), np.asarray(alpha, float).copy()
+        self.mask = np.asarray(mask, bool).copy()
 
     @property
     def w_hat(self) -> np.ndarray:
@@ -87,37 +103,58 @@ class Reference:
         )
         return p, h
 
-    def basis_step(self, g) -> None:
-        self._optimise(self.w_hat, *self._update_w(g))
+    def basis_step(self, g, chosen=None) -> None:
+        """`chosen` (G, I, n): the bases that the code under test has after this step."""
+        self._optimise(self.w_hat, *self._update_w(g), chosen)
 
-    def ste_step(self, g) -> None:
+    def ste_step(self, g, chosen=None) -> None:
         if self.w0 is None:
             self.w0 = self.w_hat
         p, h = self._update_w(g)
-        self._optimise(self.w0, p, h)
+        self._optimise(self.w0, p, h, chosen)
         self.w0 = self.w0 - p / h
 
-    def _optimise(self, w0, p, h) -> None:
+    def _optimise(self, w0, p, h, chosen) -> None:
         target = w0 - p / h
-        G, I, n = self.B.shape
-        for k in range(G):
-            live = np.flatnonzero(self.mask[k])
-            self.B[k] = 0
-            for j in range(n):
-                self.B[k, live, j], _ = nearest_signs(target[k, j], self.alpha[k, live])
-            R = np.diag(np.where(self.mask[k], RIDGE, 1 + RIDGE))
-            A = self.B[k] @ np.diag(h[k]) @ self.B[k].T + R
-            alpha = np.linalg.solve(A, self.B[k] @ (h[k] * w0[k] - p[k]))
-            for i in live:
-                if alpha[i] < 0:
-                    alpha[i], self.B[k, i] = -alpha[i], -self.B[k, i]
-            self.alpha[k] = alpha * self.mask[k]
-            for i in range(I):
-                b = self.B[k, i]
+        for k in range(len(target)):
+            B, flips = self._nearest_bases(k, target[k], chosen)
+            alpha = self._solve(B, self.mask[k], w0[k], p[k], h[k])
+            if chosen is None:
+                flips = np.where(alpha < 0, -1.0, 1.0)
+            self.B[k], self.alpha[k] = B * flips[:, None], alpha * flips * self.mask[k]
+            for i, b in enumerate(self.B[k]):
                 self.m_a[k, i] = b @ self.m[k]
                 self.v_a[k, i] = b @ np.diag(self.v[k]) @ b
                 self.v_a_max[k, i] = b @ np.diag(self.v_max[k]) @ b
         self.t_a += 1
+
+    def _nearest_bases(self, k, target, chosen) -> tuple[np.ndarray, np.ndarray]:
+        """Group k's bases (I, n) of the levels nearest to `target` (n,).
+
+        Also which of them have flipped (I,), as `chosen` has been through that already.
+        """
+        live = np.flatnonzero(self.mask[k])
+        B, flips = np.zeros_like(self.B[k]), np.ones(len(self.mask[k]))
+        patterns = sign_patterns(len(live))  # (2^L, L)
+        distance = distances(target, self.alpha[k, live])  # (2^L, n)
+        near = distance <= distance.min(0) + self.tie * np.abs(target).max()
+        self.tied[k] = (near.sum(0) > 1).any()
+        if chosen is None:
+            B[live] = patterns[distance.argmin(0)].T
+            return B, flips
+        assert np.array_equal(np.abs(chosen[k]).sum(1), self.mask[k] * len(target)), "dead signs"
+        place = 2 ** np.arange(len(live))[::-1, None]  # of a pattern among the patterns
+        for flips[live] in patterns[::-1]:  # the first flips nothing
+            B[live] = chosen[k][live] * flips[live, None]
+            codes = ((B[live] > 0) * place).sum(0)
+            if near[codes, np.arange(len(target))].all():
+                return B, flips
+        raise AssertionError(f"group {k}: there are levels nearer to the targets")
+
+    def _solve(self, B, mask, w0, p, h) -> np.ndarray:
+        """Of one group: (B diag(h) B^T + R) alpha = B (h*w0 - p)."""
+        R = np.diag(np.where(mask, RIDGE, 1 + RIDGE))
+        return np.linalg.solve(B @ np.diag(h) @ B.T + R, B @ (h * w0 - p))
 
     def coordinate_step(self, g) -> None:
         self._update_w(g)
@@ -137,18 +174,30 @@ class Reference:
         self.B[dead] = 0
 
 
-def prune(layers: list[Reference], gradients, top_k: float, M_p: float) -> None:
-    """A prune step over all layers; `top_k` times each layer's live count must be whole."""
+def prune(layers: list[Reference], gradients, top_k: float, M_p: float, chosen=None) -> None:
+    """A prune step over all layers; `top_k` times each layer's live count must be whole.
+
+    `chosen`: for each layer the mask that the code under test has after this step.
+    """
+    costs = [layer.removal_costs(g) for layer, g in zip(layers, gradients, strict=True)]
     candidates = []
-    for number, (layer, g) in enumerate(zip(layers, gradients, strict=True)):
-        f = layer.removal_costs(g)
+    for number, (layer, f) in enumerate(zip(layers, costs, strict=True)):
         places = sorted(np.argwhere(layer.mask).tolist(), key=lambda place: f[tuple(place)])
         share = top_k * layer.mask.sum()
         assert share == int(share)
         candidates += [(f[tuple(place)], number, tuple(place)) for place in places[: int(share)]]
     candidates.sort(key=lambda candidate: candidate[0])
+    cheapest = candidates[: int(M_p * len(candidates))]
     flags = [np.zeros_like(layer.mask) for layer in layers]
-    for _, number, place in candidates[: int(M_p * len(candidates))]:
+    for _, number, place in cheapest:
         flags[number][place] = True
+    if chosen is not None:
+        flags = [layer.mask & ~mask for layer, mask in zip(layers, chosen, strict=True)]
+        removed = np.sort(np.concatenate([f[dead] for f, dead in zip(costs, flags, strict=True)]))
+        scale = max(np.abs(f[layer.mask]).max(initial=0) for f, layer in zip(costs, layers))
+        np.testing.assert_allclose(
+            removed, [f for f, *_ in cheapest], atol=layers[0].tie * scale, rtol=0,
+            err_msg="not the cheapest coordinates were removed",
+        )  # fmt: skip
     for layer, dead in zip(layers, flags, strict=True):
         layer.remove(dead)

@@ -39,12 +39,12 @@ def sketch(w: Tensor, I: int) -> tuple[Tensor, Tensor, Tensor]:
     size = w.to(gram.dtype).square().sum(1)  # (G,)
     r = w
     for k in range(min(I, n)):
-        # 1. Groups whose residual is large enough get the basis sign(r)
+        # I2, I3  groups whose residual is large enough get the basis sign(r)
         going = (r.to(gram.dtype).square().sum(1) >= RESIDUAL * size) & (size > 0)  # (G,)
         basis = torch.where(r < 0, -1, 1).to(w.dtype) * going.unsqueeze(1)  # (G, n)
         B[:, k] = basis.to(torch.int8)
         mask[:, k] = going
-        # 2. alpha[:k+1] = argmin |w - B^T a|^2
+        # I4  alpha[:k+1] = argmin |w - B^T a|^2
         row = (B[:, : k + 1].to(w.dtype) @ basis.unsqueeze(2)).squeeze(2).to(gram.dtype)  # (G, k+1)
         row[:, k] += ~going
         gram[:, k, : k + 1] = row
@@ -52,13 +52,13 @@ def sketch(w: Tensor, I: int) -> tuple[Tensor, Tensor, Tensor]:
         Bw[:, k] = (basis * w).sum(1, dtype=gram.dtype)
         system = gram[:, : k + 1, : k + 1]
         alpha[:, : k + 1] = torch.linalg.solve_ex(system, Bw[:, : k + 1].unsqueeze(2))[0].squeeze(2)
-        # 3. r = w - B^T alpha
+        # I5  r = w - B^T alpha
         r = w - (alpha[:, : k + 1].to(w.dtype).unsqueeze(1) @ B[:, : k + 1].to(w.dtype)).squeeze(1)
 
-    # 4. Flip negative coordinates with their bases
+    # I6  flip negative coordinates with their bases
     B = B * torch.where(alpha < 0, -1, 1).to(torch.int8).unsqueeze(2)
     alpha = alpha.abs().to(w.dtype)
-    # 5. Drop zeros; order the rest ascending, dead ones last
+    # I7  drop zeros; order the rest ascending, dead ones last
     mask &= alpha != 0
     order = torch.where(mask, alpha, torch.inf).sort(dim=1, stable=True).indices  # (G, I)
     mask = mask.gather(1, order)

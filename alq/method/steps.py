@@ -1,5 +1,7 @@
 """The arithmetic of the four steps, on groups of weights (docs/method.md, The four steps).
 
+Comments such as B4 name the lines of pseudocode there.
+
 A step sees `Groups`: G groups of n weights with their bases and coordinates, live ones first (see
 `alq.method.codes`). It does not matter which layer they come from, nor how many. Three functions
 go through all the weights of a group:
@@ -68,13 +70,14 @@ def basis_step(
 
     `t` counts the updates of the moments. In an STE step the base point moves: w0 = w0 - p/h.
     """
+    # B1  moments of the gradient; p and h of the loss model
     update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
     p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, t, *amsgrad)
     codes, alpha, product, target = optimise_bases(w0, p, h, groups.alpha, groups.live)
     groups.codes.copy_(codes)
     groups.alpha.copy_(alpha)
     w_hat.copy_(product)
-    if move_base:
+    if move_base:  # S2
         w0.copy_(target)
 
 
@@ -86,21 +89,21 @@ def optimise_bases(
     Arguments: w0, p, h (G, n); alpha, live (G, L).
     Returns: codes (G, n) uint8, alpha (G, L), w_hat (G, n), target (G, n).
     """
-    # 1. Where the loss model is least without constraint: target = w0 - p/h
+    # B2  target = w0 - p/h, where the loss model is least if nothing binds
     target = torch.addcdiv(w0, p, h, value=-1)  # (G, n)
 
-    # 2. B: the signs of the level nearest to it, weight by weight
+    # B3  B = the signs of the level nearest to the target, weight by weight
     codes = nearest_codes(target, alpha, live)  # (G, n)
     index = codes.long()
 
-    # 3. alpha = argmin_a (B^T a - w0).p + 1/2 (B^T a - w0).(h*(B^T a - w0))
+    # B4  alpha = argmin_a (B^T a - w0).p + 1/2 (B^T a - w0).(h*(B^T a - w0))
     solved = solve_coordinates(index, live, w0, p, h)  # (G, L)
     alpha = finite_or(alpha, solved)
 
-    # 4. w_hat = B^T alpha
+    # B5  w_hat = B^T alpha
     w_hat = weights_by_code(alpha, index)  # (G, n)
 
-    # 5. A negative coordinate becomes positive and its basis flips: w_hat does not change
+    # B6  a negative coordinate flips together with its basis: w_hat does not change
     flipped = pack_bits(alpha < 0).unsqueeze(1)  # (G, 1)
     return codes.to(torch.uint8).bitwise_xor_(flipped), alpha.abs(), w_hat, target
 
