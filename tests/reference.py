@@ -55,7 +55,9 @@ class Reference:
     of levels with different signs.
     """
 
-    def __init__(self, B, alpha, mask, lr, betas=(0.9, 0.999), eps=1e-8, wd=0.0, tie=1e-9) -> None:
+    def __init__(
+        self, B, alpha, mask, lr, betas=(0.9, 0.999), eps=1e-8, wd=0.0, tie=1e-9
+    ) -> None:
         self.take_over(B, alpha, mask)
         self.lr, self.betas, self.eps, self.wd, self.tie = lr, betas, eps, wd, tie
         G, I, n = self.B.shape

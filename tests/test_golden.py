@@ -62,9 +62,7 @@ def check(
     """The weights are those of the recording, in the groups (G,) that `same` has for each layer."""
     for k, (weight, groups) in enumerate(zip(weights, same, strict=True)):
         where = f"step {step} ({record['modes'][step]}), layer {k} ({weight.structure})"
-        B, alpha, mask, w = (
-            record[f"s{step:02d}_c{k}_{key}"] for key in ("B", "alpha", "mask", "w")
-        )
+        B, alpha, mask, w = (record[f"s{step:02d}_c{k}_{key}"] for key in ("B", "alpha", "mask", "w"))
         w = weight.grouping.to_groups(torch.from_numpy(w)).numpy()
         atol = tolerance * np.abs(record[f"c{k}_w0"]).max()
         np.testing.assert_array_equal(weight.mask.numpy(), mask, err_msg=where)
