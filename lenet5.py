@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alq.command.flags import count, make_parser
+from alq.command.arguments import count
+from alq.command.flags import ScriptParser
+from alq.command.recipe import Recipe
 from alq.command.run import run_stages
-from alq.command.stages import Recipe
 from alq.data import mnist
 
 DEFAULTS = {
@@ -79,10 +80,10 @@ RECIPE = Recipe(
 )
 
 
-def command_line() -> ArgumentParser:
-    """All flags of this script, with their defaults."""
-    parser = make_parser(__doc__, DEFAULTS)
-    parser.add_argument(
+def command_line() -> ScriptParser:
+    """Return all flags of this script, with their defaults."""
+    parser = ScriptParser(__doc__, DEFAULTS)
+    parser.beyond.add_argument(
         "--augment", type=count, default=0, metavar="PIXELS",
         help="shift each training image at random, by up to PIXELS to each side; in every stage",
     )  # fmt: skip

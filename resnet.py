@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,14 +13,17 @@ import torch
 import torchvision
 from torch import nn
 
-from alq.command.flags import OneLineParser, count, make_parser
+from alq.command.arguments import OneLineParser, count
+from alq.command.flags import ScriptParser
+from alq.command.recipe import Recipe
 from alq.command.run import run_stages
-from alq.command.stages import Recipe
 from alq.data import imagenet
 from alq.data.published_weights import fetch_weights
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # of the full-precision training
 LAYERS = {"resnet18": 21, "resnet34": 37}  # quantized ones, those of the shortcuts included
+# The one flag that the defaults of others depend on.
+NET_FLAG = {"choices": LAYERS, "default": "resnet18", "help": "which network"}
 PUBLISHED = {  # the paper's rows
     "resnet18": {"bitwidth": 2.00, "storage_bytes": 3.44e6, "top1": 70.0},
     "resnet34": {"bitwidth": 2.00, "storage_bytes": 6.37e6, "top1": 73.6},
@@ -88,28 +91,27 @@ def recipe(net: str) -> Recipe:
     )
 
 
-def net_flag() -> OneLineParser:
-    """The one flag that the other flags' defaults depend on."""
-    parser = OneLineParser(add_help=False)
-    parser.add_argument("--net", choices=LAYERS, default="resnet18", help="which network")
-    return parser
-
-
-def command_line(net: str) -> ArgumentParser:
-    """All flags of this script, with their defaults for `net`."""
-    parser = make_parser(__doc__, defaults(net), parents=[net_flag()])
+def command_line(net: str) -> ScriptParser:
+    """Return all flags of this script, with their defaults for `net`."""
+    parser = ScriptParser(__doc__, defaults(net))
+    parser.published.add_argument("--net", **NET_FLAG)
     parser.set_defaults(net=net)
-    fetching = parser.add_argument_group("published weights (--PRETRAIN --DOWNLOAD)")
-    fetching.add_argument(
+    parser.published.add_argument(
         "--DOWNLOAD", action="store_true", help="--PRETRAIN fetches weights and does not train"
     )
-    fetching.add_argument("--model_ori_urls", metavar="URL", help="where from; the hash is checked")
-    parser.add_argument("--workers", type=count, metavar="N", help="processes that read pictures")
+    parser.published.add_argument(
+        "--model_ori_urls", metavar="URL", help="where from; the hash is checked"
+    )
+    parser.machine.add_argument(
+        "--workers", type=count, metavar="N", help="processes that read pictures"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    net = net_flag().parse_known_args(argv)[0].net
+    only_net = OneLineParser(add_help=False)
+    only_net.add_argument("--net", **NET_FLAG)
+    net = only_net.parse_known_args(argv)[0].net
     run_stages(recipe(net), command_line(net), argv)
 
 

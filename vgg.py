@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from alq.command.flags import make_parser
+from alq.command.flags import ScriptParser
+from alq.command.recipe import Recipe
 from alq.command.run import run_stages
-from alq.command.stages import Recipe
 from alq.data import cifar10
 
 WIDTHS = (128, 256, 512)  # output channels of the three pairs of convolutions
@@ -83,9 +83,9 @@ RECIPE = Recipe(
 )
 
 
-def command_line() -> ArgumentParser:
-    """All flags of this script, with their defaults."""
-    return make_parser(__doc__, DEFAULTS)
+def command_line() -> ScriptParser:
+    """Return all flags of this script, with their defaults."""
+    return ScriptParser(__doc__, DEFAULTS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from .command.flags import OneLineParser
+from .command.arguments import OneLineParser
 from .command.info import info_text, inspect, plot
 from .errors import InputError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sized
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,12 +10,11 @@ from torch import Tensor, nn
 
 from .command.report import expectation, format_bytes, layer_table
 from .errors import InputError
-from .extras.compiled import quantizer_kind
+from .extras.compiled import quantizer_class
 from .files.runlog import RunLog
-from .machine.arithmetic import settle_cpu
 from .method.weight import MultiBitWeight
 from .training.epoch import LossFunction, classification, evaluate
-from .training.loop import Training, describe, quantized_training, score, size_of, train_through
+from .training.loop import Training, describe, quantized_training, score, size_of, train
 from .training.pruning import expected_size, pruning_plan
 from .training.schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
 
@@ -32,12 +30,13 @@ def fit(
     progress: bool = True,
     compile: bool = False,
 ) -> dict:
-    """The stages --ALQ and --POSTTRAIN of the scripts, on a model that `quantize` has sketched.
+    """Run the stages --ALQ and --POSTTRAIN on a model that `quantize` has sketched.
 
     `weights` are trained by `alq.ALQ`, all other parameters by Adam. The model is left in eval
     mode, it and `weights` as they were after the best post-training epoch on `val_loader` (by
     accuracy, or by the loss where it counts no answers); without post-training, as pruning left
-    them.
+    them. The process is left as it was; on a CPU `alq.machine.arithmetic.settle_cpu()`, called once
+    before, changes it so that the steps take a fraction of the time (as the scripts do).
 
     Arguments:
         model: on its device; batches are moved there.
@@ -56,30 +55,34 @@ def fit(
     Raises: InputError for what cannot be done as asked; it names the layer or the value.
     """
     schedule = schedule or Schedule()
-    settle_cpu()
     _check(weights, train_loader, val_loader)
     write = RunLog(Path(log)).write if log else _no_log
+    bars = None if progress else False  # None: on a terminal
     loss = _loss_function(loss, weights[0].parameter.device)
+    optimizer = quantizer_class(compile)
+
     plan = pruning_plan(schedule, weights, len(train_loader))
     size = expected_size(plan, weights)
     write("plan", plan=str(plan), rounds=plan.rounds, expected=size)
     if progress:
         print(expectation(plan, size))
-    bars = None if progress else False  # None: on a terminal
-    go = partial(train_through, train=train_loader, val=val_loader, log=write, progress=bars)
+    adaptive = quantized_training("alq", model, weights, schedule, loss, plan, optimizer)
+    epochs = alq_schedule(schedule, plan.rounds)
+    train(adaptive, epochs, train_loader, val_loader, write, _do_nothing, progress=bars)
 
-    kind = quantizer_kind(compile)
-    make = partial(quantized_training, model, weights, schedule, loss, kind=kind)
-    training = make(plan=plan)
-    go("alq", training, alq_schedule(schedule, plan.rounds), after_epoch=lambda epoch, val: None)
-    seconds = training.seconds + _posttrain(make(), schedule, go)
+    last = quantized_training("posttrain", model, weights, schedule, loss, optimizer=optimizer)
+    best = _Best(last)
+    epochs = posttrain_schedule(schedule)
+    train(last, epochs, train_loader, val_loader, write, best.keep, progress=bars)
+    best.put_back()
+
     val = evaluate(model.eval(), val_loader, loss)
     result = {
         **size_of(weights),
         "val_loss": val["loss"],
         "val_accuracy": val["accuracy"],
         "rounds": plan.rounds,
-        "seconds": round(seconds, 1),
+        "seconds": round(adaptive.seconds + last.seconds, 1),
     }
     write("result", **result)
     if progress:
@@ -87,19 +90,28 @@ def fit(
     return result
 
 
-def _posttrain(training: Training, schedule: Schedule, go: Callable) -> float:
-    """Post-train and go back to the best epoch; the seconds it took."""
-    model, weights = training.model, training.weights
-    best = _snapshot(model, weights)
+class _Best:
+    """The network and its multi-bit weights after the best epoch of `training` so far."""
 
-    def keep_best(epoch: Epoch, val: dict) -> None:
-        nonlocal best
-        if score(val) > training.best:
-            training.best, best = score(val), _snapshot(model, weights)
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.copy = self._copy()
 
-    go("posttrain", training, posttrain_schedule(schedule), after_epoch=keep_best)
-    _put_back(best, model, weights)
-    return training.seconds
+    def keep(self, epoch: Epoch, val: dict) -> None:
+        """Copy them if the means `val` are the best so far."""
+        if score(val) > self.training.best:
+            self.training.best, self.copy = score(val), self._copy()
+
+    def put_back(self) -> None:
+        """Make them again what they were then."""
+        state, states = self.copy
+        self.training.model.load_state_dict(state)
+        for weight, saved in zip(self.training.weights, states, strict=True):
+            weight.load_state_dict(saved)
+
+    def _copy(self) -> tuple[dict, list[dict]]:
+        state = {key: value.clone() for key, value in self.training.model.state_dict().items()}
+        return state, [weight.state_dict() for weight in self.training.weights]
 
 
 def _check(weights: list[MultiBitWeight], train: Iterable, val: Iterable) -> None:
@@ -114,8 +126,12 @@ def _no_log(event: str, **fields: object) -> None:
     pass
 
 
+def _do_nothing(epoch: Epoch, val: dict) -> None:
+    pass
+
+
 def summary(weights: list[MultiBitWeight], val: dict) -> str:
-    """One line: bitwidth, storage beside float32, score."""
+    """Return one line: bitwidth, storage beside float32, score."""
     size = size_of(weights)
     full = 4 * sum(weight.grouping.numel for weight in weights)
     return (
@@ -124,20 +140,8 @@ def summary(weights: list[MultiBitWeight], val: dict) -> str:
     )
 
 
-def _snapshot(model: nn.Module, weights: list[MultiBitWeight]) -> tuple[dict, list[dict]]:
-    """Copies of all that makes the model."""
-    state = {key: value.clone() for key, value in model.state_dict().items()}
-    return state, [weight.state_dict() for weight in weights]
-
-
-def _put_back(snapshot: tuple[dict, list[dict]], model: nn.Module, weights: list) -> None:
-    model.load_state_dict(snapshot[0])
-    for weight, state in zip(weights, snapshot[1], strict=True):
-        weight.load_state_dict(state)
-
-
 def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
-    """`loss` as the training loop calls it, on batches moved to `device`."""
+    """Return `loss` as the training loop calls it, on batches moved to `device`."""
 
     def on_device(model: nn.Module, batch: object) -> tuple[Tensor, Tensor | None, int]:
         batch = _moved(batch, device)
@@ -161,7 +165,7 @@ def _moved(batch: object, device: torch.device) -> object:
 
 
 def _samples(batch: object) -> int:
-    """The length of the batch's first tensor, 1 where there is none."""
+    """Return the length of the batch's first tensor, 1 where there is none."""
     if isinstance(batch, Tensor):
         return len(batch) if batch.dim() else 1
     parts = batch.values() if isinstance(batch, dict) else batch

@@ -36,7 +36,7 @@ from alq.files.checkpoint import load_checkpoint
 from alq.files.runlog import RunLog, describe_run
 from alq.method.structures import make_grouping
 from alq.training.epoch import evaluate
-from alq.training.loop import Training, quantized_training, size_of, train_through
+from alq.training.loop import Training, quantized_training, size_of, train
 from alq.training.schedule import Epoch, Schedule
 from published_runs import read_events
 
@@ -52,10 +52,10 @@ def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
     model.load_state_dict(source["model"])
     data, _ = mnist.load_splits(args, source["val_indices"])
     part = (x[: args.train_size] for x in (data.train.images, data.train.labels))
-    train = TensorLoader(*part, args.batch_size, mnist.MEAN, mnist.STD, args.seed)
+    batches = TensorLoader(*part, args.batch_size, mnist.MEAN, mnist.STD, args.seed)
     log = new_log(args.out / f"{claim}_{arm.name}.jsonl")
     log.write("start", net="lenet5", claim=claim, arm=arm.name, **describe_run(args))
-    training = training_of(arm, model, args.seed, len(train))
+    training = training_of(f"{claim} {arm.name}", arm, model, args.seed, len(batches))
 
     def point(after: str) -> dict:
         tested, validated = evaluate(model, data.test), evaluate(model, data.val)
@@ -71,19 +71,18 @@ def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
         if epoch.kind in ("prune", "coordinate") or training.epochs_done == len(arm.epochs):
             found = point(epoch.kind)
 
-    train_through(
-        f"{claim} {arm.name}", training, list(arm.epochs), train, data.val, log.write, after_epoch
-    )
+    train(training, list(arm.epochs), batches, data.val, log.write, after_epoch)
     log.write("result", **found, seconds=round(training.seconds, 1))
 
 
-def training_of(arm: arms.Arm, model: nn.Module, seed: int, batches: int) -> Training:
+def training_of(title: str, arm: arms.Arm, model: nn.Module, seed: int, batches: int) -> Training:
     """Sketch the full-precision `model` and return the training that `arm` asks for."""
     full = [parameter.detach().clone() for parameter in model.parameters() if parameter.dim() > 1]
     structure, subc = (lenet5.DEFAULTS[key] for key in ("structure", "subc"))
     weights = alq.quantize(model, structure, subc, arm.max_bit)
     schedule = Schedule(lr=arms.LR, seed=seed)
-    training = quantized_training(model, weights, schedule, plan=arm.plan(batches), kind=arm.kind)
+    plan = arm.plan(batches)
+    training = quantized_training(title, model, weights, schedule, plan=plan, optimizer=arm.kind)
     if arm.from_full:
         for weight, w in zip(weights, full, strict=True):
             training.optimizers[0].state[weight.parameter]["w0"] = weight.grouping.to_groups(w)

@@ -17,7 +17,8 @@ import sys
 import time
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import alq
 import lenet5
 from alq.data import mnist
-from alq.extras.compiled import quantizer_kind
+from alq.extras.compiled import quantizer_class
 from alq.files.checkpoint import load_checkpoint
-from alq.training.epoch import classification, train_epoch
-from alq.training.loop import Training, prepare, quantized_training
+from alq.training.epoch import classification
+from alq.training.loop import Training, quantized_training, train
 from alq.training.pruning import PruneByRatio
 from alq.training.schedule import Epoch
 from networks import NETWORKS
@@ -56,23 +57,40 @@ class Clock:
         self.seconds[part] += now - self.last
         self.last = now
 
-    def timed_batches(self, batches: Iterable) -> Iterator:
-        for batch in batches:
-            self.lap("data")
-            yield batch
-            self.lap("other")
-
     def timed_loss(self, model: nn.Module, batch: object) -> tuple:
         self.lap("other")
         return classification(model, batch)
 
     def timed_step(self, step: Callable[[], None]) -> Callable[[], None]:
-        def take() -> None:
+        """Return `step` so that the time before it is booked; `after_step` books its own."""
+
+        def timed() -> None:
             self.lap("forward + backward")
             step()
+
+        return timed
+
+    def after_step(self, between_epochs: bool) -> None:
+        """Book the time of all optimizers: called by the training loop when it may save."""
+        if not between_epochs:
             self.lap("optimizer")
 
-        return take
+
+@dataclass(frozen=True)
+class TimedBatches:
+    """An epoch's batches, each booked by `clock`."""
+
+    batches: Sequence
+    clock: Clock
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator:
+        for batch in self.batches:
+            self.clock.lap("data")
+            yield batch
+            self.clock.lap("other")
 
 
 def training_of(kind: str, flags: Namespace) -> Training:
@@ -83,21 +101,27 @@ def training_of(kind: str, flags: Namespace) -> Training:
     model.load_state_dict(saved["model"])
     if kind == "pretrain":
         optimizer = lenet5.pretrain_optimizer(model.parameters(), flags)
-        return Training(model, [optimizer], {"pretrain": optimizer.step})
+        return Training(kind, model, [optimizer], {"pretrain": optimizer.step})
     weights = alq.quantize(model, flags.structure, flags.subc, *flags.max_bit)
     M_p = flags.pr / flags.top_k / flags.batches
     plan = PruneByRatio(1, flags.pr, flags.top_k, M_p, flags.batches)
-    return quantized_training(model, weights, flags, plan=plan, kind=quantizer_kind(flags.compile))
+    optimizer = quantizer_class(flags.compile)
+    return quantized_training(kind, model, weights, flags, plan=plan, optimizer=optimizer)
 
 
-def measure(kind: str, flags: Namespace, train: Iterable) -> dict[str, float]:
-    """Return the seconds of one epoch of `kind`, part by part."""
+def measure(kind: str, flags: Namespace, batches: Sequence) -> dict[str, float]:
+    """Return the seconds of an epoch of `kind`, part by part, but for the evaluation at its end."""
     training = training_of(kind, flags)
-    prepare(training, Epoch(kind, flags.lr_pretrain if kind == "pretrain" else flags.lr))
+    epoch = Epoch(kind, flags.lr_pretrain if kind == "pretrain" else flags.lr)
     sync = torch.cuda.synchronize if flags.device.type == "cuda" else lambda: None
     clock = Clock(sync)
-    step = clock.timed_step(training.steps[kind])
-    train_epoch(training.model, clock.timed_batches(train), step, clock.timed_loss)
+    training.steps[kind] = clock.timed_step(training.steps[kind])
+    training.loss = clock.timed_loss
+    val = list(itertools.islice(batches, 1))
+    train(
+        training, [epoch], TimedBatches(batches, clock), val, log=lambda *_, **__: None,
+        after_epoch=lambda *_: None, save=clock.after_step, progress=False,
+    )  # fmt: skip
     return {part: clock.seconds[part] for part in PARTS}
 
 
@@ -105,17 +129,17 @@ def measure_in_turns(args: Namespace) -> dict[str, dict[str, float]]:
     """Return for each kind the parts of its median epoch; the kinds take turns."""
     flags = NETWORKS["lenet5"].default_flags()
     flags.data, flags.device, flags.compile = ROOT / "data", args.device, args.compile
-    train = mnist.load_splits(flags, None)[0].train
-    flags.batches = len(train)
+    batches = mnist.load_splits(flags, None)[0].train
+    flags.batches = len(batches)
     if args.batches:
-        train = list(itertools.islice(train, args.batches))
+        batches = list(itertools.islice(batches, args.batches))
     if args.compile:  # one batch of each kind, which is not counted
         for kind in KINDS:
-            measure(kind, flags, list(itertools.islice(train, 1)))
+            measure(kind, flags, list(itertools.islice(batches, 1)))
     found: dict[str, list[dict]] = {kind: [] for kind in KINDS}
     for _ in range(args.repeats):
         for kind in KINDS:
-            found[kind].append(measure(kind, flags, train))
+            found[kind].append(measure(kind, flags, batches))
     return {
         kind: sorted(epochs, key=lambda parts: sum(parts.values()))[len(epochs) // 2]
         for kind, epochs in found.items()

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import lenet5
 import resnet
 import vgg
-from alq.command.stages import Recipe
+from alq.command.recipe import Recipe
 
 
 @dataclass(frozen=True)

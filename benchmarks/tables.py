@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from alq.command.flags import OneLineParser
+from alq.command.arguments import OneLineParser
 from alq.command.report import format_bytes
 from alq.errors import InputError
 from networks import NETWORKS

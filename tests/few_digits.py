@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import alq.command.stages
+import alq.command.shared
 import lenet5
 from alq.data import mnist
 
@@ -41,13 +41,13 @@ def main(count: int, argv: list[str]) -> None:
     recipe, read = lenet5.RECIPE, mnist.read_mnist
     lenet5.RECIPE = dataclasses.replace(recipe, network=DoubleLeNet5)
     mnist.read_mnist = few(count, read)
-    save_packed = alq.command.stages.save_packed
-    alq.command.stages.save_packed = lambda path, *_: path.touch() or {}
+    save_packed = alq.command.shared.save_packed
+    alq.command.shared.save_packed = lambda path, *_: path.touch() or {}
     try:
         lenet5.main(argv)
     finally:
         lenet5.RECIPE, mnist.read_mnist = recipe, read
-        alq.command.stages.save_packed = save_packed
+        alq.command.shared.save_packed = save_packed
 
 
 if __name__ == "__main__":

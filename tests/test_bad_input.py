@@ -80,9 +80,9 @@ ODD = [
     ("lenet5", ["--EVAL", "{}/absent.alq"], ["absent.alq cannot be read"]),
     ("lenet5", ["--EVAL", "{}/file"], ["file is not an ALQ packed file"]),
     ("lenet5", ["--PRETRAIN", "--milestones_pretrain", "30", "20"], ["--milestones_pretrain 30 20"]),
-    ("lenet5", ["--ALQ", "--target_bit", "1", "--target_kb", "9"], ["--target_bit 1 --target_kb 9"]),
-    ("lenet5", ["--PRETRAIN", "--target_bit", "7"], ["--target_bit 7: ", "at most 6"]),
-    ("lenet5", ["--PRETRAIN", "--target_kb", "5000"], ["--target_kb 5000: ", "at most 1722"]),
+    ("lenet5", ["--ALQ", "--target_bit", "1", "--target_kb", "9"], ["--target_bit 1, target_kb 9: give"]),
+    ("lenet5", ["--PRETRAIN", "--target_bit", "7"], ["--target_bit 7: the network has 6 bit"]),
+    ("lenet5", ["--PRETRAIN", "--target_kb", "5000"], ["--target_kb 5000: the network has 371.6 KB"]),
     ("lenet5", ["--PRETRAIN", "--target_bit", "1e-9"], ["--target_bit 1e-09: ", "least"]),
     # lists and layers, before PRETRAIN begins
     ("lenet5", ["--PRETRAIN", "--max_bit", "6", "6"], ["--max_bit: 2 values for 4 ", "one for all"]),

@@ -139,8 +139,8 @@ def test_the_split_is_drawn_once(finished) -> None:
 )
 def test_resume_goes_on_as_if_never_interrupted(finished, tmp_path, monkeypatch, stage, stop_after):
     """Interrupted between two epochs of a stage, the run ends in the same files."""
-    run_epoch, count = (
-        alq.training.loop.train_epoch,
+    begin, count = (
+        alq.training.loop.begin_epoch,
         {"alq": 2, "posttrain": 8}.get(stage, 0) + stop_after,
     )
 
@@ -149,9 +149,9 @@ def test_resume_goes_on_as_if_never_interrupted(finished, tmp_path, monkeypatch,
         if count == 0:
             raise KeyboardInterrupt
         count -= 1
-        return run_epoch(*args, **kwargs)
+        return begin(*args, **kwargs)
 
-    monkeypatch.setattr(alq.training.loop, "train_epoch", interrupted)
+    monkeypatch.setattr(alq.training.loop, "begin_epoch", interrupted)
     stages = ("--PRETRAIN", "--ALQ", "--POSTTRAIN")
     with pytest.raises(SystemExit) as stop:
         run(tmp_path, *stages)

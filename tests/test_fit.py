@@ -16,15 +16,10 @@ from torch.nn import functional as F
 import alq
 import lenet5
 import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
+from alq.errors import InputError
 from alq.method.steps import choose_pruned
-from alq.training.pruning import (
-    SketchedLayer,
-    bits_of_one,
-    coordinate_prices,
-    expected_size,
-    pruning_plan,
-    size_in,
-)
+from alq.training.pruning import expected_size, pruning_plan
+from alq.training.sizes import SketchedLayer, bits_of_one, coordinate_prices, size_in
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = alq.Schedule(
@@ -114,6 +109,16 @@ def test_a_loss_may_count_its_answers_itself() -> None:
     assert 0 < result["val_accuracy"] <= 100
 
 
+def test_fit_leaves_the_process_as_it_was() -> None:
+    torch.set_flush_denormal(False)
+    model, batches = regression()
+    weights = alq.quantize(model)
+    threads, random = torch.get_num_threads(), torch.get_rng_state()
+    alq.fit(model, weights, batches, batches, squared_error, SHORT, progress=False)
+    assert torch.tensor(1e-39) * torch.tensor(0.5) != 0  # a denormal number is still one
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), random)
+
+
 def test_no_stage_repeats_the_orders_of_another() -> None:
     class Noting(list):
         def set_epoch(self, number: int) -> None:
@@ -145,8 +150,9 @@ def test_what_fit_cannot_do_is_said() -> None:
         alq.fit(model, weights, batches, [], squared_error, SHORT)
     with pytest.raises(ValueError, match="weights: none given"):
         alq.fit(model, [], batches, batches, squared_error, SHORT)
-    with pytest.raises(ValueError, match="is a share, at most 1"):
+    with pytest.raises(InputError, match="is a share, at most 1") as caught:
         alq.Schedule(pr=1.5)
+    assert caught.value.argument == "pr"
     with pytest.raises(ValueError, match="epoch_prune 0: must be above 0"):
         alq.Schedule(epoch_prune=0)
     unused = nn.ModuleList([model, nn.Linear(3, 3)])
@@ -305,7 +311,7 @@ def test_a_resumed_run_prunes_the_same() -> None:
         ({"target_kb": 100.0}, "target_kb 100: the network has 10.88 KB before any pruning"),
         ({"target_bit": 1e-6}, "target_bit 1e-06: not one coordinate would be left"),
         ({"target_kb": 0.0}, "target_kb 0: not one coordinate would be left"),
-        ({"target_bit": 1.0, "target_kb": 1.0}, "target_bit and target_kb: give one"),
+        ({"target_bit": 1.0, "target_kb": 1.0}, "target_bit 1, target_kb 1: give one"),
         ({"top_k": 0.005}, "top_k 0.005: too few candidates"),
     ],
 )

@@ -18,7 +18,7 @@ import torchvision
 from torch.nn import functional as F
 
 import resnet
-from alq.command.flags import make_parser
+from alq.command.flags import ScriptParser
 from alq.data import imagenet
 from alq.data.published_weights import fetch_weights
 from alq.errors import InputError
@@ -41,7 +41,7 @@ def pictures(tmp_path, monkeypatch):
 
 
 def parse(pictures, *flags: str):
-    parser = make_parser("", {**resnet.defaults("resnet18")})
+    parser = ScriptParser("", resnet.defaults("resnet18"))
     parser.add_argument("--workers", type=int)
     return parser.parse_args(["--data", str(pictures), *SHORT, *flags])
 

@@ -115,7 +115,7 @@ def test_augmentation_has_torchvisions_distribution() -> None:
 
 
 def test_only_training_images_change_and_only_with_seed_and_epoch(cifar) -> None:
-    args = vgg.make_parser("", vgg.DEFAULTS).parse_args(["--data", str(cifar), *SHORT])
+    args = vgg.command_line().parse_args(["--data", str(cifar), *SHORT])
     data, val_indices = cifar10.load_splits(args, None)
     images = read_cifar10(cifar)[0][0]
     plain = TensorLoader(images[val_indices], val_indices, 1000, cifar10.MEAN, cifar10.STD)

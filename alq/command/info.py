@@ -21,10 +21,10 @@ BAR = {"color": "0.75", "edgecolor": "black"}  # readable without colours
 
 
 def inspect(path: str | Path) -> dict:
-    """The layers and totals of a packed file or a checkpoint, as plain values.
+    """Return the layers and totals of a packed file or a checkpoint, as plain values.
 
-    Sizes are in bytes. `storage_bytes` is the quantized weights' (SPEC section 1), `compression`
-    what they take in float32 over it, `file_compression` the same for the whole file; None where
+    Sizes are in bytes. `storage_bytes` is the quantized weights' alone, `compression` what they
+    take in float32 over it, `file_compression` the same for the whole file; None where
     nothing is left to divide by, or nothing is quantized.
     """
     path = Path(path)
@@ -51,7 +51,7 @@ def inspect(path: str | Path) -> dict:
 
 
 def read_checkpoint(path: Path) -> tuple[list[dict], dict[str, Tensor]]:
-    """(the multi-bit weights' states, the other tensors of the network)."""
+    """Return the multi-bit weights' states and the other tensors of the network."""
     content = load_checkpoint(path, net=None)
     if "weights" not in content:
         raise InputError(f"{path} is a resume point; give the checkpoint (.pth) or the .alq file")
@@ -61,7 +61,7 @@ def read_checkpoint(path: Path) -> tuple[list[dict], dict[str, Tensor]]:
 
 
 def describe_layer(state: Mapping) -> dict:
-    """One layer's row. `groups_by_bits[b]` is the number of groups that have b bits."""
+    """Return one layer's row; `groups_by_bits[b]` is the number of groups that have b bits."""
     bits = state["mask"].sum(1)  # (G,)
     G, I = state["mask"].shape
     n = math.prod(state["shape"]) // G
@@ -82,7 +82,7 @@ def describe_layer(state: Mapping) -> dict:
 
 
 def totals(layers: list[dict], rest_bytes: int, file_bytes: int) -> dict:
-    """The network's row."""
+    """Return the network's row."""
     storage = sum(layer["storage_bytes"] for layer in layers)
     full = sum(layer["float32_bytes"] for layer in layers)
     bits = sum(layer["bitwidth"] * layer["float32_bytes"] for layer in layers)
@@ -102,7 +102,7 @@ def totals(layers: list[dict], rest_bytes: int, file_bytes: int) -> dict:
 
 
 def info_text(info: Mapping) -> str:
-    """The table that `python -m alq info` prints."""
+    """Return the table that `python -m alq info` prints."""
     if not info["layers"]:
         values = format_bytes(info["rest_bytes"])
         return f"{info['file']}: {info['kind']} in full precision, {values} of values"
@@ -128,7 +128,7 @@ def info_text(info: Mapping) -> str:
 
 
 def align(rows: list[tuple[str, ...]]) -> list[str]:
-    """Columns as wide as they need to be: the first three to the left, the numbers to the right."""
+    """Return lines of columns as wide as they need to be, the numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(
@@ -140,7 +140,7 @@ def align(rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def summary_lines(info: Mapping) -> list[str]:
-    """The totals."""
+    """Return the totals, line by line."""
 
     def times(ratio: float | None) -> str:
         return "nothing left" if ratio is None else f"{ratio:.1f} times smaller"
@@ -178,7 +178,7 @@ def plot(info: Mapping, path: str | Path) -> None:
 
 
 def draw_layers(axes: Any, layers: list[dict], mean: float) -> None:
-    """One bar a layer, the first on top, and the network's mean."""
+    """Draw one bar a layer, the first on top, and the network's mean."""
     names = [layer["name"].removesuffix(".weight") for layer in layers]
     bars = axes.barh(range(len(layers)), [layer["bitwidth"] for layer in layers], **BAR)
     axes.axvline(mean, color="black", linestyle="--", linewidth=1)
@@ -192,7 +192,7 @@ def draw_layers(axes: Any, layers: list[dict], mean: float) -> None:
 
 
 def draw_histogram(axes: Any, layers: list[dict]) -> None:
-    """How many of the weights have 0, 1, 2, ... bits."""
+    """Draw how many of the weights have 0, 1, 2, ... bits."""
     share = weights_by_bits(layers)
     axes.bar_label(axes.bar(range(len(share)), share, **BAR), fmt="%.1f", padding=2, fontsize=8)
     axes.set_xticks(range(len(share)))
@@ -203,7 +203,7 @@ def draw_histogram(axes: Any, layers: list[dict]) -> None:
 
 
 def weights_by_bits(layers: list[dict]) -> list[float]:
-    """Percent of all weights that have 0, 1, 2, ... bits."""
+    """Return the percentages of all weights that have 0, 1, 2, ... bits."""
     counts = [0] * max(len(layer["groups_by_bits"]) for layer in layers)
     for layer in layers:
         for bits, groups in enumerate(layer["groups_by_bits"]):

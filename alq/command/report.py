@@ -9,37 +9,35 @@ from ..method.weight import MultiBitWeight
 from ..training.pruning import PruneToTarget, PruningPlan
 
 LAYER = "{:<28} {:<15} {:>7} {:>6} {:>9} {:>12}"
+FAR = 0.15  # of the published storage: beyond that it is said which flag reaches it
 SUMMARY = "{:<24} {:>9} {:>12} {:>9} {:>9}"
 
 
 def format_bytes(count: float | None) -> str:
-    """Bytes in KB or MB of 1e3 and 1e6, as the paper counts them."""
+    """Return bytes in KB or MB of 1e3 and 1e6, as the paper counts them."""
     if count is None:
         return "-"
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} KB"
 
 
 def parts_line(parts: Mapping[str, int]) -> str:
-    """The bytes of a packed file, part by part."""
+    """Return one line: the bytes of a packed file, part by part."""
     listed = " + ".join(f"{name} {size}" for name, size in parts.items())
     return f"{sum(parts.values())} bytes = {listed}"
 
 
-FAR = 0.15  # of the published storage; from there on it is said which flag reaches that
-
-
 def expectation(plan: PruningPlan, size: Mapping[str, float]) -> str:
-    """One line: what `plan` does and what it leaves, `size` being its `expected_size`."""
+    """Return one line: what `plan` does and leaves, `size` being its `expected_size`."""
     return f"{plan}: about {size['bitwidth']:.2f} bit ({format_bytes(size['storage_bytes'])})"
 
 
 def published_target(
     plan: PruningPlan, size: Mapping[str, float], published: Mapping[str, float] | None
 ) -> str | None:
-    """Where rounds by ratio end far from the published row: one line with the flag that reaches it.
+    """Return one line with the flag that reaches the published row, if the rounds end far from it.
 
-    `size` is the plan's `expected_size`. Returns None where they end near it, or at a target, and
-    for a network without a published row.
+    `size` is the plan's `expected_size`. None where they end near it, or at a target, or where no
+    row was published.
     """
     if published is None or isinstance(plan, PruneToTarget):
         return None
@@ -54,7 +52,7 @@ def published_target(
 
 
 def layer_table(weights: Sequence[MultiBitWeight]) -> str:
-    """One line per layer and their total."""
+    """Return one line per layer and their total."""
     lines = [LAYER.format("layer", "structure", "groups", "n", "bits", "storage")]
     for w in weights:
         size = format_bytes(w.storage_bytes)
@@ -65,7 +63,7 @@ def layer_table(weights: Sequence[MultiBitWeight]) -> str:
 
 
 def summary_table(result: Mapping, published: Mapping[str, float] | None, weights: int) -> str:
-    """Full precision, this run and the published row, if there is one."""
+    """Return full precision, this run and the published row, if there is one."""
 
     def row(
         name: str, bits: float | None, size: float | None, file: float | None, top1: float | None

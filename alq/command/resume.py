@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,29 +26,22 @@ from .flags import MAY_CHANGE, NOT_COMPARED
 SAVE = 1  # what a process wishes after a step: this, an exit code (above 128), or nothing
 
 
-def resume_path(args: Namespace) -> Path:
-    """Where a command saves what --resume needs. Stays until the command has finished."""
-    return args.model.with_name(f"{args.model.stem}.resume")
-
-
-def read_point(args: Namespace, net: str, named: list[str]) -> dict | None:
-    """The resume point of the interrupted command, or None where there is none.
+def read_point(path: Path, args: Namespace, net: str, stages: list[str]) -> dict | None:
+    """Return the resume point that the interrupted command left at `path`, None if there is none.
 
     Raises: InputError names what differs from the interrupted run.
     """
-    path = resume_path(args)
     if not path.exists():
         return None
     point = load_checkpoint(path, net)
     if "epochs_done" not in point:
         raise InputError(f"{path} is no resume point; delete it to start anew")
-    if point["stage"].upper() not in named:
+    if point["stage"].upper() not in stages:
         raise InputError(
             f"--resume: the run to resume was in --{point['stage'].upper()}; name that stage, or "
             "start anew without --resume"
         )
-    own = {**plain_flags(args), "processes": processes.process_count()}
-    for flag, value in own.items():
+    for flag, value in compared_flags(args).items():
         saved = point["flags"].get(flag)
         if flag not in (*MAY_CHANGE, *NOT_COMPARED) and value != saved:
             raise InputError(
@@ -59,39 +51,37 @@ def read_point(args: Namespace, net: str, named: list[str]) -> dict | None:
     return point
 
 
-def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict on the CPU, contiguous."""
-    return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+def compared_flags(args: Namespace) -> dict:
+    """Return the flags and the number of processes, as plain values."""
+    return {**plain_flags(args), "processes": processes.process_count()}
 
 
-@dataclass
 class ResumePoints:
-    """Saves one stage's resume point, and goes back to it.
+    """Saves the resume points of one stage, and puts it back to one."""
 
-    Attributes:
-        source: the checkpoint that the stage started from, if from one.
-    """
+    def __init__(
+        self,
+        path: Path,
+        args: Namespace,
+        net: str,
+        training: Training,
+        log: RunLog,
+        interruption: Interruption,
+        source: Path | None,
+    ) -> None:
+        """`source` is the checkpoint that the stage started from, if from one."""
+        self.path, self.args, self.net = path, args, net
+        self.training, self.log, self.interruption = training, log, interruption
+        self.source = source
+        self.saved = time.monotonic()
 
-    args: Namespace
-    net: str
-    stage: str
-    training: Training
-    log: RunLog
-    interruption: Interruption
-    source: Path | None = None
-    resumed: bool = False
-    saved: float = field(default_factory=time.monotonic)
+    def save_if_due(self, between_epochs: bool) -> None:
+        """Save between epochs, where it is time to and where the run is asked to stop.
 
-    def after_step(self) -> None:
-        """Save where it is time to, or the run is asked to stop: then raise Stopped."""
+        Raises: Stopped in the last case.
+        """
         minutes = (time.monotonic() - self.saved) / 60
-        self._save_if(bool(self.args.save_every) and minutes >= self.args.save_every)
-
-    def after_epoch(self) -> None:
-        """Save; raise Stopped where the run is asked to stop."""
-        self._save_if(True)
-
-    def _save_if(self, due: bool) -> None:
+        due = between_epochs or 0 < self.args.save_every <= minutes
         wish = processes.largest_over_processes(self.interruption.code or due * SAVE)
         if wish:
             self.save()
@@ -106,34 +96,44 @@ class ResumePoints:
         self.training.check_finite()
         state = {
             "net": self.net,
-            "stage": self.stage,
-            "flags": {**plain_flags(self.args), "processes": processes.process_count()},
+            "stage": self.training.stage,
+            "flags": compared_flags(self.args),
             "source": self.source and read_checksum(self.source),
             "log_size": self.log.size() if processes.is_main() else 0,
             "generators": generator_states(),
             **training_state(self.training),
         }
-        save_checkpoint(resume_path(self.args), state)
+        save_checkpoint(self.path, state)
         self.saved = time.monotonic()
 
-    def go_back(self, point: dict) -> None:
-        """Put the training back to where `point` was saved, and the log."""
+    def restore(self, point: dict | None) -> bool:
+        """Put training, generators and log back to where `point` was saved.
+
+        Returns: whether it was; a point of another stage, or none, changes nothing.
+        """
+        if point is None or point["stage"] != self.training.stage:
+            return False
         if point["source"] != (self.source and read_checksum(self.source)):
             raise InputError(
                 f"{self.source} is not the file that the run to resume started from; put that "
                 "back, or start anew without --resume"
             )
         load_training(self.training, point)
-        self.resumed = True
         torch.set_rng_state(point["generators"]["cpu"])
         if "cuda" in point["generators"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(point["generators"]["cuda"])
         if processes.is_main():
             self.log.truncate(point["log_size"])
+        return True
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict on the CPU, contiguous."""
+    return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
 
 
 def training_state(training: Training) -> dict:
-    """Tensors and plain values on the CPU, of the stage and of the epoch under way."""
+    """Return tensors and plain values on the CPU, of the stage and of the epoch under way."""
     totals = training.epoch.totals
     sums = [x.cpu() if isinstance(x, Tensor) else x for x in (totals.loss, totals.correct)]
     return {
@@ -149,7 +149,7 @@ def training_state(training: Training) -> dict:
 
 
 def load_training(training: Training, state: dict) -> None:
-    """The inverse of `training_state`."""
+    """Put `training` back to where `training_state` gave `state`."""
     load_model(training.model, state["model"], "the resume point")
     for optimizer, saved in zip(training.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
@@ -162,7 +162,7 @@ def load_training(training: Training, state: dict) -> None:
 
 
 def generator_states() -> dict[str, Tensor]:
-    """torch's own generators."""
+    """Return the states of torch's own generators."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()

@@ -4,103 +4,121 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from ..errors import InputError, NotFinite
 from ..extras.compiled import require_compiler
 from ..files.packed import load_packed, read_packed
-from ..files.runlog import RunLog, describe_run, log_path
+from ..files.paths import RunFiles
+from ..files.runlog import RunLog, describe_run
 from ..machine import processes
 from ..machine.arithmetic import settle_cpu
 from ..machine.interruption import Interruption, Stopped
 from ..training.epoch import evaluate
 from ..training.loop import size_of
-from .checks import check_files, check_layers, check_numbers, check_stages
+from .arguments import OneLineParser
+from .checks import check_flags
+from .recipe import Recipe
 from .report import layer_table, parts_line, summary_table
-from .resume import read_point, resume_path
-from .stages import SOURCES, STAGES, Recipe, Run
+from .resume import read_point
+from .shared import Run
+from .stages import alq, posttrain, pretrain
+
+STAGES = {"PRETRAIN": pretrain, "ALQ": alq, "POSTTRAIN": posttrain}
+# The flag that names what a stage starts from, and the stage that makes it.
+SOURCES = {"ALQ": ("model_ori", "PRETRAIN"), "POSTTRAIN": ("model", "ALQ")}
 
 
-def run_stages(recipe: Recipe, parser: ArgumentParser, argv: Sequence[str] | None = None) -> None:
-    """Parse the flags, run the stages they name and print the table.
+def run_stages(recipe: Recipe, parser: OneLineParser, argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, run the stages they name, one after the other, and print the table.
 
     Exit codes: 0; 2 for what the user can put right; 3 where numbers stopped being finite; 130 and
     143 after Ctrl-C and SIGTERM.
     """
-    try:
+    with errors_in_one_line(parser):
         processes.claim_device()
-    except InputError as error:
-        parser.error(str(error))
-    args = parser.parse_args(argv)
-    named = [name for name in STAGES if getattr(args, name)]
-    try:
-        check_stages(args, named)
-        check_numbers(args)
-        if named:
-            check_files(args, named)
-            check_layers(args, recipe.network)
+        args = parser.parse_args(argv)
+        named = [name for name in STAGES if getattr(args, name)]
+        check_flags(args, recipe, named)
         set_arithmetic(args)
-        if named and args.compile:
-            require_compiler(args.device)
         with processes.join_processes(args.device):
-            result = run_named(recipe, args, named) if named else evaluate_packed(recipe, args)
-            main = processes.is_main()
+            if args.EVAL:
+                return print_result(recipe, evaluate_packed(recipe, args))
+            with Interruption() as interruption:
+                run, left = begin_run(recipe, args, interruption, named)
+                for name in left:
+                    if code := processes.largest_over_processes(interruption.code):
+                        raise Stopped(code)
+                    result = STAGES[name](run)
+                    if processes.is_main():
+                        seconds = f"{result['seconds']:.0f} s"
+                        print(f"{result['stage']}: {seconds}, saved {result['file']}")
+                processes.wait_for_all()
+                if processes.is_main():
+                    run.files.resume_point.unlink(missing_ok=True)
+            print_result(recipe, result)
+
+
+@contextmanager
+def errors_in_one_line(parser: OneLineParser) -> Iterator[None]:
+    """Turn the errors that end a run into one line on stderr and an exit code."""
+    try:
+        yield
     except NotFinite as error:
         parser.quit(error.code, str(error))
     except InputError as error:
-        parser.error(with_dashes(str(error), args))
+        parser.error(f"--{error}" if error.argument else str(error))
     except Stopped as stopped:
         parser.quit(stopped.code, f"{stopped}; the same command with --resume goes on from here")
     except KeyboardInterrupt:
         parser.quit(130, "aborted; the same command with --resume goes on from what was saved last")
-    if main:
-        print_result(recipe, result)
 
 
-def with_dashes(message: str, args: Namespace) -> str:
-    """A message of the library, which names an argument first, as one about a flag."""
-    name = message.partition(" ")[0].rstrip(":")
-    return f"--{message}" if hasattr(args, name) else message
+def set_arithmetic(args: Namespace) -> None:
+    """Set threads, precision, and whether kernels always add in one order; prepare the CPU."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.deterministic:  # before CUDA's first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
+    torch.backends.cudnn.deterministic = args.deterministic
+    torch.backends.cudnn.allow_tf32 = args.tf32  # matrix products never use it unless asked to
+    settle_cpu()
 
 
-def run_named(recipe: Recipe, args: Namespace, named: list[str]) -> dict:
-    """Run the named stages, one after the other; the last one's result."""
-    log = RunLog(log_path(args))
-    with Interruption() as interruption:
-        point = read_point(args, recipe.net, named) if args.resume else None
-        if args.resume and not point and processes.is_main():
-            print(f"note: no resume point {resume_path(args)}; starting anew", file=sys.stderr)
-        left = named[named.index(point["stage"].upper()) :] if point else named
-        run = Run(recipe, args, log, interruption, point)
-        check_sources(run, left)
-        event = "resume" if point else "start"
-        log.announce(event, net=recipe.net, stages=named, **describe_run(args))
-        for name in left:
-            if code := processes.largest_over_processes(interruption.code):
-                raise Stopped(code)
-            result = STAGES[name](run)
-            if processes.is_main():
-                print(f"{result['stage']}: {result['seconds']:.0f} s, saved {result['file']}")
-        processes.wait_for_all()
-        if processes.is_main():
-            resume_path(args).unlink(missing_ok=True)
-    return result
+def begin_run(
+    recipe: Recipe, args: Namespace, interruption: Interruption, named: list[str]
+) -> tuple[Run, list[str]]:
+    """Return the run of the stages `named`, and those that are left to do if it is resumed."""
+    files = RunFiles(args.model_ori, args.model)
+    if args.compile:
+        require_compiler(args.device)
+    point = read_point(files.resume_point, args, recipe.net, named) if args.resume else None
+    if args.resume and not point and processes.is_main():
+        print(f"note: no resume point {files.resume_point}; starting anew", file=sys.stderr)
+    left = named[named.index(point["stage"].upper()) :] if point else named
+    run = Run(recipe, args, files, RunLog(files.log), interruption, point)
+    check_sources(run, left)
+    event = "resume" if point else "start"
+    run.log.announce(event, net=recipe.net, stages=named, **describe_run(args))
+    return run, left
 
 
-def check_sources(run: Run, named: list[str]) -> None:
-    """That the checkpoints are there which a stage needs and no stage before it makes."""
+def check_sources(run: Run, left: list[str]) -> None:
+    """Check that the checkpoints are there which a stage needs and no stage before it makes."""
     for name, (flag, maker) in SOURCES.items():
-        if name in named and maker not in named:
+        if name in left and maker not in left:
             path = getattr(run.args, flag)
             if not run.require(path, maker, flag).get("finished", True) and processes.is_main():
                 print(f"note: the stage that saved {path} was interrupted", file=sys.stderr)
 
 
 def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
-    """The test accuracy of the packed file that --EVAL names, from that file alone."""
+    """Return the test accuracy of the packed file that --EVAL names, from that file alone."""
     model = recipe.network().to(args.device, memory_format=torch.channels_last)
     weights = load_packed(args.EVAL, model)
     return {
@@ -115,27 +133,16 @@ def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
     }
 
 
-def set_arithmetic(args: Namespace) -> None:
-    """Threads, precision, and kernels that always add in one order."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if args.deterministic:  # before CUDA's first product
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
-    torch.backends.cudnn.deterministic = args.deterministic
-    torch.backends.cudnn.allow_tf32 = args.tf32  # matrix products never use it unless asked to
-    settle_cpu()
-
-
 def print_result(recipe: Recipe, result: dict) -> None:
-    """The last stage's tables."""
-    if not result["weights"]:
+    """Print the last stage's tables, of several processes in the main one."""
+    weights, packed = result["weights"], result["packed"]
+    if not processes.is_main():
+        return
+    if not weights:
         top1 = result["top1"] if result["top1_fp"] is None else result["top1_fp"]
         print(f"full-precision top-1 on the test set: {top1:.2f} %")
         return
-    numel = sum(weight.grouping.numel for weight in result["weights"])
-    print(
-        layer_table(result["weights"]), summary_table(result, recipe.published, numel), sep="\n\n"
-    )
-    if result["packed"]:
-        print(f"\n{result['packed']}: {parts_line(result['parts'])}")
+    numel = sum(weight.grouping.numel for weight in weights)
+    print(layer_table(weights), summary_table(result, recipe.published, numel), sep="\n\n")
+    if packed:
+        print(f"\n{packed}: {parts_line(result['parts'])}")

@@ -23,7 +23,7 @@ class CompiledALQ(ALQ):
             require_compiler(self.weights[0].parameter.device)
 
 
-def quantizer_kind(compile: bool) -> type[ALQ]:
+def quantizer_class(compile: bool) -> type[ALQ]:
     """Return the class that `--compile` chooses."""
     return CompiledALQ if compile else ALQ
 

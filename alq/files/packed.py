@@ -39,7 +39,6 @@ from .checkpoint import first_difference
 from .coding import compress, expand
 from .disk import read_whole, write_atomically
 
-ENDING = ".alq"
 VERSION, COMPACT_VERSION = 1, 2
 METADATA_KEY = "alq-packed"  # one entry only: safetensors keeps no order of several
 NO_CHECKSUM = "0" * 64

@@ -92,11 +92,6 @@ def describe_run(args: Namespace) -> dict:
     }
 
 
-def log_path(args: Namespace) -> Path:
-    """Return where a command's log lies: beside --model."""
-    return args.model.with_suffix(".jsonl")
-
-
 def plain_flags(args: Namespace) -> dict:
     """Return the flags as JSON values."""
     plain = (bool, int, float, str, list, type(None))

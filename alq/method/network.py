@@ -209,7 +209,8 @@ def per_layer(option: str, value: Any, names: Sequence[str]) -> list:
     if len(value) != len(names):
         raise InputError(
             f"{option}: {len(value)} values for {len(names)} quantized layers "
-            f"({', '.join(names)}); give one for all or one for each"
+            f"({', '.join(names)}); give one for all or one for each",
+            option,
         )
     return list(value)
 

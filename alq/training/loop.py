@@ -1,12 +1,14 @@
-"""Training through a schedule: what the scripts' stages and `alq.fit` stand on."""
+"""The training loop: one for all stages, for the scripts and for `alq.fit`."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,24 +21,38 @@ from ..machine.finite import Watch
 from ..method.network import average_bitwidth, storage_bytes
 from ..method.optimizer import ALQ
 from ..method.weight import MultiBitWeight
-from .epoch import EpochSoFar, LossFunction, classification, evaluate, train_epoch
+from .epoch import EpochSoFar, LossFunction, classification, evaluate
 from .pruning import PruningPlan
 from .schedule import FIRST_ORDER, Epoch, Schedule
 
 
 @dataclass
 class Training:
-    """What a stage trains: the network, its optimizers, and the step each kind of epoch takes."""
+    """What a stage trains, and how far it has come.
 
+    Attributes:
+        stage: its name, for the log: pretrain, alq or posttrain.
+        model: the network.
+        optimizers: the first takes the step that the kind of epoch asks for, the others their own.
+        steps: by kind of epoch, the step of the first optimizer.
+        weights: the network's multi-bit weights, of which a full-precision network has none.
+        loss: that of the network on a batch.
+        best: score of the best epoch so far (`score`).
+        epochs_done: how many of the stage's epochs are behind it.
+        seconds: what they took.
+        epoch: the epoch under way.
+    """
+
+    stage: str
     model: nn.Module
     optimizers: list[Optimizer]
     steps: dict[str, Callable[[], None]]
     weights: list[MultiBitWeight] = field(default_factory=list)
     loss: LossFunction = classification
-    best: float = -float("inf")  # score of the best epoch so far (`score`)
+    best: float = -float("inf")
     epochs_done: int = 0
     seconds: float = 0.0
-    epoch: EpochSoFar = field(default_factory=EpochSoFar)  # the one under way
+    epoch: EpochSoFar = field(default_factory=EpochSoFar)
 
     def check_finite(self) -> None:
         """NotFinite if a loss, gradient or parameter of the epoch so far is none to go on from."""
@@ -52,145 +68,146 @@ class Training:
 
 
 def quantized_training(
+    stage: str,
     model: nn.Module,
     weights: list[MultiBitWeight],
     schedule: Schedule | Namespace,
     loss: LossFunction = classification,
     plan: PruningPlan | None = None,
-    kind: type[ALQ] = ALQ,
+    optimizer: type[ALQ] = ALQ,
 ) -> Training:
-    """ALQ for the multi-bit weights, Adam for all other parameters. Without `plan`, no pruning."""
-    quantizer = kind(
+    """Return the training of a quantized network, which has pruning epochs if there is a `plan`.
+
+    `optimizer` trains the multi-bit weights, Adam all other parameters.
+    """
+    quantizer = optimizer(
         weights,
         lr=schedule.lr,
         weight_decay=schedule.wd,
         generator=torch.Generator().manual_seed(schedule.seed),
     )
     quantized = {id(weight.parameter) for weight in weights}
-    rest = [p for p in model.parameters() if id(p) not in quantized]
-    optimizers = [quantizer, torch.optim.Adam(rest, lr=schedule.lr)] if rest else [quantizer]
-
-    def all_of(step: Callable[[], None]) -> Callable[[], None]:
-        def take() -> None:
-            with processes.sum_in_fixed_order():
-                step()
-                for optimizer in optimizers[1:]:
-                    optimizer.step()
-
-        return take
-
+    others = [p for p in model.parameters() if id(p) not in quantized]
     steps = {
         "basis": quantizer.basis_step,
         "coordinate": quantizer.coordinate_step,
         "ste": quantizer.ste_step,
     }
     if plan is not None:
-        steps["prune"] = lambda: plan.step(quantizer)
-    steps = {name: all_of(step) for name, step in steps.items()}
-    return Training(model, optimizers, steps, weights, loss)
+        steps["prune"] = partial(plan.step, quantizer)
+    optimizers = [quantizer, torch.optim.Adam(others, lr=schedule.lr)] if others else [quantizer]
+    return Training(stage, model, optimizers, steps, weights, loss)
 
 
-def train_through(
-    stage: str,
+def train(
     training: Training,
     epochs: list[Epoch],
-    train: Iterable,
-    val: Iterable,
-    log: Callable[..., None],
-    after_epoch: Callable[[Epoch, dict], None],
-    after_step: Callable[[], None] = lambda: None,
-    progress: bool | None = None,
+    train_batches: Iterable,  # in the form that `training.loss` takes; they have a length
+    val_batches: Iterable,
+    log: Callable[..., None],  # takes an event's name and its fields
+    after_epoch: Callable[[Epoch, dict], None],  # takes the epoch and its means on `val_batches`
+    save: Callable[[bool], None] = lambda between_epochs: None,  # called also after every step
+    progress: bool | None = None,  # None shows a bar where the output is a terminal
 ) -> None:
-    """Train through what is left of `epochs`; after each: evaluate, log, `after_epoch`.
-
-    Arguments:
-        train, val: batches, in the form that `training.loss` takes; `train` has a length.
-        log: called with an event's name and its fields.
-        after_epoch: called with the epoch and its means on `val` (`training.evaluate`).
-        after_step: called after every step, with `training` at that point.
-        progress: shows a bar; None shows it where the output is a terminal.
-
-    Raises: NotFinite names the epoch, batch and layer.
-    """
+    """Train through what is left of `epochs`. NotFinite names the epoch, batch and layer."""
     network = processes.average_gradients(training.model)
-    if not processes.is_main():
-        progress = False
-    while training.epochs_done < len(epochs):
-        epoch, so_far = epochs[training.epochs_done], training.epoch
-        title = f"{stage} {training.epochs_done + 1}/{len(epochs)} {epoch.kind}"
-        with progress_bar(title, len(train), so_far.batches, progress) as bar:
-            so_far.watch = Watch(training.model, title, advice(epoch))
-            order = FIRST_ORDER.get(stage, 0) + training.epochs_done
-            set_epoch(train, order, so_far.batches)
-            means = rest_of_epoch(network, training, epoch, train, bar, after_step)
-            training.check_finite()
-            training.check_same_everywhere(title)
-            val_means = evaluate(training.model, val, training.loss)
-            size = size_of(training.weights)
-            bar.set_postfix_str(
-                f"loss {means['loss']:.4f}, val {describe(val_means)}"
-                + (f", {size['bitwidth']:.3f} bit" if training.weights else "")
-            )
-        if not math.isfinite(val_means["loss"]):
-            raise NotFinite(f"{title}: the validation loss is {val_means['loss']}; {advice(epoch)}")
-        seconds = so_far.elapsed()
-        training.seconds += seconds
-        training.epochs_done += 1
-        training.epoch = EpochSoFar()
-        log(
-            "epoch",
-            stage=stage,
-            epoch=training.epochs_done,
-            **dataclasses.asdict(epoch),
-            loss=means["loss"],
-            train_accuracy=means["accuracy"],
-            val_loss=val_means["loss"],
-            val_accuracy=val_means["accuracy"],
-            **size,
-            bitwidths={w.name: w.bitwidth for w in training.weights},
-            seconds=round(seconds, 2),
-        )
+    save(True)
+    for epoch in epochs[training.epochs_done :]:
+        title = f"{training.stage} {training.epochs_done + 1}/{len(epochs)} {epoch.kind}"
+        begin_epoch(training, epoch, title, train_batches)
+        so_far = training.epoch
+        with progress_bar(title, len(train_batches), so_far.batches, progress) as bar:
+            for batch, factor in batches_left(train_batches, so_far.batches):
+                loss, correct, count = training.loss(network, batch)
+                training.model.zero_grad(set_to_none=True)
+                (loss * factor).backward()
+                so_far.note_backward(loss)
+
+                with processes.sum_in_fixed_order():
+                    training.steps[epoch.kind]()
+                    for optimizer in training.optimizers[1:]:
+                        optimizer.step()
+
+                if factor:  # else the samples are another process's
+                    so_far.totals.add(loss.detach(), correct, count)
+                bar.update()
+                save(False)
+            val_means = end_epoch(training, epoch, title, val_batches, log, bar)
         after_epoch(epoch, val_means)
+        save(True)
 
 
-def rest_of_epoch(
-    network: nn.Module,
-    training: Training,
-    epoch: Epoch,
-    train: Iterable,
-    bar: tqdm,
-    after_step: Callable[[], None],
-) -> dict[str, float | None]:
-    """Train what is left of the epoch under way; the means over all of it."""
-    so_far = training.epoch
-    prepare(training, epoch)
-    shares = getattr(train, "shares", None)  # of each batch's loss: `parallel.Share`
-    weights = shares and [share.weight for share in shares[so_far.batches :]]
-
-    def then() -> None:
-        bar.update()
-        after_step()
-
-    step = training.steps[epoch.kind]
-    return train_epoch(network, train, step, training.loss, weights, so_far, then)
-
-
-def progress_bar(title: str, total: int, done: int, progress: bool | None) -> tqdm:
-    """A bar over an epoch's batches; it stays open for what `evaluate` then finds."""
-    disable = None if progress is None else not progress
-    return tqdm(total=total, initial=done, desc=title, unit="batch", disable=disable)
-
-
-def prepare(training: Training, epoch: Epoch) -> None:
-    """The epoch's rate, and the network's mode."""
+def begin_epoch(training: Training, epoch: Epoch, title: str, train_batches: Iterable) -> None:
+    """Set the epoch's rate, the network's mode, the order of the batches; watch what is finite."""
     for optimizer in training.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = epoch.lr
     training.model.train(epoch.kind != "prune")  # a pruning epoch keeps the running statistics
+    order = FIRST_ORDER.get(training.stage, 0) + training.epochs_done
+    set_epoch(train_batches, order, training.epoch.batches)
+    training.epoch.watch = Watch(training.model, title, advice(epoch))
+
+
+def end_epoch(
+    training: Training,
+    epoch: Epoch,
+    title: str,
+    val_batches: Iterable,
+    log: Callable[..., None],
+    bar: tqdm,
+) -> dict[str, float | None]:
+    """Check, evaluate, log and show the epoch under way, which is then done; its means on val."""
+    so_far = training.epoch
+    training.check_finite()
+    training.check_same_everywhere(title)
+    means = so_far.totals.means()
+    val_means = evaluate(training.model, val_batches, training.loss)
+    size = size_of(training.weights)
+    bits = f", {size['bitwidth']:.3f} bit" if training.weights else ""
+    bar.set_postfix_str(f"loss {means['loss']:.4f}, val {describe(val_means)}{bits}")
+    if not math.isfinite(val_means["loss"]):
+        raise NotFinite(f"{title}: the validation loss is {val_means['loss']}; {advice(epoch)}")
+    seconds = so_far.elapsed()
+    training.seconds += seconds
+    training.epochs_done += 1
+    training.epoch = EpochSoFar()
+    log(
+        "epoch",
+        stage=training.stage,
+        epoch=training.epochs_done,
+        **dataclasses.asdict(epoch),
+        loss=means["loss"],
+        train_accuracy=means["accuracy"],
+        val_loss=val_means["loss"],
+        val_accuracy=val_means["accuracy"],
+        **size,
+        bitwidths={w.name: w.bitwidth for w in training.weights},
+        seconds=round(seconds, 2),
+    )
+    return val_means
+
+
+def batches_left(train_batches: Iterable, done: int) -> Iterator[tuple[object, float]]:
+    """Yield the epoch's batches after the first `done`, each with the factor of its loss.
+
+    Only loaders that know the shares of several processes (`processes.Share`) begin in the middle.
+    """
+    shares = getattr(train_batches, "shares", None)
+    if shares is None:
+        return zip(train_batches, itertools.repeat(1.0))
+    return zip(train_batches, (share.weight for share in shares[done:]), strict=True)
+
+
+def progress_bar(title: str, total: int, done: int, progress: bool | None) -> tqdm:
+    """Return a bar over an epoch's batches; it stays open for what `evaluate` then finds."""
+    if not processes.is_main():
+        progress = False
+    disable = None if progress is None else not progress
+    return tqdm(total=total, initial=done, desc=title, unit="batch", disable=disable)
 
 
 def advice(epoch: Epoch) -> str:
-    """What to do when an epoch's numbers are none to go on from."""
+    """Say what to do when an epoch's numbers are none to go on from."""
     return f"try a lower rate (it was {epoch.lr:g}). The files hold what was good before"
 
 
@@ -202,19 +219,19 @@ def set_epoch(loader: Iterable, number: int, first: int) -> None:
 
 
 def score(means: dict) -> float:
-    """What "best by validation" ranks by: the accuracy, or the loss where there is none."""
+    """Return what "best by validation" ranks by: the accuracy, or the loss where there is none."""
     return -means["loss"] if means["accuracy"] is None else means["accuracy"]
 
 
 def describe(means: dict) -> str:
-    """The accuracy, or the loss where there is none, for a reader."""
+    """Return the accuracy, or the loss where there is none, for a reader."""
     if means["accuracy"] is None:
         return f"loss {means['loss']:.4f}"
     return f"{means['accuracy']:.2f} %"
 
 
 def size_of(weights: list[MultiBitWeight]) -> dict:
-    """The network's average bitwidth and its storage in bytes; None where nothing is quantized."""
+    """Return the average bitwidth and the storage in bytes; None where nothing is quantized."""
     if not weights:
         return {"bitwidth": None, "storage_bytes": None}
     return {"bitwidth": average_bitwidth(weights), "storage_bytes": storage_bytes(weights)}

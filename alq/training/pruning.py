@@ -9,38 +9,12 @@ from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
 from ..method.optimizer import ALQ
-from ..method.structures import Grouping, coordinate_bytes
-from ..method.weight import MultiBitWeight
 from .schedule import Schedule, alq_schedule
-
-
-@dataclass(frozen=True)
-class SketchedLayer:
-    """A layer as the sketch leaves it at most: every group has as many bases as it can have.
-
-    It stands for a `MultiBitWeight` where only counts matter, before there are any weights.
-    """
-
-    grouping: Grouping
-    max_bit: int
-
-    @property
-    def n(self) -> int:
-        """Weights per group."""
-        return self.grouping.n
-
-    @property
-    def live_total(self) -> int:
-        """Coordinates of the layer: no sketch has more bases than a group has weights."""
-        return self.grouping.G * min(self.max_bit, self.n)
-
-
-Layers = Sequence[MultiBitWeight | SketchedLayer]
+from .sizes import Layers, Unit, bits_in, bits_of_one, coordinate_prices, size_in
 
 
 @dataclass(frozen=True)
@@ -58,7 +32,7 @@ class PruneByRatio:
         return f"{counted_rounds(self.rounds)} at pr {self.pr}"
 
     def share_left(self, live: int) -> float:
-        """The share of `live` coordinates that all rounds leave, rounded down batch by batch."""
+        """Return the share of `live` coordinates that is left, rounded down batch by batch."""
         left = live
         for _ in range(self.rounds * self.prune_batches):
             left -= int(self.M_p * (self.top_k * left))
@@ -86,7 +60,7 @@ class PruneToTarget:
         per_byte: rank by cost per byte saved.
     """
 
-    unit: str
+    unit: Unit
     value: float
     start: float
     pr: float
@@ -105,12 +79,12 @@ class PruneToTarget:
 
     @property
     def last_pr(self) -> float:
-        """The ratio that the last round has left to prune at."""
+        """The ratio at which the last round has left to prune."""
         b, left = self.prune_batches, self.value / self.aim(self.rounds - 1)
         return b * (1 - left ** (1 / b))
 
     def aim(self, round: int) -> float:
-        """The size at the end of round 1, 2, ..."""
+        """Return the size at the end of round 1, 2, ..."""
         return max(self.value, self.start * self.factor**round)
 
     def __str__(self) -> str:
@@ -120,7 +94,7 @@ class PruneToTarget:
         )
 
     def share_left(self, live: int) -> float:
-        """The share of the size that all rounds leave, however many coordinates that is."""
+        """Return the share of the size that is left, however many coordinates that is."""
         return self.value / self.start
 
     def step(self, quantizer: ALQ) -> None:
@@ -146,7 +120,7 @@ def counted_rounds(count: int) -> str:
 
 
 def expected_size(plan: PruningPlan, layers: Layers) -> dict[str, float]:
-    """The size that `plan` leaves of the freshly sketched `layers`, from the counts alone.
+    """Return the size that `plan` leaves of the freshly sketched `layers`, from the counts alone.
 
     It takes every layer to lose the same share. Where pruning prefers layers whose coordinates are
     large, less is left than that; where it prefers small ones, more.
@@ -159,19 +133,17 @@ def expected_size(plan: PruningPlan, layers: Layers) -> dict[str, float]:
 
 
 def pruning_plan(schedule: Schedule | Namespace, weights: Layers, batches: int) -> PruningPlan:
-    """What `schedule` asks of the freshly sketched `weights`; `batches` are those of an epoch.
+    """Return what `schedule` asks of the sketched `weights`; `batches` are those of an epoch.
 
     Raises: InputError for a target that cannot be had, for too small a `top_k`.
     """
     b = schedule.epoch_prune * batches
-    if schedule.target_bit is None and schedule.target_kb is None:
+    target = read_target(schedule, weights)
+    if target is None:
         M_p = removed_share(schedule, batches)
         return PruneByRatio(schedule.R, schedule.pr, schedule.top_k, M_p, b, schedule.per_byte)
-    if schedule.target_bit is not None and schedule.target_kb is not None:
-        raise InputError("target_bit and target_kb: give one of them")
-    unit = "target_kb" if schedule.target_bit is None else "target_bit"
-    value, start = getattr(schedule, unit), size_in(unit, weights)
-    check_target(unit, value, start, weights)
+    unit, value = target
+    start = size_in(unit, weights)
     epochs = len(alq_schedule(schedule, rounds=1))
     factor = max(0.0, 1 - schedule.pr / b) ** b
     return PruneToTarget(
@@ -181,54 +153,44 @@ def pruning_plan(schedule: Schedule | Namespace, weights: Layers, batches: int) 
 
 
 def removed_share(schedule: Schedule | Namespace, batches: int) -> float:
-    """The share M_p of the candidates that a batch removes; InputError if `top_k` is too small."""
+    """Return the share M_p of the candidates that a batch removes.
+
+    Raises: InputError if `top_k` is too small for `pr`.
+    """
     b = schedule.epoch_prune * batches
     M_p = (schedule.pr / schedule.top_k) / b
     if M_p > 1:
         raise InputError(
             f"top_k {schedule.top_k}: too few candidates to prune a share pr {schedule.pr} "
-            f"in {b} batches; use top_k {schedule.top_k * M_p:.2g} or more"
+            f"in {b} batches; use top_k {schedule.top_k * M_p:.2g} or more",
+            "top_k",
         )
     return M_p
 
 
-def check_target(unit: str, value: float, start: float, weights: Layers) -> None:
-    """InputError if pruning the network of size `start` cannot end at `value`."""
-    name = {"target_bit": "bit", "target_kb": "KB"}[unit]
-    least = min(coordinate_prices(unit, weights)) / bits_of_one(unit, weights)
+def read_target(schedule: Schedule | Namespace, layers: Layers) -> tuple[Unit, float] | None:
+    """Return the unit and the value that `schedule` prunes the sketched `layers` to, if it does.
+
+    Raises: InputError if pruning cannot end there.
+    """
+    bit, kb = schedule.target_bit, schedule.target_kb
+    if bit is None and kb is None:
+        return None
+    if bit is not None and kb is not None:
+        raise InputError(f"target_bit {bit:g}, target_kb {kb:g}: give one of them", "target_bit")
+    unit, value = ("target_kb", kb) if bit is None else ("target_bit", bit)
+    start, name = size_in(unit, layers), {"target_bit": "bit", "target_kb": "KB"}[unit]
+    least = min(coordinate_prices(unit, layers)) / bits_of_one(unit, layers)
     if not value >= least:
         raise InputError(
             f"{unit} {value:g}: not one coordinate would be left; the least that a coordinate "
-            f"takes is {least:.2g} {name}"
+            f"takes is {least:.2g} {name}",
+            unit,
         )
     if value > start:
         raise InputError(
             f"{unit} {value:g}: the network has {start:.4g} {name} before any pruning; "
-            "ask for less, or give it more with max_bit"
+            "ask for less, or give it more with max_bit",
+            unit,
         )
-
-
-def coordinate_prices(unit: str, weights: Layers) -> list[int]:
-    """Per layer: the bits that one coordinate adds to the size (SPEC section 1).
-
-    The average bitwidth counts those of the basis alone, storage those of the coordinate too.
-    """
-    if unit == "target_kb":
-        return [int(8 * coordinate_bytes(w.n)) for w in weights]
-    return [w.n for w in weights]
-
-
-def bits_of_one(unit: str, weights: Layers) -> int:
-    """The bits of one KB; or of an average bitwidth of 1, one for every weight."""
-    return 8000 if unit == "target_kb" else sum(w.grouping.numel for w in weights)
-
-
-def bits_in(unit: str, weights: Layers) -> int:
-    """The size in bits."""
-    prices = coordinate_prices(unit, weights)
-    return sum(w.live_total * price for w, price in zip(weights, prices, strict=True))
-
-
-def size_in(unit: str, weights: Layers) -> float:
-    """Average bitwidth, or KB."""
-    return bits_in(unit, weights) / bits_of_one(unit, weights)
+    return unit, value

@@ -1,4 +1,4 @@
-"""The three stages as lists of epochs (SPEC section 6): what each epoch does, and at what rate."""
+"""The three stages as lists of epochs: what each epoch does, and at what rate (docs/method.md)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ FIRST_ORDER = {"pretrain": 0, "alq": 300_000, "posttrain": 600_000}
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: `kind` is pretrain, basis, coordinate, prune or ste; `lr` its learning rate.
+    """One epoch of a stage.
 
-    `round` counts from 1 within the ALQ stage and is 0 elsewhere.
+    Attributes:
+        kind: the step that it takes: pretrain, basis, coordinate, prune or ste.
+        lr: its learning rate.
+        round: counts from 1 within the ALQ stage and is 0 elsewhere.
     """
 
     kind: str
@@ -54,14 +57,14 @@ class Schedule:
     def __post_init__(self) -> None:
         for name in ("lr", "pr", "top_k", "R", "epoch_prune"):
             if not getattr(self, name) > 0:
-                raise InputError(f"{name} {getattr(self, name)}: must be above 0")
+                raise InputError(f"{name} {getattr(self, name)}: must be above 0", name)
         for name in ("pr", "top_k"):
             if getattr(self, name) > 1:
-                raise InputError(f"{name} {getattr(self, name)}: is a share, at most 1")
+                raise InputError(f"{name} {getattr(self, name)}: is a share, at most 1", name)
 
 
 def pretrain_schedule(args: Namespace) -> list[Epoch]:
-    """Linear warm-up over the first epochs, then a rate cut at each milestone."""
+    """Return epochs whose rate first rises linearly, then is cut at each milestone."""
     epochs = []
     for epoch in range(args.epoch_pretrain):
         cuts = sum(epoch >= milestone for milestone in args.milestones_pretrain)
@@ -71,7 +74,7 @@ def pretrain_schedule(args: Namespace) -> list[Epoch]:
 
 
 def alq_schedule(args: Schedule | Namespace, rounds: int) -> list[Epoch]:
-    """`rounds` times: basis epochs, coordinate epochs, pruning epochs at the rate reached."""
+    """Return `rounds` times: basis epochs, coordinate epochs, pruning epochs at the last rate."""
     epochs = []
     for number in range(1, rounds + 1):
         lr = args.lr
@@ -86,7 +89,7 @@ def alq_schedule(args: Schedule | Namespace, rounds: int) -> list[Epoch]:
 
 
 def posttrain_schedule(args: Schedule | Namespace) -> list[Epoch]:
-    """STE epochs, then coordinate epochs."""
+    """Return STE epochs, then coordinate epochs."""
     epochs, lr = [], args.lr
     for _ in range(args.epoch_ste):
         lr *= args.ld_ste

@@ -1,0 +1,150 @@
+"""What the three stages share: a command's flags, files and log, what is read and saved."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data.loaders import Split
+from ..errors import InputError
+from ..extras.distill import distillation
+from ..files.checkpoint import load_checkpoint, load_model, save_checkpoint
+from ..files.packed import save_packed
+from ..files.paths import RunFiles, packed
+from ..files.runlog import RunLog, plain_flags
+from ..machine.interruption import Interruption
+from ..machine.processes import check_batch_norm, is_main
+from ..training.epoch import LossFunction, classification, compute_in_bfloat16
+from ..training.loop import Training, score, size_of
+from ..training.pruning import expected_size, pruning_plan
+from .checks import check_data, sketched_layers
+from .recipe import Recipe
+from .report import expectation, published_target
+from .resume import ResumePoints, plain_state
+
+# Whose checkpoints serve where a stage's are asked for: post-training may go on from itself.
+MADE_BY = {"PRETRAIN": {"pretrain"}, "ALQ": {"alq", "posttrain"}}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One command, and what the stages have in common.
+
+    Attributes:
+        recipe: what the script brings.
+        args: the flags.
+        files: the names of what it reads and writes.
+        log: gets an event a line.
+        interruption: whether the run is to stop.
+        point: the resume point of the first stage that it runs, None to start it anew.
+    """
+
+    recipe: Recipe
+    args: Namespace
+    files: RunFiles
+    log: RunLog
+    interruption: Interruption
+    point: dict | None = None
+
+    def new_network(self) -> nn.Module:
+        """Return an untrained network on the device, in channels_last, the fastest layout."""
+        model = self.recipe.network().to(self.args.device, memory_format=torch.channels_last)
+        if self.args.amp:
+            compute_in_bfloat16(model, self.args.device)
+        if self.args.compile:
+            model.compile()
+        return model
+
+    def require(self, path: Path, maker: str, flag: str) -> dict:
+        """Return the checkpoint that stage `maker` saved at `path`, which `flag` names."""
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "no such file"
+            raise InputError(f"--{flag} {path}: {what}; --{maker} makes it")
+        content = load_checkpoint(path, self.recipe.net)
+        if lacking := sorted({"stage", "model"} - set(content)):
+            raise InputError(f"--{flag} {path}: has no '{lacking[0]}'; make it again by --{maker}")
+        if content["stage"] not in MADE_BY[maker]:
+            raise InputError(
+                f"--{flag} {path}: holds what --{content['stage'].upper()} saved; "
+                f"give what --{maker} makes"
+            )
+        return content
+
+    def load_data(self, model: nn.Module, val_indices: Tensor | None) -> tuple[Split, Tensor]:
+        """Return the recipe's; InputError if `model` cannot be trained on a batch of them."""
+        data, val_indices = self.recipe.load_data(self.args, val_indices)
+        check_batch_norm(model, data.train.count, self.args.batch_size)
+        check_data(self.args, self.recipe, data)
+        return data, val_indices
+
+    def announce_pruning(self, batches: int) -> None:
+        """Print what --ALQ will leave in rounds of `batches` an epoch, known from the counts."""
+        layers = sketched_layers(self.args, self.recipe)
+        plan = pruning_plan(self.args, layers, batches)
+        size = expected_size(plan, layers)
+        if is_main():
+            print(f"--ALQ, {expectation(plan, size)}")
+            if note := published_target(plan, size, self.recipe.published):
+                print(note)
+
+    def loss(self, teacher: dict | None = None) -> LossFunction:
+        """Return the training loss; --distill reads its teacher from --model_ori if none given."""
+        if not self.args.distill:
+            return classification
+        path = self.files.model_ori
+        if teacher is None:
+            teacher = self.require(path, "PRETRAIN", "model_ori")["model"]
+        model = self.new_network()
+        load_model(model, teacher, f"--model_ori {path}")
+        return distillation(model, self.args.distill, self.args.temperature)
+
+    def resume_points(self, training: Training, source: Path | None = None) -> ResumePoints:
+        """Return what saves and restores the stage of `training`, begun from file `source`."""
+        return ResumePoints(
+            self.files.resume_point, self.args, self.recipe.net, training, self.log,
+            self.interruption, source,
+        )  # fmt: skip
+
+    def save(self, path: Path, training: Training, finished: bool, **more: object) -> None:
+        """Save the network, its multi-bit weights and what the next stage needs to know."""
+        flags = plain_flags(self.args)
+        for about_interruptions in ("resume", "save_every"):  # of which the result holds no trace
+            del flags[about_interruptions]
+        content = {
+            "net": self.recipe.net,
+            "stage": training.stage,
+            "finished": finished,
+            "flags": flags,
+            "model": plain_state(training.model),
+            "weights": [weight.state_dict() for weight in training.weights],
+        }
+        save_checkpoint(path, {**content, **more})
+
+    def save_if_best(self, path: Path, training: Training, val: dict, **more: object) -> None:
+        """Save where the means `val` on the validation images are the stage's best so far."""
+        if score(val) > training.best:
+            training.best = score(val)
+            self.save(path, training, False, **more)
+
+    def finish(self, training: Training, path: Path, **accuracies: float | None) -> dict:
+        """Log and return the result; the last quantizing stage writes the packed file too."""
+        small, parts = None, None
+        if training.weights and (training.stage == "posttrain" or not self.args.POSTTRAIN):
+            small = packed(path)
+            parts = save_packed(
+                small, training.model, training.weights, self.args.floats, self.args.coded
+            )
+        result = {
+            "stage": training.stage,
+            **accuracies,
+            **size_of(training.weights),
+            "file_bytes": (small or path).stat().st_size,
+            "seconds": round(training.seconds, 1),
+        }
+        self.log.write("result", **result)
+        files = {"file": path, "packed": small, "parts": parts}
+        return {**result, **files, "weights": training.weights}
