@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -235,7 +234,7 @@ def decode_container(content: bytes, path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is not an ALQ packed file; --POSTTRAIN makes one, ending .alq")
     try:
         tensors = safetensors.torch.load(content)
-        (length,) = struct.unpack("<Q", content[:8])
+        length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, *DECODING_ERRORS) as error:
         raise InputError(f"{path} is truncated or damaged ({error}); copy it again") from error
