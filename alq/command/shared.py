@@ -75,7 +75,7 @@ class Run:
         return content
 
     def load_data(self, model: nn.Module, val_indices: Tensor | None) -> tuple[Split, Tensor]:
-        """Return the recipe's; InputError if `model` cannot be trained on a batch of them."""
+        """Return loaders and the held-out images; InputError if `model` cannot train on them."""
         data, val_indices = self.recipe.load_data(self.args, val_indices)
         check_batch_norm(model, data.train.count, self.args.batch_size)
         check_data(self.args, self.recipe, data)

@@ -53,12 +53,12 @@ class Training:
     epoch: EpochSoFar = field(default_factory=EpochSoFar)
 
     def check_finite(self) -> None:
-        """NotFinite if a loss, gradient or parameter of the epoch so far is none to go on from."""
+        """Raise NotFinite if a loss, gradient or parameter of the epoch so far is not finite."""
         if self.epoch.watch:
             self.epoch.watch.check()
 
     def check_same_everywhere(self, when: str) -> None:
-        """Of several processes: give all the same running statistics, compare all the rest."""
+        """Give all processes the main one's running statistics, and compare all the rest."""
         processes.copy_buffers_from_main(self.model)
         states = [list(optimizer.state.values()) for optimizer in self.optimizers]
         weights = [vars(weight) for weight in self.weights]
@@ -108,7 +108,7 @@ def train(
     save: Callable[[bool], None] = lambda between_epochs: None,  # called also after every step
     progress: bool | None = None,  # None shows a bar where the output is a terminal
 ) -> None:
-    """Train through what is left of `epochs`. NotFinite names the epoch, batch and layer."""
+    """Train through what is left of `epochs`; raise NotFinite, which names epoch and batch."""
     network = processes.average_gradients(training.model)
     save(True)
     for epoch in epochs[training.epochs_done :]:
@@ -158,7 +158,10 @@ def end_epoch(
     log: Callable[..., None],
     bar: tqdm,
 ) -> dict[str, float | None]:
-    """Check, evaluate, log and show the epoch under way, which is then done; its means on val."""
+    """Check, evaluate, log and show the epoch under way, which then is done.
+
+    Returns: the means on `val_batches`.
+    """
     so_far = training.epoch
     training.check_finite()
     training.check_same_everywhere(title)

@@ -19,7 +19,7 @@ from .sizes import Layers, Unit, bits_in, bits_of_one, coordinate_prices, size_i
 
 @dataclass(frozen=True)
 class PruneByRatio:
-    """The paper's: the same share at each batch of all R rounds."""
+    """Removes the same share at each batch of all rounds: the paper's way."""
 
     rounds: int
     pr: float
@@ -45,7 +45,7 @@ class PruneByRatio:
 
 @dataclass(frozen=True)
 class PruneToTarget:
-    """Rounds at ratio pr until the network has a given size, the last round with what is left.
+    """Prunes in rounds at ratio pr to a given size, in the last round with what is left to go.
 
     Each batch removes the share that is still to go, divided over the round's batches that are
     left, so that the round ends at its aim and not below: its last coordinate is the one that
@@ -116,6 +116,7 @@ PruningPlan = PruneByRatio | PruneToTarget
 
 
 def counted_rounds(count: int) -> str:
+    """Return "1 round", "2 rounds" and so on."""
     return f"{count} round{'s' if count > 1 else ''}"
 
 
