@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -35,7 +36,7 @@ from alq.files.checkpoint import load_checkpoint
 from alq.files.runlog import RunLog, describe_run
 from alq.method.structures import make_grouping
 from alq.training.epoch import evaluate
-from alq.training.loop import quantized_training, size_of, train
+from alq.training.loop import Training, quantized_training, size_of, train
 from alq.training.schedule import Epoch, Schedule
 from published_runs import read_events
 
@@ -52,32 +53,17 @@ def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
     data, _ = mnist.load_splits(args, source["val_indices"])
     part = (x[: args.train_size] for x in (data.train.images, data.train.labels))
     batches = TensorLoader(*part, args.batch_size, mnist.MEAN, mnist.STD, args.seed)
-    full = [parameter.detach().clone() for parameter in model.parameters() if parameter.dim() > 1]
-    weights = alq.quantize(
-        model, lenet5.DEFAULTS["structure"], lenet5.DEFAULTS["subc"], arm.max_bit
-    )
     log = new_log(args.out / f"{claim}_{arm.name}.jsonl")
     log.write("start", net="lenet5", claim=claim, arm=arm.name, **describe_run(args))
+    training = training_of(f"{claim} {arm.name}", arm, model, args.seed, len(batches))
 
     def point(after: str) -> dict:
-        tested = evaluate(model, data.test)
-        validated = evaluate(model, data.val)
-        found = {
-            "top1": tested["accuracy"],
-            "val_accuracy": validated["accuracy"],
-            **size_of(weights),
-        }
+        tested, validated = evaluate(model, data.test), evaluate(model, data.val)
+        found = {"top1": tested["accuracy"], "val_accuracy": validated["accuracy"]}
+        found |= size_of(training.weights)
         log.write("point", after=after, epoch=training.epochs_done, **found)
         return found
 
-    schedule = Schedule(lr=arms.LR, seed=args.seed)
-    plan = arm.plan(len(batches))
-    training = quantized_training(
-        f"{claim} {arm.name}", model, weights, schedule, plan=plan, optimizer=arm.kind
-    )
-    if arm.from_full:
-        for weight, w in zip(weights, full, strict=True):
-            training.optimizers[0].state[weight.parameter]["w0"] = weight.grouping.to_groups(w)
     found = point("sketch")
 
     def after_epoch(epoch: Epoch, val: dict) -> None:
@@ -89,7 +75,22 @@ def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
     log.write("result", **found, seconds=round(training.seconds, 1))
 
 
+def training_of(title: str, arm: arms.Arm, model: nn.Module, seed: int, batches: int) -> Training:
+    """Sketch the full-precision `model` and return the training that `arm` asks for."""
+    full = [parameter.detach().clone() for parameter in model.parameters() if parameter.dim() > 1]
+    structure, subc = (lenet5.DEFAULTS[key] for key in ("structure", "subc"))
+    weights = alq.quantize(model, structure, subc, arm.max_bit)
+    schedule = Schedule(lr=arms.LR, seed=seed)
+    plan = arm.plan(batches)
+    training = quantized_training(title, model, weights, schedule, plan=plan, optimizer=arm.kind)
+    if arm.from_full:
+        for weight, w in zip(weights, full, strict=True):
+            training.optimizers[0].state[weight.parameter]["w0"] = weight.grouping.to_groups(w)
+    return training
+
+
 def new_log(path: Path) -> RunLog:
+    """Return an empty log at `path`."""
     path.unlink(missing_ok=True)
     return RunLog(path)
 
@@ -124,7 +125,7 @@ def structures(args: argparse.Namespace) -> None:
 
 
 def run_command(claim: str, arm: str, args: argparse.Namespace) -> None:
-    """`lenet5.py` with the arm's flags; its log and its files are named for the arm."""
+    """Run `lenet5.py` with the arm's flags; log and files are named for the arm."""
     model = args.out / f"{claim}_{arm}.pth"
     own = [
         "--model_ori",
@@ -146,7 +147,7 @@ def run_command(claim: str, arm: str, args: argparse.Namespace) -> None:
 
 
 def finished(log: Path) -> bool:
-    """Whether the run that wrote `log` came to its end."""
+    """Return whether the run that wrote `log` came to its end."""
     last = read_events(log)[-1] if log.exists() else {"event": None}
     return last["event"] == "result" and last.get("stage") != "alq"  # a command goes on from there
 

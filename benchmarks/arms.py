@@ -34,6 +34,7 @@ class Arm:
 
 
 def decaying(kinds: Sequence[str], round: int = 0) -> list[Epoch]:
+    """Return epochs of these kinds, the rate multiplied by LD before each."""
     return [Epoch(kind, LR * LD ** (k + 1), round) for k, kind in enumerate(kinds)]
 
 
@@ -46,7 +47,7 @@ PRUNING = [
 
 
 def loss_aware() -> list[Arm]:
-    """At 1 and 2 bits, the same for all groups."""
+    """Return the arms of steps that know the loss or do not, at 1 and 2 bits everywhere."""
     arms = []
     for bits in (1, 2):
         ste, alternating = decaying(["ste"] * 6), decaying(["basis"] * 4 + ["coordinate"] * 2)
@@ -73,19 +74,22 @@ def pruned(
 
 
 def adaptive() -> list[Arm]:
+    """Return the arms that share out the bits in three ways."""
     return [
         pruned("across_layers"),
-        Arm("within_layers", PRUNING, plan=lambda b: changed.WithinLayers(PR, b, 4 * b)),
-        Arm("uniform", PRUNING, plan=lambda b: changed.Uniform((4, 3, 2, 1), b, 4 * b)),
+        Arm("within_layers", PRUNING, plan=lambda b: changed.WithinLayers(PR, b)),
+        Arm("uniform", PRUNING, plan=lambda b: changed.Uniform((4, 3, 2, 1), b)),
     ]
 
 
 def smooth() -> list[Arm]:
-    cut = Arm("one_cut", PRUNING, plan=lambda b: changed.OneCut(PR, b, 4 * b))
+    """Return the arms that prune at every batch, or at one batch of an epoch."""
+    cut = Arm("one_cut", PRUNING, plan=lambda b: changed.OneCut(PR, b))
     return [pruned("every_batch"), cut]
 
 
 def defects() -> list[Arm]:
+    """Return the arms without and with each of the authors' two defects."""
     return [
         pruned("none"),
         pruned("lost_flips", kind=changed.LosingFlips),

@@ -56,7 +56,7 @@ class AcrossLayers:
     top_k: float
     choose: Callable[..., list[Tensor]] = choose_pruned
 
-    def step(self, quantizer: ALQ) -> None:
+    def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
         M_p = self.pr / self.top_k / self.batches
         quantizer.prune_step(self.top_k, M_p, choose=self.choose)
 
@@ -71,11 +71,9 @@ class WithinLayers:
 
     pr: float
     batches: int
-    round_batches: int
 
-    def step(self, quantizer: ALQ) -> None:
-        rounds_done, batch = divmod(quantizer.steps_done, self.round_batches)
-        done = rounds_done * self.batches + batch + 1 - (self.round_batches - self.batches)
+    def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
+        done = (round_number - 1) * self.batches + batch + 1
         left = (1 - self.pr / self.batches) ** done
 
         def choose(costs: list[Tensor], masks: list[Tensor], *rest: object) -> list[Tensor]:
@@ -97,12 +95,10 @@ class OneCut:
 
     pr: float
     batches: int
-    round_batches: int
 
-    def step(self, quantizer: ALQ) -> None:
+    def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
         left = (1 - self.pr / self.batches) ** self.batches
-        first = quantizer.steps_done % self.round_batches == self.round_batches - self.batches
-        quantizer.prune_step(1.0, 1 - left if first else 0.0)
+        quantizer.prune_step(1.0, 0.0 if batch else 1 - left)
 
 
 @dataclass(frozen=True)
@@ -114,15 +110,13 @@ class Uniform:
 
     bits: Sequence[int]
     batches: int
-    round_batches: int
 
-    def step(self, quantizer: ALQ) -> None:
-        rounds_done, batch = divmod(quantizer.steps_done, self.round_batches)
-        done = (batch + 1 - (self.round_batches - self.batches)) / self.batches
+    def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
+        done = (batch + 1) / self.batches
 
         def choose(costs: list[Tensor], masks: list[Tensor], *rest: object) -> list[Tensor]:
             return [
-                cheapest(f, mask, self.bits[rounds_done], done)
+                cheapest(f, mask, self.bits[round_number - 1], done)
                 for f, mask in zip(costs, masks, strict=True)
             ]
 
@@ -130,7 +124,7 @@ class Uniform:
 
 
 def cheapest(f: Tensor, mask: Tensor, kept: int, share: float) -> Tensor:
-    """(G, I) bool: all but the `kept` costliest coordinates of the first `share` of the groups."""
+    """Return (G, I) bool: all but the `kept` costliest of the first `share` of the groups."""
     rank = torch.where(mask, f, -torch.inf).argsort(1, descending=True).argsort(1)  # (G, I)
     reached = torch.arange(len(mask)).unsqueeze(1) < round(share * len(mask))  # (G, 1)
     return mask & (rank >= kept) & reached
@@ -140,7 +134,7 @@ def cheapest(f: Tensor, mask: Tensor, kept: int, share: float) -> Tensor:
 
 
 def bases_losing_flips(
-    w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor
+    w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor, ridge: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Do what `steps.optimise_bases` does, but change a negative coordinate's sign alone.
 
@@ -148,17 +142,20 @@ def bases_losing_flips(
     """
     target = w0 - p / h
     codes = nearest_codes(target, alpha, live)  # (G, n)
-    alpha = finite_or(alpha, solve_coordinates(codes.long(), live, w0, p, h)).abs()  # (G, L)
+    alpha = finite_or(
+        alpha, solve_coordinates(codes.long(), live, w0, p, h, alpha, ridge)
+    ).abs()  # (G, L)
     return codes.to(torch.uint8), alpha, weights_by_code(alpha, codes), target
 
 
 def basis_step_losing_flips(
-    groups: Groups, w0: Tensor, w_hat: Tensor, t: int, amsgrad: AMSGrad, move_base: bool
-) -> None:
+    groups: Groups, w0: Tensor, w_hat: Tensor, t: int, amsgrad: AMSGrad, move_base: bool,
+    ridge: float | None = None,
+) -> None:  # fmt: skip
     """Do what `steps.basis_step` does, by `bases_losing_flips`."""
     update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
     p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, t, *amsgrad)
-    codes, alpha, product, target = bases_losing_flips(w0, p, h, groups.alpha, groups.live)
+    codes, alpha, product, target = bases_losing_flips(w0, p, h, groups.alpha, groups.live, ridge)
     groups.codes.copy_(codes)
     groups.alpha.copy_(alpha)
     w_hat.copy_(product)
@@ -181,7 +178,7 @@ def choose_by_wrong_values(
     costs: Sequence[Tensor], masks: Sequence[Tensor], candidates: Sequence[int], M_p: float,
     *rest: object,
 ) -> list[Tensor]:  # fmt: skip
-    """`steps.choose_pruned`, except for the values that layers are compared by.
+    """Do what `steps.choose_pruned` does, except for the values that layers are compared by.
 
     A layer's candidates are found in the list of its live coordinates; their values are then read
     at these numbers in the array of all its coordinates, dead ones (of value 0) included.

@@ -20,7 +20,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch import nn
@@ -32,13 +31,13 @@ import lenet5
 from alq.data import mnist
 from alq.extras.compiled import quantizer_class
 from alq.files.checkpoint import load_checkpoint
-from alq.machine.arithmetic import settle_cpu
 from alq.training.epoch import classification
 from alq.training.loop import Training, quantized_training, train
 from alq.training.pruning import PruneByRatio
 from alq.training.schedule import Epoch
+from networks import NETWORKS
 from performance_tables import epoch_tables
-from timing import machine, write_figures
+from timing import settle, write_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("pretrain", "basis", "coordinate", "prune", "ste")
@@ -46,7 +45,7 @@ PARTS = ("data", "forward + backward", "optimizer", "other")
 
 
 class Clock:
-    """Seconds of each part of an epoch; `lap` books the time since the last call."""
+    """Adds up the seconds of each part of an epoch; `lap` books the time since the last call."""
 
     def __init__(self, sync: Callable[[], None]) -> None:
         self.sync, self.seconds = sync, defaultdict(float)
@@ -95,7 +94,7 @@ class TimedBatches:
 
 
 def training_of(kind: str, flags: Namespace) -> Training:
-    """A fresh training of the published full-precision network that can take steps of `kind`."""
+    """Return a new training of the published network that can take steps of `kind`."""
     torch.manual_seed(0)
     model = lenet5.LeNet5().to(flags.device, memory_format=torch.channels_last)
     saved = load_checkpoint(ROOT / "checkpoints/published/lenet5_model_ori.pth", "lenet5")
@@ -111,7 +110,7 @@ def training_of(kind: str, flags: Namespace) -> Training:
 
 
 def measure(kind: str, flags: Namespace, batches: Sequence) -> dict[str, float]:
-    """Seconds of one epoch of `kind`, part by part, but for the evaluation at its end."""
+    """Return the seconds of an epoch of `kind`, part by part, but for the evaluation at its end."""
     training = training_of(kind, flags)
     epoch = Epoch(kind, flags.lr_pretrain if kind == "pretrain" else flags.lr)
     sync = torch.cuda.synchronize if flags.device.type == "cuda" else lambda: None
@@ -124,6 +123,27 @@ def measure(kind: str, flags: Namespace, batches: Sequence) -> dict[str, float]:
         after_epoch=lambda *_: None, save=clock.after_step, progress=False,
     )  # fmt: skip
     return {part: clock.seconds[part] for part in PARTS}
+
+
+def measure_in_turns(args: Namespace) -> dict[str, dict[str, float]]:
+    """Return for each kind the parts of its median epoch; the kinds take turns."""
+    flags = NETWORKS["lenet5"].default_flags()
+    flags.data, flags.device, flags.compile = ROOT / "data", args.device, args.compile
+    batches = mnist.load_splits(flags, None)[0].train
+    flags.batches = len(batches)
+    if args.batches:
+        batches = list(itertools.islice(batches, args.batches))
+    if args.compile:  # one batch of each kind, which is not counted
+        for kind in KINDS:
+            measure(kind, flags, list(itertools.islice(batches, 1)))
+    found: dict[str, list[dict]] = {kind: [] for kind in KINDS}
+    for _ in range(args.repeats):
+        for kind in KINDS:
+            found[kind].append(measure(kind, flags, batches))
+    return {
+        kind: sorted(epochs, key=lambda parts: sum(parts.values()))[len(epochs) // 2]
+        for kind, epochs in found.items()
+    }
 
 
 def main() -> None:
@@ -142,32 +162,12 @@ def main() -> None:
         contents = [json.loads(path.read_text()) for path in args.table]
         print(*epoch_tables(contents), sep="\n\n")
         return
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    settle_cpu()
-    where = {"data": ROOT / "data", "device": args.device, "seed": 0, "wd": 0.0, "augment": 0}
-    where["compile"] = args.compile
-    flags = Namespace(**{**lenet5.DEFAULTS, **where})
-    batches = mnist.load_splits(flags, None)[0].train
-    flags.batches = len(batches)
-    if args.batches:
-        batches = list(itertools.islice(batches, args.batches))
-    print(machine(args.device))
-    if args.compile:  # one batch of each kind, which is not counted
-        for kind in KINDS:
-            measure(kind, flags, list(itertools.islice(batches, 1)))
-    found: dict[str, list[dict]] = {kind: [] for kind in KINDS}
-    for _ in range(args.repeats):
-        for kind in KINDS:
-            found[kind].append(measure(kind, flags, batches))
+    settle(args)
+    rows = measure_in_turns(args)
     print(f"{'seconds an epoch':18}{'all':>8}" + "".join(f"{part:>20}" for part in PARTS))
-    rows = {}
-    for kind, epochs in found.items():
-        rows[kind] = sorted(epochs, key=lambda parts: sum(parts.values()))[len(epochs) // 2]
-        parts = "".join(f"{rows[kind][part]:20.2f}" for part in PARTS)
-        print(f"{kind:18}{sum(rows[kind].values()):8.2f}{parts}")
-    whole = {kind: median(sum(e.values()) for e in epochs) for kind, epochs in found.items()}
-    print(f"basis / full precision: {whole['basis'] / whole['pretrain']:.2f}")
+    for kind, seconds in rows.items():
+        parts = "".join(f"{seconds[part]:20.2f}" for part in PARTS)
+        print(f"{kind:18}{sum(seconds.values()):8.2f}{parts}")
     if args.json:
         write_figures(args.json, args.device, seconds=rows)
 

@@ -36,23 +36,23 @@ BUDGET = 6.0  # bits a weight, coordinates included, in `structures_table`
 
 
 def events(log: Path, *kinds: str) -> list[dict]:
-    """The events of a log that are of these kinds."""
+    """Return the events of a log that are of these kinds."""
     return [event for event in read_events(log) if event["event"] in kinds]
 
 
 def quantized_epochs(log: Path) -> list[dict]:
-    """Epochs of a log after its network was sketched."""
+    """Return the epochs of a log after its network was sketched."""
     return [epoch for epoch in events(log, "epoch") if epoch["bitwidths"]]
 
 
 def prunings(logs: Path) -> list[dict]:
-    """Epochs of the default run: the first quantized one, and each that prunes."""
+    """Return of the default run the first quantized epoch, and each that prunes."""
     quantized = quantized_epochs(logs / DEFAULT_RUN)
     return [quantized[0], *(epoch for epoch in quantized if epoch["kind"] == "prune")]
 
 
 def layers_table(logs: Path) -> str:
-    """Average bitwidth of each layer after each round of the default run."""
+    """Show the average bitwidth of each layer after each round of the default run."""
     epochs = prunings(logs)
     rows = [
         [name.removesuffix(".weight"), *(f"{epoch['bitwidths'][name]:.2f}" for epoch in epochs)]
@@ -64,7 +64,7 @@ def layers_table(logs: Path) -> str:
 
 
 def loss_aware_table(logs: Path) -> str:
-    """Training loss on the way, accuracy at the end, at 1 and 2 bits."""
+    """Show the training loss on the way and the accuracy at the end, at 1 and 2 bits."""
     shown = (1, 4, 6)
     rows = []
     for bits in (1, 2):
@@ -80,7 +80,7 @@ def loss_aware_table(logs: Path) -> str:
 
 
 def compared_table(logs: Path, arms: dict[str, str]) -> str:
-    """Bits and test accuracy of each arm after each round: as pruned, and trained again."""
+    """Show bits and test accuracy of each arm after each round: as pruned, and trained again."""
     rows = []
     for log, title in arms.items():
         points = events(logs / "ablations" / f"{log}.jsonl", "point")
@@ -94,7 +94,7 @@ def compared_table(logs: Path, arms: dict[str, str]) -> str:
 
 
 def structures_table(logs: Path) -> str:
-    """For each structure: the most bases that fit into BUDGET bits a weight, and their error."""
+    """Show the most bases of each structure that fit into BUDGET bits a weight, and their error."""
     sketches = events(logs / "ablations" / "structures_sketch.jsonl", "sketch")
     rows = []
     for (layer, structure, n), group in groupby(
@@ -109,12 +109,12 @@ def structures_table(logs: Path) -> str:
 
 
 def bits_a_weight(sketch: dict) -> float:
-    """Storage of a sketch, coordinates included."""
+    """Return the storage of a sketch, coordinates included."""
     return 32 * sketch["storage_bytes"] / sketch["float32_bytes"]
 
 
 def size_table(logs: Path) -> str:
-    """Bits, bytes on disk and test accuracy of the short runs."""
+    """Show bits, bytes on disk and test accuracy of the short runs."""
     ends = [events(log, "result")[-1] for log in (logs / "ablations").glob("size_*.jsonl")]
     ends.sort(key=lambda end: -end["bitwidth"])
     rows = [[f"{e['bitwidth']:.3f}", str(e["file_bytes"]), f"{e['top1']:.2f}"] for e in ends]
@@ -122,7 +122,7 @@ def size_table(logs: Path) -> str:
 
 
 def checks_table(logs: Path) -> str:
-    """The runs of whole networks on small sets, in three stages each."""
+    """Show the runs of whole networks on small sets, in three stages each."""
     rows = []
     for log in sorted((logs / "path_checks").glob("*_three_digits.jsonl")):
         run = read_run(log)
@@ -135,7 +135,7 @@ def checks_table(logs: Path) -> str:
 
 
 def evidence_tables(logs: Path) -> dict[str, str]:
-    """Claim -> its table."""
+    """Return the table of each claim."""
     return {
         "layers": layers_table(logs),
         "loss_aware": loss_aware_table(logs),

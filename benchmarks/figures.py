@@ -64,7 +64,7 @@ def axes(rows: int = 1, columns: int = 1, height: float = 3.2, **more: object) -
 
 
 def run(logs: Path) -> Figure:
-    """Accuracy and bitwidth over the default schedule, stages marked."""
+    """Draw accuracy and bitwidth over the default schedule, stages marked."""
     epochs = events(logs / DEFAULT_RUN, "epoch")
     figure, ((accuracy,), (bits,)) = axes(2, height=2.3, sharex=True)
     x = range(1, len(epochs) + 1)
@@ -86,7 +86,7 @@ def run(logs: Path) -> Figure:
 
 
 def stages(epochs: Sequence[dict]) -> list[tuple[str, int, int]]:
-    """(name, first epoch, last epoch) of each stage, and of each of ALQ's rounds."""
+    """Return (name, first epoch, last epoch) of each stage, and of each of ALQ's rounds."""
     spans, start = [], 0
     for (stage, number), group in groupby(epochs, lambda e: (e["stage"], e["round"])):
         end = start + len(list(group))
@@ -97,7 +97,7 @@ def stages(epochs: Sequence[dict]) -> list[tuple[str, int, int]]:
 
 
 def layers(logs: Path) -> Figure:
-    """Each layer's bitwidth after each pruning round."""
+    """Draw each layer's bitwidth after each pruning round."""
     epochs = prunings(logs)
     figure, ((ax,),) = axes()
     for name, style in zip(epochs[0]["bitwidths"], STYLES, strict=True):
@@ -115,7 +115,7 @@ def layers(logs: Path) -> Figure:
 
 
 def loss_aware(logs: Path) -> Figure:
-    """Training loss and accuracy over epochs at 1 and 2 bits."""
+    """Draw training loss and accuracy over epochs at 1 and 2 bits."""
     figure, grid = axes(2, 2, height=2.6, sharex=True)
     for column, bits in enumerate((1, 2)):
         (loss, accuracy) = grid[:, column]
@@ -137,7 +137,7 @@ def loss_aware(logs: Path) -> Figure:
 
 
 def against_bits(logs: Path, arms: dict[str, str]) -> Figure:
-    """Test error against average bitwidth: right after pruning, and after training again."""
+    """Draw test error against average bitwidth: right after pruning, and trained again."""
     figure, ((cut, trained),) = axes(1, 2, height=3.4, sharey=True)
     for (log, label), style in zip(arms.items(), STYLES, strict=False):
         points = events(logs / "ablations" / f"{log}.jsonl", "point")
@@ -156,7 +156,7 @@ def against_bits(logs: Path, arms: dict[str, str]) -> Figure:
 
 
 def plain_ticks(axis: Axis, limits: tuple[float, float]) -> None:
-    """1, 2, 5 and their tens on a logarithmic axis, in plain numbers."""
+    """Mark 1, 2, 5 and their tens on a logarithmic axis, in plain numbers."""
     ticks = [m * 10.0**power for power in range(-2, 4) for m in (1, 2, 5)]
     ticks = [tick for tick in ticks if limits[0] <= tick <= limits[1]]
     axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -164,7 +164,7 @@ def plain_ticks(axis: Axis, limits: tuple[float, float]) -> None:
 
 
 def structures(logs: Path) -> Figure:
-    """Reconstruction error against storage of the sketch of the trained weights."""
+    """Draw the sketch's error against its storage, for the trained weights."""
     sketches = events(logs / "ablations" / "structures_sketch.jsonl", "sketch")
     figure, (row,) = axes(1, 2, height=3.4, sharey=True)
     for ax, layer in zip(row, ("conv2.weight", "fc1.weight"), strict=True):
@@ -186,7 +186,7 @@ def structures(logs: Path) -> Figure:
 
 
 def size(logs: Path) -> Figure:
-    """Test accuracy against the packed file's bytes, beside what others published."""
+    """Draw test accuracy against the packed file's bytes, beside what others published."""
     figure, ((ax,),) = axes(height=4)
     short = sorted((logs / "ablations").glob("size_*.jsonl"))
     plot_sizes(ax, short, "short schedule, 6 bit down", STYLES[0])
@@ -213,7 +213,7 @@ def plot_sizes(ax: Axes, logs: Iterable[Path], label: str, style: dict) -> None:
 
 
 def file_bytes(log: Path, final: dict) -> int:
-    """Of the packed file. Seed 0's log is older and has the checkpoint's; its file lies beside."""
+    """Return the packed file's bytes; seed 0's log is older and has the checkpoint's."""
     older = log.name == "lenet5_seed0.jsonl"
     return log.with_name("lenet5.alq").stat().st_size if older else final["file_bytes"]
 

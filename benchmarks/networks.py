@@ -37,11 +37,12 @@ class Network:
     command_line: Callable[[], ArgumentParser]
 
     def default_flags(self) -> Namespace:
-        """The flags of the script that is called without any."""
+        """Return the flags of the script that is called without any."""
         return self.command_line().parse_args([])
 
 
 def of_resnet(net: str, title: str) -> Network:
+    """Return one of the two networks of `resnet.py`."""
     size = (3, 224, 224)
     return Network(title, size, 1000, resnet.recipe(net), partial(resnet.command_line, net))
 

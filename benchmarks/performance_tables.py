@@ -14,7 +14,7 @@ SETTLED = {name: name for name in AS_STARTED}
 
 
 def steps_tables(content: dict) -> dict[str, str]:
-    """Title -> table, from `steps.py --compile --naive --json`: each step over AMSGrad's."""
+    """Return titles and tables of each step over AMSGrad, from `steps.py --compile --naive`."""
     return {
         f"{kind} steps, AMSGrad and the naive step {where}": steps_table(
             content["rows"], end, names
@@ -25,7 +25,7 @@ def steps_tables(content: dict) -> dict[str, str]:
 
 
 def steps_table(rows: Sequence[dict], end: str, names: dict[str, str]) -> str:
-    """Steps whose names end in `end` over those of `names`; memory and sketch beside SETTLED."""
+    """Show the steps whose names end in `end`; beside SETTLED ones memory and sketch, too."""
     head = ["network", "bits", "AMSGrad ms", *(f"{step} x" for step in STEPS), "naive / basis"]
     lines = []
     for row in rows:
@@ -45,14 +45,14 @@ def steps_table(rows: Sequence[dict], end: str, names: dict[str, str]) -> str:
 
 
 def share_of_step(row: dict, end: str) -> float:
-    """Percent of a training step that its basis step takes."""
+    """Return the percent of a training step that its basis step takes."""
     seconds = row["seconds"]
     basis, passes = seconds["basis" + end], seconds["forward + backward" + (end and ", again")]
     return 100 * basis / (basis + passes + seconds["other parameters"])
 
 
 def share_table(content: dict) -> str:
-    """From `training_step.py --compile --json`."""
+    """Show the parts of a training step, from `training_step.py --compile`."""
     head = [
         "network", "bits", "batch", "forward + backward ms", "basis ms", "% of step",
         "compiled basis ms", "% of step",
@@ -71,7 +71,7 @@ def share_table(content: dict) -> str:
 
 
 def epoch_tables(contents: Sequence[dict]) -> list[str]:
-    """Seconds of each kind of epoch, and of the parts of a basis epoch, from `epoch.py --json`."""
+    """Show the seconds of each kind of epoch, and those of a basis epoch's parts."""
     kinds, parts = [], []
     for content in contents:
         name = "quantizer compiled" if "--compile" in content["arguments"] else "eager"
@@ -88,7 +88,7 @@ def epoch_tables(contents: Sequence[dict]) -> list[str]:
 
 
 def compile_table(content: dict) -> str:
-    """Seconds that the first basis step with L live bases takes, from `scaling.py --compile`."""
+    """Show how long the first basis step with L live bases takes, from `scaling.py --compile`."""
     first: dict[int, str] = {}
     for row in sorted(content["rows"], key=lambda row: row["bits"]):
         if row["threads"] == 1:  # the first row with so many bits is the one that compiles
@@ -97,7 +97,7 @@ def compile_table(content: dict) -> str:
 
 
 def scaling_table(content: dict) -> str:
-    """Nanoseconds a weight of each step at 4 bits, from `scaling.py --compile`."""
+    """Show each step's nanoseconds a weight at 4 bits, from `scaling.py --compile`."""
     most = max(row["threads"] for row in content["rows"])
     rows = [row for row in content["rows"] if (row["threads"], row["bits"]) == (most, 4)]
     rows = sorted({row["weights"]: row for row in rows}.items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +37,7 @@ class Stage:
     result: dict | None = None
 
     def said(self, key: str) -> list:
-        """What its commands' events say of `key`, each value once."""
+        """Return what its commands' events say of `key`, each value once."""
         return list(dict.fromkeys(command.get(key) for command in self.commands))
 
 
@@ -52,18 +51,18 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether all three stages have come to their end."""
+        """Tell whether all three stages have come to their end."""
         return all(name in self.stages and self.stages[name].result for name in STAGES)
 
     @property
     def default(self) -> bool:
-        """Whether the command of every stage had the flags of the default schedule."""
+        """Tell whether the commands of all stages had the flags of the default schedule."""
         commands = [command for stage in self.stages.values() for command in stage.commands]
         return all(has_default_flags(command["net"], command["flags"]) for command in commands)
 
     @property
     def final(self) -> dict:
-        """The result of post-training."""
+        """Return the result of post-training."""
         return self.stages["posttrain"].result
 
     def take(self, command: dict) -> None:
@@ -82,7 +81,7 @@ class Run:
 
 
 def read_events(log: Path) -> list[dict]:
-    """The events in a log; a torn last line, of a killed process, is left out.
+    """Return the events in a log; a torn last line, of a killed process, is left out.
 
     Raises: InputError names the file and the line that is none of a log.
     """
@@ -103,7 +102,7 @@ def read_events(log: Path) -> list[dict]:
 
 
 def read_run(log: Path) -> Run:
-    """The run of one of the scripts that `log` tells of; without stages if of another program.
+    """Return the run that `log` tells of; it has no stages if no script's command made it.
 
     Raises: InputError names the file and the line that cannot be read.
     """
@@ -119,13 +118,13 @@ def read_run(log: Path) -> Run:
 
 
 def check_fields(event: dict, kind: str, where: str) -> None:
-    """InputError if an event lacks a field that its kind has."""
+    """Raise InputError if an event lacks a field that its kind has."""
     if lacking := [name for name in NEEDED[kind] if name not in event]:
         raise InputError(f"{where}: the event '{event['event']}' has no '{lacking[0]}'")
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """The finished runs in a folder of logs, by name.
+    """Return the finished runs in a folder of logs, by name.
 
     Raises: InputError if the folder holds no logs, or something else under a log's name.
     """
@@ -138,7 +137,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def has_default_flags(net: str, flags: dict) -> bool:
-    """Whether a command's flags are the defaults of its script, but for those that MAY_DIFFER.
+    """Tell whether a command's flags are its script's defaults, but for those that MAY_DIFFER.
 
     A flag that the script does not know is none of its defaults. One that the log does not know
     came later, and is off unless it is given.
@@ -151,8 +150,3 @@ def has_default_flags(net: str, flags: dict) -> bool:
         for name, value in flags.items()
         if name not in MAY_DIFFER
     )
-
-
-def default_runs(runs: Iterable[Run]) -> list[Run]:
-    """Those with the default schedule in all stages."""
-    return [run for run in runs if run.default]

@@ -35,7 +35,7 @@ STEPS = {"basis": "o-", "basis compiled": "D-", "coordinate": "s--", "amsgrad": 
 
 
 def measure(weights: float, bits: int, repeats: int, compile: bool) -> dict:
-    """Median seconds of each step on one layer."""
+    """Return the median seconds of each step on one layer."""
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Conv1d(N, max(1, round(weights / N)), 1, bias=False))
     (weight,) = alq.quantize(layer, "pixelwise", max_bit=bits)
@@ -64,7 +64,7 @@ def measure(weights: float, bits: int, repeats: int, compile: bool) -> dict:
 
 
 def plot(rows: list[dict], weights: float, path: Path) -> None:
-    """Both sweeps; filled markers: the most threads, open ones: fewer."""
+    """Draw both sweeps; filled markers: the most threads, open ones: fewer."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")

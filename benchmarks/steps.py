@@ -30,20 +30,19 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
-from alq.machine.arithmetic import settle_cpu
 from alq.method.codes import sign_table
 from alq.method.loss_model import pseudo_gradient_and_hessian, update_moments
 from alq.method.network import quantizable
 from networks import NETWORKS
 from performance_tables import AS_STARTED, steps_tables
-from timing import add_flags, give_gradients, machine, network, prune_to, timing, write_figures
+from timing import add_flags, give_gradients, network, prune_to, settle, timing, write_figures
 
 
 @torch.no_grad()
 def naive_basis_step(
     weight: alq.MultiBitWeight, g: Tensor, moments: Tensor, lr: float, at_once: int | None
 ) -> None:
-    """The basis step as first written down: every weight against all 2^I levels, B as floats.
+    """Take the basis step as first written down: all 2^I levels for every weight, B as floats.
 
     `at_once` bounds the number of distances in memory.
     """
@@ -66,7 +65,7 @@ def naive_basis_step(
 
 
 def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """Largest memory that `step` holds on top of what there was before it."""
+    """Return the largest memory that `step` holds on top of what there was before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -84,7 +83,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
 
 
 def amsgrad_steps(tensors: list[Tensor]) -> dict[str, Callable[[], object]]:
-    """torch's two ways, each on tensors of its own with the gradients of `tensors`."""
+    """Return torch's two ways, each on tensors of its own with the gradients of `tensors`."""
     copies = [tensor.clone() for tensor in tensors]
     for copy, tensor in zip(copies, tensors, strict=True):
         copy.grad = tensor.grad.clone()
@@ -95,7 +94,7 @@ def amsgrad_steps(tensors: list[Tensor]) -> dict[str, Callable[[], object]]:
 
 
 def naive_step(weights: list[alq.MultiBitWeight], at_once: int | None) -> Callable[[], None]:
-    """`naive_basis_step` of all of them, with moments of its own."""
+    """Return `naive_basis_step` of all of them, with moments of its own."""
     moments = [weight.alpha.new_zeros(3, weight.G, weight.n) for weight in weights]
 
     def step() -> None:
@@ -106,6 +105,7 @@ def naive_step(weights: list[alq.MultiBitWeight], at_once: int | None) -> Callab
 
 
 def steps_of(optimizer: alq.ALQ) -> dict[str, Callable[[], None]]:
+    """Return the four steps by name."""
     return {
         "basis": optimizer.basis_step,
         "ste": optimizer.ste_step,
@@ -115,7 +115,7 @@ def steps_of(optimizer: alq.ALQ) -> dict[str, Callable[[], None]]:
 
 
 def measure_as_torch_starts(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of what the steps are compared with, without `settle_cpu`.
+    """Return the seconds of what the steps are compared with, without `settle_cpu`.
 
     To be called in a new process: what it did before decides what memory it keeps.
     """
@@ -131,7 +131,7 @@ def measure_as_torch_starts(name: str, args: argparse.Namespace) -> dict[str, fl
 
 
 def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
-    """All figures of one network at one average bitwidth."""
+    """Return all figures of one network at one average bitwidth."""
     seconds_of = timing(args)
     model, sketch = network(name, args.device)
     seconds = seconds_of({"sketch": sketch}, 1)
@@ -165,6 +165,7 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
 
 
 def show(row: dict) -> None:
+    """Print one network's figures."""
     print(
         f"\n{row['network']}: {row['weights'] / 1e6:.2f} M weights, max_bit {row['max_bit']}, "
         f"{row['bitwidth']:.2f} bits on average"
@@ -188,8 +189,7 @@ def main() -> None:
         return
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
         started = list(pool.map(partial(measure_as_torch_starts, args=args), args.network))
-    settle_cpu()
-    print(machine(torch.device(args.device)))
+    settle(args)
     rows = []
     for name, as_torch_starts in zip(args.network, started, strict=True):
         for bits in args.bits:

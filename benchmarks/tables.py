@@ -26,7 +26,7 @@ PUBLISHED_RUNS = ROOT / "checkpoints" / "published"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -35,14 +35,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def spread(values: Iterable[float], form: str) -> str:
-    """Mean, and the standard deviation of several runs."""
+    """Return the mean and, of several runs, the standard deviation."""
     values = list(values)
     mean = format(statistics.mean(values), form)
     return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
 
 
 def results_table(runs: Iterable[Run]) -> str:
-    """Per network: the published row, and that of the `runs` of the default schedule."""
+    """Show for each network the published row, and that of the default schedule's runs."""
     head = ["network, data", "", "bits", "weights", "top-1 %", "full precision %", "runs", "logs"]
     runs = [run for run in runs if run.default]
     rows = []
@@ -57,7 +57,7 @@ def results_table(runs: Iterable[Run]) -> str:
 
 
 def measured_row(runs: list[Run]) -> list[str]:
-    """The row of one network's runs."""
+    """Return the row of one network's runs."""
     final = [run.final for run in runs]
     return [
         "",
@@ -72,7 +72,7 @@ def measured_row(runs: list[Run]) -> list[str]:
 
 
 def differing(run: Run) -> str:
-    """In what the stages of a run were computed differently, in brackets, if in anything."""
+    """Say in brackets in what the stages of a run were computed differently, if in anything."""
     found = [
         key
         for key in ("device", "threads", "processes", "commit")
@@ -82,12 +82,13 @@ def differing(run: Run) -> str:
 
 
 def stages_table(runs: Iterable[Run]) -> str:
-    """When, where and for how long each stage of each run was computed."""
+    """Show when, where and for how long each stage of each run was computed."""
     head = ["log", "schedule", "stage", "begun", "device", "threads", "commit", "hours"]
     return table(head, [stage_row(run, name) for run in runs for name in STAGES])
 
 
 def stage_row(run: Run, name: str) -> list[str]:
+    """Return the row of one stage; the first one's names the run."""
     stage: Stage = run.stages[name]
     first = name == STAGES[0]
     return [
@@ -101,7 +102,7 @@ def stage_row(run: Run, name: str) -> list[str]:
 
 
 def recipe_table(folder: Path) -> str:
-    """What each extra gains over the run without any, from `folder`/recipe_*.jsonl."""
+    """Show what each extra gains over the run without any, from `folder`/recipe_*.jsonl."""
     rows: list[list[str]] = []
     logs = sorted(folder.glob("recipe_*.jsonl"), key=lambda log: log.stem != "recipe_plain")
     plain: dict = {}
@@ -120,7 +121,7 @@ def recipe_table(folder: Path) -> str:
 
 
 def plain_text(value: object) -> str:
-    """A flag's value as it is typed."""
+    """Return a flag's value as it is typed."""
     if isinstance(value, list):
         return " ".join(map(str, value))
     return "" if value is True else str(value)

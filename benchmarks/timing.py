@@ -19,13 +19,14 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
+from alq.machine.arithmetic import settle_cpu
 from networks import NETWORKS
 
 
 def times(
     steps: dict[str, Callable[[], object]], repeats: int, sync: Callable[[], None], clock: Callable
 ) -> dict[str, float]:
-    """Median seconds of each step; they take turns, after one round that is not counted."""
+    """Return the median seconds of steps that take turns, after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, step in steps.items():
@@ -38,7 +39,7 @@ def times(
 
 
 def timing(args: argparse.Namespace) -> Callable[..., dict[str, float]]:
-    """`times` with the flags' device, threads and clock: of steps and the number of repeats."""
+    """Set the threads; return `times` with the flags' device and clock."""
     if args.threads:
         torch.set_num_threads(args.threads)
     sync = torch.cuda.synchronize if torch.device(args.device).type == "cuda" else lambda: None
@@ -46,8 +47,16 @@ def timing(args: argparse.Namespace) -> Callable[..., dict[str, float]]:
     return partial(times, sync=sync, clock=clock)
 
 
+def settle(args: argparse.Namespace) -> None:
+    """Set the process up as the scripts do, and print what its figures depend on."""
+    settle_cpu()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print(machine(torch.device(args.device)))
+
+
 def add_flags(parser: argparse.ArgumentParser, repeats: int) -> None:
-    """The flags of the scripts that time the steps of several networks."""
+    """Add the flags of the scripts that time the steps of several networks."""
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--bits", nargs="+", default=["max", "2"], help="'max' or an average")
     parser.add_argument(
@@ -64,7 +73,7 @@ def add_flags(parser: argparse.ArgumentParser, repeats: int) -> None:
 
 
 def network(name: str, device: str) -> tuple[nn.Module, Callable[[], list[alq.MultiBitWeight]]]:
-    """The network as the scripts hold it, and the function that sketches it by their defaults."""
+    """Return the network as the scripts hold it, and what sketches it by their defaults."""
     flags = NETWORKS[name].default_flags()
     torch.manual_seed(0)
     model = NETWORKS[name].recipe.network()
@@ -73,7 +82,7 @@ def network(name: str, device: str) -> tuple[nn.Module, Callable[[], list[alq.Mu
 
 
 def give_gradients(tensors: list[Tensor]) -> list[Tensor]:
-    """The tensors, with random gradients."""
+    """Return the tensors, with random gradients."""
     for tensor in tensors:
         tensor.grad = 1e-2 * torch.randn_like(tensor)
     return tensors
@@ -86,7 +95,7 @@ def prune_to(bits: str, optimizer: alq.ALQ) -> None:
 
 
 def machine(device: torch.device) -> str:
-    """What a figure depends on, for its reader."""
+    """Describe what a figure depends on."""
     return (
         f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, "
         f"{platform.processor() or platform.machine()}"
@@ -94,7 +103,7 @@ def machine(device: torch.device) -> str:
 
 
 def write_figures(path: Path, device: torch.device, **figures: object) -> None:
-    """Figures as JSON, with the machine, its load in the last minutes and the command's flags."""
+    """Write figures as JSON, with the machine, its load of late and the command's flags."""
     where = {
         "machine": machine(device),
         "load of the last 1, 5 and 15 minutes": [round(load, 2) for load in os.getloadavg()],

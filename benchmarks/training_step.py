@@ -23,14 +23,13 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
-from alq.machine.arithmetic import settle_cpu
 from networks import NETWORKS
 from performance_tables import share_of_step, share_table
-from timing import add_flags, machine, network, prune_to, timing, write_figures
+from timing import add_flags, network, prune_to, settle, timing, write_figures
 
 
 def forward_backward(model: nn.Module, name: str, count: int) -> Callable[[], None]:
-    """A step's forward and backward pass on `count` random pictures."""
+    """Return a step's forward and backward pass on `count` random pictures."""
     x = torch.randn(count, *NETWORKS[name].picture, device=next(model.parameters()).device)
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.randint(NETWORKS[name].classes, (count,), device=x.device)
@@ -43,7 +42,7 @@ def forward_backward(model: nn.Module, name: str, count: int) -> Callable[[], No
 
 
 def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
-    """Seconds of the parts of a training step of one network at one average bitwidth."""
+    """Return the seconds of a training step's parts, of one network at one average bitwidth."""
     seconds_of = timing(args)
     batch = args.batch or NETWORKS[name].default_flags().batch_size
     model, sketch = network(name, args.device)
@@ -78,8 +77,7 @@ def main() -> None:
     if args.table:
         print(share_table(json.loads(args.table.read_text())))
         return
-    settle_cpu()
-    print(machine(torch.device(args.device)))
+    settle(args)
     rows = []
     for name in args.network:
         for bits in args.bits:

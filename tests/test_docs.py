@@ -75,6 +75,16 @@ def test_a_command_is_understood(document: Path, match: re.Match, monkeypatch, t
     script.main(shlex.split(match[2].replace("\\\n", " "), comments=True))
 
 
+def test_a_line_that_the_code_names_is_in_the_method() -> None:
+    lines = re.findall(
+        r"^    ([A-Z]\d)    ", (ROOT / "docs" / "method.md").read_text(), re.MULTILINE
+    )
+    assert len(lines) == len(set(lines)) > 30
+    code = "".join(path.read_text() for path in (ROOT / "alq" / "method").glob("*.py"))
+    named = set(re.findall(r"# ([A-Z]\d)\b", code))
+    assert named and named <= set(lines)
+
+
 def test_the_defaults_of_the_method_are_those_of_the_scripts() -> None:
     text = (ROOT / "docs" / "method.md").read_text()
     rows = re.findall(r"^\| `--(\w+)` \| (\S*) ?\| (\S*) ?\| (\S*) ?\|$", text, re.MULTILINE)

@@ -83,6 +83,21 @@ def test_only_training_pictures_change_and_only_with_seed_and_epoch(pictures) ->
     assert torch.equal(val[0][0], expected)
 
 
+def test_an_error_in_training_ends_the_process_and_its_workers(pictures) -> None:
+    lines = f"""
+import torch
+from argparse import Namespace
+from pathlib import Path
+from alq.data import imagenet
+args = Namespace(data=Path({str(pictures)!r}), batch_size=4, workers=1, device=torch.device("cpu"))
+batches = iter(imagenet.load_test(args))
+next(batches)
+raise RuntimeError("out of memory")
+"""
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 1 and done.stderr.endswith("RuntimeError: out of memory\n")
+
+
 def test_folders_that_do_not_fit_say_how_to_arrange_them(pictures) -> None:
     shutil.rmtree(pictures / "val" / "n10000001")
     with pytest.raises(InputError, match="'n10000001' is in one of them only"):

@@ -5,6 +5,7 @@ torchvision's ImageFolder finds them, torch's DataLoader reads them.
 
 from __future__ import annotations
 
+import atexit
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,7 +148,7 @@ class PictureLoader(Loader):
         order, generator = self.draw_order()
         seeds = torch.randint(2**62, (self.count,), generator=generator)
         items = list(zip(order.tolist(), seeds.tolist(), strict=True))
-        batches = DataLoader(
+        loader = DataLoader(
             self.pictures,
             batch_sampler=[items[share.part] for share in self.shares[self.first :]],
             num_workers=self.workers,
@@ -155,10 +156,17 @@ class PictureLoader(Loader):
             generator=torch.Generator(),  # its own, so that reading leaves torch's alone
             pin_memory=self.device.type == "cuda",
         )
+        # Workers end with the only reference to their reader. After an error Python would hold it
+        # at exit, ask them by SIGTERM, which they ignore, and wait for ever.
+        reader = [iter(loader)]
+        atexit.register(reader.clear)
         try:
-            for x, y in batches:
-                x = x.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-                yield x, y.to(self.device, non_blocking=True)
+            while batch := next(reader[0], None):
+                x, y = (part.to(self.device, non_blocking=True) for part in batch)
+                yield x.contiguous(memory_format=torch.channels_last), y
         except InputError as error:  # from a worker it comes with the worker's whole traceback
             line = str(error).strip().splitlines()[-1]
             raise InputError(line.removeprefix("alq.errors.InputError: ")) from error
+        finally:
+            atexit.unregister(reader.clear)
+            reader.clear()

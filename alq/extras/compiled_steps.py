@@ -41,11 +41,12 @@ VERSIONS = 64  # of one kernel that torch may make: one for each L and kind of s
 
 
 def basis_step(
-    groups: Groups, w0: Tensor, w_hat: Tensor, t: int, amsgrad: AMSGrad, move_base: bool
-) -> None:
+    groups: Groups, w0: Tensor, w_hat: Tensor, t: int, amsgrad: AMSGrad, move_base: bool,
+    ridge: float | None = None,
+) -> None:  # fmt: skip
     """Do what `steps.basis_step` does."""
     if not can_compile(groups):
-        steps.basis_step(groups, w0, w_hat, t, amsgrad, move_base)
+        steps.basis_step(groups, w0, w_hat, t, amsgrad, move_base, ridge)
         return
     tables: tuple[Tensor, ...] = (sort_rows(level_keys(groups.alpha, groups.live)),)
     if groups.live.shape[1] > MAX_INLINE_BASES:
@@ -55,7 +56,7 @@ def basis_step(
         column_of_ones(groups), *amsgrad.betas,
         *bias_corrections(t, amsgrad.lr, amsgrad.betas), amsgrad.eps, move_base,
     )  # fmt: skip
-    alpha = solve_and_rebuild(sums, groups.alpha, groups.live, groups.codes, w_hat)
+    alpha = solve_and_rebuild(sums, groups.alpha, groups.live, groups.codes, w_hat, ridge)
     groups.alpha.copy_(alpha)
 
 
@@ -194,7 +195,7 @@ def nearest_and_sums(
 
 @kernel
 def solve_and_rebuild(
-    sums: Tensor, alpha: Tensor, live: Tensor, codes: Tensor, w_hat: Tensor
+    sums: Tensor, alpha: Tensor, live: Tensor, codes: Tensor, w_hat: Tensor, ridge: float | None
 ) -> Tensor:
     """Solve for alpha (G, L) with `nearest_and_sums`' sums, as `steps.solve_coordinates` does.
 
@@ -202,9 +203,13 @@ def solve_and_rebuild(
     """
     L = alpha.shape[1]
     exists = live.unbind(1)  # L times (G,)
-    products, total, pairs = sums[:, :L].unbind(1), sums[:, L], iter(sums[:, L + 1 :].unbind(1))
+    products = list(sums[:, :L].unbind(1))
+    total, pairs = sums[:, L], iter(sums[:, L + 1 :].unbind(1))  # (G,) each
+    R = total * RIDGE if ridge is None else torch.full_like(total, ridge)  # (G,)
+    if ridge is None:
+        products = [x + R * a for x, a in zip(products, alpha.unbind(1), strict=True)]
     b = [torch.where(e, x, 0.0) for e, x in zip(exists, products, strict=True)]
-    A = {(i, i): torch.where(exists[i], total, 1.0) + RIDGE for i in range(L)}
+    A = {(i, i): torch.where(exists[i], total + R, 1.0) for i in range(L)}
     for i in range(L):
         for j in range(i):
             A[i, j] = torch.where(exists[i] & exists[j], next(pairs), 0.0)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..method.network import is_weight, restore
+from ..method.network import matrix_names, restore, uncompiled
 from ..method.weight import MultiBitWeight
 from .bits import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weights
 from .checkpoint import first_difference
@@ -160,14 +159,16 @@ def explain_damage(path: str | Path) -> Iterator[None]:
 def untied_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the model's own parameters and buffers by name; of tied ones one name only.
 
-    The name is that under which `quantize` takes it: the first that ends in `weight`, if any does.
+    The name is that under which `quantize` takes it, if it does.
     """
+    model = uncompiled(model)
+    matrices = matrix_names(model)
     state: dict[int, tuple[str, Tensor]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
         if not isinstance(value, Tensor):
             raise InputError(f"{name}: is no tensor, and a packed file holds nothing else")
         taken = state.get(id(value), ("",))[0]
-        if not taken or (is_weight(name) and not is_weight(taken)):
+        if not taken or (name in matrices and taken not in matrices):
             state[id(value)] = name, value
     return dict(state.values())
 
@@ -233,7 +234,7 @@ def decode_container(content: bytes, path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path} is not an ALQ packed file; --POSTTRAIN makes one, ending .alq")
     try:
         tensors = safetensors.torch.load(content)
-        (length,) = struct.unpack("<Q", content[:8])
+        length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, *DECODING_ERRORS) as error:
         raise InputError(f"{path} is truncated or damaged ({error}); copy it again") from error

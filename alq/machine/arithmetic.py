@@ -10,6 +10,8 @@ from functools import wraps
 
 import torch
 
+from .interruption import delayed_interrupt
+
 # glibc's mallopt (malloc.h): what is freed at the heap's top is given back above TRIM bytes, and
 # what is larger than MMAP bytes is mapped anew each time.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -55,11 +57,12 @@ def float32_products(device: torch.device) -> Iterator[None]:
 
 
 def optimizer_step(step: Callable) -> Callable:
-    """Decorate a step of `ALQ`: no autograd, and `float32_products` on the weights' device."""
+    """Decorate a step of `ALQ`: no autograd, float32 products, and no Ctrl-C half way through."""
 
     @wraps(step)
     def guarded(self, *arguments: object, **named: object) -> None:
-        with torch.no_grad(), float32_products(self.weights[0].parameter.device):
+        device = self.weights[0].parameter.device
+        with torch.no_grad(), delayed_interrupt(), float32_products(device):
             step(self, *arguments, **named)
 
     return guarded

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Sequence
+from numbers import Integral, Number
 from typing import Any
 
 from torch import nn
@@ -17,8 +19,20 @@ from .weight import MultiBitWeight
 Skip = Collection[str] | Callable[[str, nn.Parameter], bool]
 
 
+# Layers whose `weight` scales values one by one, and multiplies nothing.
+SCALES = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU)
+# What recurrent layers and attention call the matrices that they multiply by.
+RECURRENT = ("weight_ih", "weight_hh", "weight_hr")
+ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
 def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
-    """Return the tensors named `weight` with more than one dimension, in their order.
+    """Return the parameters that the model's layers multiply by, in `named_parameters` order.
+
+    These are all named `weight` with two or more dimensions (linear layers, convolutions,
+    embeddings, layers of one's own), but for those of `SCALES`; and the matrices of recurrent
+    layers and of attention, which have other names. What a reparametrisation computes, such as the
+    weight of `weight_norm`, `spectral_norm` or `torch.nn.utils.prune`, is no parameter.
 
     A parameter that modules share appears once, under the first of its names, and is left out if
     `skip` takes any of them.
@@ -26,27 +40,43 @@ def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
     Raises: InputError for a name in `skip` that no parameter has, and for a lazy layer that has
     not seen its first batch.
     """
+    model = uncompiled(model)
     names: dict[nn.Parameter, list[str]] = {}  # all names of each parameter
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     skipped = _predicate(skip, {name for aliases in names.values() for name in aliases})
+    matrices = matrix_names(model)
     chosen = {}
     for parameter, aliases in names.items():
-        weights = [name for name in aliases if is_weight(name)]
+        weights = [name for name in aliases if name in matrices]
         if not weights or any(skipped(name, parameter) for name in aliases):
             continue
         if isinstance(parameter, UninitializedParameter):
             raise InputError(
                 f"{weights[0]}: has no shape yet; pass a batch through the model first"
             )
-        if parameter.dim() > 1:
+        if parameter.dim() > 1 and parameter.numel():
             chosen[weights[0]] = parameter
     return chosen
 
 
-def is_weight(name: str) -> bool:
-    """Return whether a parameter's own name is `weight`."""
-    return name.rpartition(".")[2] == "weight"
+def uncompiled(model: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile` wrapped, whose parameters have their own names."""
+    return getattr(model, "_orig_mod", model)
+
+
+def matrix_names(model: nn.Module) -> set[str]:
+    """Return all names of parameters that are matrices by their layer and their own name."""
+    found = set()
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, _ in module.named_parameters(recurse=False):
+            if (
+                (name == "weight" and not isinstance(module, SCALES))
+                or (isinstance(module, nn.RNNBase | nn.RNNCellBase) and name.startswith(RECURRENT))
+                or (isinstance(module, nn.MultiheadAttention) and name in ATTENTION)
+            ):
+                found.add(f"{path}.{name}" if path else name)
+    return found
 
 
 def _predicate(skip: Skip, names: set[str]) -> Callable[[str, nn.Parameter], bool]:
@@ -60,7 +90,7 @@ def _predicate(skip: Skip, names: set[str]) -> Callable[[str, nn.Parameter], boo
 
 def transposed_groups(model: nn.Module, name: str) -> int:
     """Return the groups of the transposed convolution that parameter `name` is of, else 0."""
-    module = model.get_submodule(name.rpartition(".")[0])
+    module = uncompiled(model).get_submodule(name.rpartition(".")[0])
     transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     return module.groups if isinstance(module, transposed) else 0
 
@@ -89,7 +119,21 @@ def quantize(
     ]
     for weight in weights:
         weight.write()
+        _warn_if_larger(weight)
     return weights
+
+
+def _warn_if_larger(weight: MultiBitWeight) -> None:
+    """Warn where the coordinates of small groups take more bytes than the weights in float32."""
+    full = 4 * weight.grouping.numel
+    if weight.storage_bytes > full:
+        warnings.warn(
+            f"{weight.name}: its groups of {weight.n} weights take "
+            f"{weight.storage_bytes:.0f} bytes at {weight.bitwidth:.3g} bit, "
+            f"more than the {full} of float32; choose larger groups "
+            "(structure, subc), a smaller max_bit, or leave it out with skip=",
+            stacklevel=3,
+        )
 
 
 def groupings(
@@ -117,6 +161,8 @@ def groupings(
     found = {}
     for name, asked, parts, bit in zip(names, structures, pieces, bits, strict=True):
         transposed = transposed_groups(model, name)
+        bit = whole_number(name, "max_bit", bit)
+        parts = parts if parts is None else whole_number(name, "subc", parts)
         grouping = make_grouping(name, tuple(parameters[name].shape), asked, parts, transposed)
         found[name] = grouping, bit
     return found
@@ -134,6 +180,10 @@ def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
     weights = []
     for state in states:
         parameter = parameters[state["name"]]
+        if parameter.is_meta:
+            raise InputError(
+                f"{state['name']}: has no memory; use model.to_empty(device=...) first"
+            )
         grouping = make_grouping(
             state["name"],
             tuple(parameter.shape),
@@ -149,8 +199,13 @@ def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
 
 def per_layer(option: str, value: Any, names: Sequence[str]) -> list:
     """Return `value` for each of the layers `names`; InputError if a list has another length."""
-    if value is None or isinstance(value, (str, int)):
+    if value is None or isinstance(value, str | Number):
         return [value] * len(names)
+    if not isinstance(value, Sequence):
+        raise InputError(
+            f"{option}: is a {type(value).__name__}; give one value for all layers or a list, in "
+            f"the order {', '.join(names)}"
+        )
     if len(value) != len(names):
         raise InputError(
             f"{option}: {len(value)} values for {len(names)} quantized layers "
@@ -158,6 +213,13 @@ def per_layer(option: str, value: Any, names: Sequence[str]) -> list:
             option,
         )
     return list(value)
+
+
+def whole_number(name: str, option: str, value: Any) -> int:
+    """Return `value` of layer `name` as an int; InputError if it is none."""
+    if isinstance(value, Integral):
+        return int(value)
+    raise InputError(f"{name}: {option} {value!r} is no whole number")
 
 
 def average_bitwidth(weights: Sequence[MultiBitWeight]) -> float:

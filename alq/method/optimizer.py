@@ -36,6 +36,8 @@ class ALQ(Optimizer):
         lr: learning rate.  betas, eps: of AMSGrad.
         weight_decay: wd above, on the coordinates.
         generator: of the random rounding in `prune_step`, on the CPU; None takes torch's own.
+        ridge: of the solve for alpha. None pulls what the bases do not determine to the present
+            alpha, by a share of the group's own h; a number is the published ridge, towards 0.
     """
 
     arithmetic: Any = steps  # a module with BLOCK, basis_step, coordinate_gradients and rebuild
@@ -48,6 +50,7 @@ class ALQ(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         generator: torch.Generator | None = None,
+        ridge: float | None = None,
     ) -> None:
         if not lr >= 0:
             raise InputError(f"lr {lr}: must be 0 or more")
@@ -57,8 +60,13 @@ class ALQ(Optimizer):
             raise InputError(f"eps {eps}: must be above 0, as h is divided by")
         if not weight_decay >= 0:
             raise InputError(f"weight_decay {weight_decay}: must be 0 or more")
+        if ridge is not None and not ridge > 0:
+            raise InputError(f"ridge {ridge}: must be above 0, or None for a relative one")
         self.weights = list(weights)
+        if len({weight.parameter for weight in self.weights}) < len(self.weights):
+            raise InputError("weights: one of them is given twice; give each once")
         self.generator = generator
+        self.ridge = ridge
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([weight.parameter for weight in self.weights], defaults)
         for weight in self.weights:
@@ -158,19 +166,10 @@ class ALQ(Optimizer):
         group = self.param_groups[0]
         return AMSGrad(group["lr"], group["betas"], group["eps"])
 
-    @property
-    def steps_done(self) -> int:
-        """Steps taken since the moments were 0, of whatever kind."""
-        return self.state[self.weights[0].parameter]["step"]
-
     def _layers(self) -> Iterator[tuple[MultiBitWeight, dict]]:
         """Yield each weight and its state, once all are known to have a gradient."""
         for weight in self.weights:
-            if weight.parameter.grad is None:
-                raise InputError(
-                    f"{weight.name}: no gradient; call backward() before the step, "
-                    "or leave the layer out with skip= if no batch reaches it"
-                )
+            _check_ready(weight)
         for weight in self.weights:
             yield weight, self.state[weight.parameter]
 
@@ -179,7 +178,7 @@ class ALQ(Optimizer):
         gradient = weight.parameter.grad
         assert gradient is not None  # `_layers` has looked
         return Groups(
-            g=weight.grouping.to_groups(gradient),
+            g=weight.grouping.to_groups(gradient.to_dense()),
             m=state["m"],
             v=state["v"],
             v_max=state["v_max"],
@@ -202,8 +201,9 @@ class ALQ(Optimizer):
         state["alpha_moments"] = None
         for block in self._blocks(weight):
             self.arithmetic.basis_step(
-                groups[block], w0[block], w_hat[block], state["step"], self.amsgrad, move_base
-            )
+                groups[block], w0[block], w_hat[block], state["step"], self.amsgrad, move_base,
+                self.ridge,
+            )  # fmt: skip
         weight.alpha = weight.at_own_places(groups.alpha)
         weight.write(w_hat)
 
@@ -236,6 +236,10 @@ class ALQ(Optimizer):
 
     # ------------------------------------------------------------------------ saving
 
+    def __getstate__(self) -> dict:
+        """Return what copies and pickles take: torch's own leave out all that is not torch's."""
+        return vars(self).copy()
+
     def state_dict(self) -> dict:
         """Return all that the next step depends on: moments, counters, B, alpha, mask, w0."""
         generator = None if self.generator is None else self.generator.get_state()
@@ -262,6 +266,21 @@ class ALQ(Optimizer):
             group.update({k: v for k, v in values.items() if k != "params"})
         if self.generator is not None and state_dict["generator"] is not None:
             self.generator.set_state(state_dict["generator"])
+
+
+def _check_ready(weight: MultiBitWeight) -> None:
+    """Raise InputError unless the weight has a gradient, and is what it was when quantized."""
+    if weight.parameter.grad is None:
+        raise InputError(
+            f"{weight.name}: no gradient; call backward() before the step, "
+            "or leave the layer out with skip= if no batch reaches it"
+        )
+    now, then = ((x.dtype, x.device) for x in (weight.parameter, weight.alpha))
+    if now != then:
+        raise InputError(
+            f"{weight.name}: was {then[0]} on {then[1]} when it was quantized and is {now[0]} on "
+            f"{now[1]}; convert and move the model before alq.quantize"
+        )
 
 
 def _copied(x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from .codes import (
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .nearest import nearest_codes
 
-RIDGE = 1e-6  # R of the coordinate solve
+RIDGE = 1e-4  # R of the coordinate solve, as a share of the sum of h over a group
 BLOCK: int | None = None  # weights worked on at a time; None takes the device's number
 
 
@@ -64,8 +64,9 @@ class Groups:
 
 
 def basis_step(
-    groups: Groups, w0: Tensor, w_hat: Tensor, t: int, amsgrad: AMSGrad, move_base: bool
-) -> None:
+    groups: Groups, w0: Tensor, w_hat: Tensor, t: int, amsgrad: AMSGrad, move_base: bool,
+    ridge: float | None = None,
+) -> None:  # fmt: skip
     """Optimise the bases, then the coordinates, from base point `w0`; write `w_hat`, both (G, n).
 
     `t` counts the updates of the moments. In an STE step the base point moves: w0 = w0 - p/h.
@@ -73,7 +74,7 @@ def basis_step(
     # B1  moments of the gradient; p and h of the loss model
     update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
     p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, t, *amsgrad)
-    codes, alpha, product, target = optimise_bases(w0, p, h, groups.alpha, groups.live)
+    codes, alpha, product, target = optimise_bases(w0, p, h, groups.alpha, groups.live, ridge)
     groups.codes.copy_(codes)
     groups.alpha.copy_(alpha)
     w_hat.copy_(product)
@@ -82,11 +83,11 @@ def basis_step(
 
 
 def optimise_bases(
-    w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor
+    w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor, ridge: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Optimise B with alpha fixed, then alpha with B fixed, from base point `w0`.
 
-    Arguments: w0, p, h (G, n); alpha, live (G, L).
+    Arguments: w0, p, h (G, n); alpha, live (G, L); ridge as in `solve_coordinates`.
     Returns: codes (G, n) uint8, alpha (G, L), w_hat (G, n), target (G, n).
     """
     # B2  target = w0 - p/h, where the loss model is least if nothing binds
@@ -97,7 +98,7 @@ def optimise_bases(
     index = codes.long()
 
     # B4  alpha = argmin_a (B^T a - w0).p + 1/2 (B^T a - w0).(h*(B^T a - w0))
-    solved = solve_coordinates(index, live, w0, p, h)  # (G, L)
+    solved = solve_coordinates(index, live, w0, p, h, alpha, ridge)  # (G, L)
     alpha = finite_or(alpha, solved)
 
     # B5  w_hat = B^T alpha
@@ -108,25 +109,37 @@ def optimise_bases(
     return codes.to(torch.uint8).bitwise_xor_(flipped), alpha.abs(), w_hat, target
 
 
-def solve_coordinates(index: Tensor, live: Tensor, w0: Tensor, p: Tensor, h: Tensor) -> Tensor:
-    """Solve (B diag(h) B^T + R) alpha = B (h*w0 - p) for alpha (G, L), 0 where not live.
+def solve_coordinates(
+    index: Tensor, live: Tensor, w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor,
+    ridge: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Solve (B diag(h) B^T + R) a = B (h*w0 - p) + R alpha for a (G, L), 0 where not live.
 
-    R adds 1e-6 to the diagonal, and 1 more where a coordinate is not live. Element (i, j) of
-    B diag(h) B^T is the sum of h over the 2^L codes, each times its signs i and j.
+    R is diagonal, `RIDGE` times the group's sum of h: a group that bases do not determine stays
+    near its present alpha, one without gradient stays where it is, and the scale of the loss does
+    not matter. A number `ridge` is the published rule: R = ridge, and nothing pulls to alpha.
+
+    Element (i, j) of B diag(h) B^T is the sum of h over the 2^L codes, each times its signs i and
+    j. The diagonal is 1 where a coordinate is not live.
     """
     L = live.shape[1]
-    pairs = pair_table(L, h.dtype, h.device)  # (2^L, L*L)
+    h_by_code = sum_by_code(h, index, L)  # (G, 2^L)
     both_live = live_pairs(L, h.dtype, h.device)[live.sum(1)]  # (G, L*L): live ones come first
-    A = (sum_by_code(h, index, L) @ pairs).mul_(both_live).unflatten(1, (L, L))  # (G, L, L)
-    A.diagonal(dim1=1, dim2=2).add_(RIDGE + (~live).to(h.dtype))
+    A = (h_by_code @ pair_table(L, h.dtype, h.device)).mul_(both_live).unflatten(1, (L, L))
     b = basis_products((h * w0).sub_(p), index, live)  # (G, L)
+    if ridge is None:
+        R = RIDGE * h_by_code.sum(1, keepdim=True)  # (G, 1)
+        b.addcmul_(R, alpha)
+    else:
+        R = torch.full_like(h[:, :1], ridge)
+    A.diagonal(dim1=1, dim2=2).add_(torch.where(live, R, 1.0))
     return torch.linalg.solve_ex(A, b.unsqueeze(2))[0].squeeze(2) * live
 
 
 def finite_or(alpha: Tensor, solved: Tensor) -> Tensor:
     """Return `solved` (G, L), but `alpha` in the groups where it is not finite.
 
-    Bases that coincide under a large h are singular in float32, ridge or not: alpha stays.
+    Where h overflows, and under a published ridge that vanishes beside a large h, alpha stays.
     """
     return torch.where(solved.isfinite().all(1, keepdim=True), solved, alpha)
 

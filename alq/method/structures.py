@@ -108,11 +108,17 @@ def default_structure(shape: tuple[int, ...]) -> str:
     return "pixelwise" if shape[1] >= 16 else "channelwise"
 
 
-def default_subc(row: int, longest: int = 512) -> int:
-    """Return the fewest equal pieces, of at most `longest` weights, of a row of `row` weights."""
-    return next(
-        pieces for pieces in range(1, row + 1) if row % pieces == 0 and row // pieces <= longest
-    )
+def default_subc(row: int, longest: int = 512, shortest: int = 64) -> int:
+    """Return the fewest equal pieces of a row of `row` weights with at most `longest` each.
+
+    A row that only breaks into pieces of fewer than `shortest` weights, as one of prime length
+    does, gets the most pieces that are longer instead: a coordinate for a few weights costs more
+    than it saves.
+    """
+    divisors = [pieces for pieces in range(1, row + 1) if row % pieces == 0]
+    short_enough = [pieces for pieces in divisors if row // pieces <= longest]
+    long_enough = [pieces for pieces in divisors if row // pieces >= min(shortest, row)]
+    return min(short_enough[0], long_enough[-1])
 
 
 def make_grouping(

@@ -50,6 +50,11 @@ class MultiBitWeight:
         """Sketch the parameter; it is left as it was."""
         if not 1 <= max_bit <= 8:
             raise InputError(f"{name}: max_bit {max_bit} is out of range; it must be 1 to 8")
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"{name}: is {str(parameter.dtype).removeprefix('torch.')}; quantize the model in "
+                "float32 (model.float()), and let torch.autocast compute it in fewer bits"
+            )
         if not parameter.isfinite().all():
             raise InputError(f"{name}: has weights that are not finite; train it again")
         w = grouping.to_groups(parameter.detach())
