@@ -22,7 +22,7 @@ demo: .venv/installed
 		--model_ori checkpoints/demo/lenet5_model_ori.pth --model checkpoints/demo/lenet5_model.pth
 
 # One process for each core, one thread each. In random order: make test PYTEST=--random-order
-export OMP_NUM_THREADS ?= 1
+test quick: export OMP_NUM_THREADS ?= 1
 RUN_TESTS = $(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(PYTEST)
 METHOD := $(addprefix tests/test_,steps.py any_model.py golden.py compiled.py quantize.py)
 
