@@ -20,11 +20,10 @@ import torch
 
 import alq.files.checkpoint
 import lenet5
-import lenet5_on_a_sliver
-from alq.data import mnist
 from alq.machine.interruption import Interruption
 from crashes import DeadlyFile, finish, fork
 
+pytestmark = pytest.mark.usefixtures("sliver")
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("--PRETRAIN", "--ALQ", "--POSTTRAIN")
 SHORT = (
@@ -34,25 +33,14 @@ SHORT = (
 KILLS = 20  # moments at which each stage is killed
 
 
-@pytest.fixture(scope="module", autouse=True)
-def data():
-    """The digits, read once for all processes."""
-    sets = lenet5_on_a_sliver.sliver(ROOT / "data")
-    before, mnist.read_mnist = mnist.read_mnist, lambda root: sets
-    threads = torch.get_num_threads()
-    yield
-    mnist.read_mnist = before
-    torch.set_num_threads(threads)
-
-
 def run(folder: Path, *flags: str) -> None:
     os.chdir(folder)  # so that the flags in the files are the same in all folders
-    files = ["--model_ori", "ori.pth", "--model", "model.pth"]
+    files = ["--model_ori", "ori.pth", "--model", "model.pth", "--data", str(ROOT / "data")]
     lenet5.main([*flags, *SHORT, *files])
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(sliver, tmp_path_factory) -> Path:
     """Each stage on its own, never interrupted."""
     folder = tmp_path_factory.mktemp("finished")
     for stage in STAGES:
