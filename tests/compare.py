@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 import alq
 from reference import Reference, prune
@@ -62,3 +63,10 @@ def assert_same(
 def independent(B: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """(G,) bool: no live basis of the group follows from the others."""
     return np.linalg.matrix_rank(B * mask[:, :, None]) == mask.sum(1)
+
+
+def assert_same_levels(one: dict, other: dict, atol: float) -> None:
+    """Two states of `MultiBitWeight.state_dict` have the same coordinates, in whatever order."""
+    ours, theirs = (state["alpha"].abs().sort(dim=1).values for state in (one, other))
+    torch.testing.assert_close(ours, theirs, atol=atol, rtol=0, msg=one["name"])
+    assert torch.equal(one["mask"].sum(1), other["mask"].sum(1)), one["name"]
