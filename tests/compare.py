@@ -40,6 +40,7 @@ def follow(
             reference.coordinate_step(g)
         elif mode != "prune":
             getattr(reference, f"{mode}_step")(g, chosen=(w.B.numpy(), w.alpha.numpy()))
+            assert (w.alpha >= 0).all(), "a negative coordinate has not flipped"
         assert_same(w, reference, atol, err_msg=f"{mode} step, {w.name}")
         reference.take_over(w.B, w.alpha, w.mask)
 
