@@ -1,8 +1,9 @@
 # make demo: the three stages on real MNIST with a short schedule.   make test: tests and lint.
+# make quick: the method's own tests, for whoever changes a step.
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: demo test clean
+.PHONY: demo test quick clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -20,11 +21,19 @@ demo: .venv/installed
 	$(PY) lenet5.py --PRETRAIN --ALQ --POSTTRAIN $(DEMO) \
 		--model_ori checkpoints/demo/lenet5_model_ori.pth --model checkpoints/demo/lenet5_model.pth
 
+# One process for each core, one thread each. In random order: make test PYTEST=--random-order
+test quick: export OMP_NUM_THREADS ?= 1
+RUN_TESTS = $(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(PYTEST)
+METHOD := $(addprefix tests/test_,steps.py any_model.py golden.py compiled.py quantize.py)
+
 test: .venv/installed-test
-	$(PY) -m pytest -q
+	$(RUN_TESTS)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+quick: .venv/installed-test
+	$(RUN_TESTS) $(METHOD)
 
 clean:
 	rm -rf .venv checkpoints/demo

@@ -57,7 +57,7 @@ class LeNet5(nn.Module):
         self.fc2 = nn.Linear(500, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, 1, 28, 28) -> logits (batch, 10)."""
+        """Return the logits (batch, 10) of pictures (batch, 1, 28, 28)."""
         x = F.relu(F.max_pool2d(self.conv1(x), 2))  # (batch, 20, 12, 12)
         x = F.relu(F.max_pool2d(self.conv2(x), 2))  # (batch, 50, 4, 4)
         x = F.relu(self.fc1(x.flatten(1)))  # (batch, 500)

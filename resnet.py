@@ -31,7 +31,7 @@ PUBLISHED = {  # the paper's rows
 
 
 def defaults(net: str) -> dict:
-    """The flags' defaults for `net`."""
+    """Return the flags' defaults for `net`."""
     inner = LAYERS[net] - 2
     return {
         "data": Path("data/ILSVRC12"),
@@ -75,7 +75,7 @@ def pretrain_optimizer(
 
 
 def fetch(args: Namespace) -> dict | None:
-    """The published weights, with --DOWNLOAD."""
+    """Return the published weights with --DOWNLOAD, else None."""
     return fetch_weights(args.model_ori_urls) if args.DOWNLOAD else None
 
 

@@ -77,14 +77,14 @@ def adaptive() -> list[Arm]:
     """Return the arms that share out the bits in three ways."""
     return [
         pruned("across_layers"),
-        Arm("within_layers", PRUNING, plan=lambda b: changed.WithinLayers(PR, b, 4 * b)),
-        Arm("uniform", PRUNING, plan=lambda b: changed.Uniform((4, 3, 2, 1), b, 4 * b)),
+        Arm("within_layers", PRUNING, plan=lambda b: changed.WithinLayers(PR, b)),
+        Arm("uniform", PRUNING, plan=lambda b: changed.Uniform((4, 3, 2, 1), b)),
     ]
 
 
 def smooth() -> list[Arm]:
     """Return the arms that prune at every batch, or at one batch of an epoch."""
-    cut = Arm("one_cut", PRUNING, plan=lambda b: changed.OneCut(PR, b, 4 * b))
+    cut = Arm("one_cut", PRUNING, plan=lambda b: changed.OneCut(PR, b))
     return [pruned("every_batch"), cut]
 
 

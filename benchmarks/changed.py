@@ -56,7 +56,7 @@ class AcrossLayers:
     top_k: float
     choose: Callable[..., list[Tensor]] = choose_pruned
 
-    def step(self, quantizer: ALQ) -> None:
+    def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
         M_p = self.pr / self.top_k / self.batches
         quantizer.prune_step(self.top_k, M_p, choose=self.choose)
 
@@ -71,11 +71,9 @@ class WithinLayers:
 
     pr: float
     batches: int
-    round_batches: int
 
-    def step(self, quantizer: ALQ) -> None:
-        rounds_done, batch = divmod(quantizer.steps_done, self.round_batches)
-        done = rounds_done * self.batches + batch + 1 - (self.round_batches - self.batches)
+    def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
+        done = (round_number - 1) * self.batches + batch + 1
         left = (1 - self.pr / self.batches) ** done
 
         def choose(costs: list[Tensor], masks: list[Tensor], *rest: object) -> list[Tensor]:
@@ -97,12 +95,10 @@ class OneCut:
 
     pr: float
     batches: int
-    round_batches: int
 
-    def step(self, quantizer: ALQ) -> None:
+    def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
         left = (1 - self.pr / self.batches) ** self.batches
-        first = quantizer.steps_done % self.round_batches == self.round_batches - self.batches
-        quantizer.prune_step(1.0, 1 - left if first else 0.0)
+        quantizer.prune_step(1.0, 0.0 if batch else 1 - left)
 
 
 @dataclass(frozen=True)
@@ -114,15 +110,13 @@ class Uniform:
 
     bits: Sequence[int]
     batches: int
-    round_batches: int
 
-    def step(self, quantizer: ALQ) -> None:
-        rounds_done, batch = divmod(quantizer.steps_done, self.round_batches)
-        done = (batch + 1 - (self.round_batches - self.batches)) / self.batches
+    def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
+        done = (batch + 1) / self.batches
 
         def choose(costs: list[Tensor], masks: list[Tensor], *rest: object) -> list[Tensor]:
             return [
-                cheapest(f, mask, self.bits[rounds_done], done)
+                cheapest(f, mask, self.bits[round_number - 1], done)
                 for f, mask in zip(costs, masks, strict=True)
             ]
 

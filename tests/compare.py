@@ -1,6 +1,6 @@
 """Compares what a step determines, and not what rounding chooses.
 
-Levels that tie, as those of bases that coincide do, leave open which signs a weight takes, and bases
+Levels that tie, as those of bases that coincide do, leave open which signs a weight takes; bases
 that depend on each other leave open their coordinates. What is determined is that a weight takes a
 level as near as any, the mask where no two costs tie, and from there w_hat and the set of levels.
 """
@@ -38,7 +38,7 @@ def follow(
         if mode == "coordinate":
             reference.coordinate_step(g)
         elif mode != "prune":
-            getattr(reference, f"{mode}_step")(g, chosen=w.B.numpy())
+            getattr(reference, f"{mode}_step")(g, chosen=(w.B.numpy(), w.alpha.numpy()))
         assert_same(w, reference, atol, err_msg=f"{mode} step, {w.name}")
         reference.take_over(w.B, w.alpha, w.mask)
 

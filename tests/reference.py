@@ -42,6 +42,11 @@ def sign_patterns(k: int) -> np.ndarray:
     return np.array(list(itertools.product((-1.0, 1.0), repeat=k))).reshape(2**k, k)
 
 
+def codes(B: np.ndarray) -> np.ndarray:
+    """Bases (k, n) -> (n,): the place of each weight's signs among the `sign_patterns`."""
+    return (2 ** np.arange(len(B))[::-1, None] * (B > 0)).sum(0)
+
+
 def distances(t: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Targets (n,), live coordinates (k,) -> (2^k, n): how far each level is, by brute force."""
     return np.abs((sign_patterns(len(alpha)) @ alpha)[:, None] - t)
@@ -106,7 +111,7 @@ class Reference:
         return p, h
 
     def basis_step(self, g, chosen=None) -> None:
-        """`chosen` (G, I, n): the bases that the code under test has after this step."""
+        """`chosen`: the bases (G, I, n) and coordinates that the code under test ends at."""
         self._optimise(self.w_hat, *self._update_w(g), chosen)
 
     def ste_step(self, g, chosen=None) -> None:
@@ -119,46 +124,46 @@ class Reference:
     def _optimise(self, w0, p, h, chosen) -> None:
         target = w0 - p / h
         for k in range(len(target)):
-            B, flips = self._nearest_bases(k, target[k], chosen)
-            alpha = self._solve(k, B, w0[k], p[k], h[k])
-            if chosen is None:
-                flips = np.where(alpha < 0, -1.0, 1.0)
-            self.B[k], self.alpha[k] = B * flips[:, None], alpha * flips * self.mask[k]
+            own = None if chosen is None else (chosen[0][k], chosen[1][k])
+            self.B[k], self.alpha[k] = self._optimise_group(k, target[k], w0[k], p[k], h[k], own)
             for i, b in enumerate(self.B[k]):
                 self.m_a[k, i] = b @ self.m[k]
                 self.v_a[k, i] = b @ np.diag(self.v[k]) @ b
                 self.v_a_max[k, i] = b @ np.diag(self.v_max[k]) @ b
         self.t_a += 1
 
-    def _nearest_bases(self, k, target, chosen) -> tuple[np.ndarray, np.ndarray]:
-        """Group k's bases (I, n) of the levels nearest to `target` (n,).
+    def _optimise_group(self, k, target, w0, p, h, chosen) -> tuple[np.ndarray, np.ndarray]:
+        """The new bases (I, n) and coordinates (I,) of group k."""
+        live, near = np.flatnonzero(self.mask[k]), self._near(k, target)
+        if chosen is None:
+            B = np.zeros_like(self.B[k])
+            B[live] = sign_patterns(len(live))[near.argmax(0)].T
+            alpha = self._solve(k, B, w0, p, h)
+            flips = np.where(alpha < 0, -1.0, 1.0)
+            return B * flips[:, None], alpha * flips
+        flipped, expected = chosen
+        assert np.array_equal(np.abs(flipped).sum(1), self.mask[k] * len(target)), "dead signs"
+        results = []
+        for flips in sign_patterns(len(self.mask[k])):  # which bases have flipped since?
+            B = flipped * flips[:, None]
+            if (flips[~self.mask[k]] == 1).all() and near[codes(B[live]), range(len(target))].all():
+                results.append(self._solve(k, B, w0, p, h) * flips)
+        assert results, f"group {k}: there are levels nearer to the targets"
+        return flipped, min(results, key=lambda alpha: np.abs(alpha - expected).max())
 
-        Also which of them have flipped (I,), as `chosen` has been through that already.
-        """
-        live = np.flatnonzero(self.mask[k])
-        B, flips = np.zeros_like(self.B[k]), np.ones(len(self.mask[k]))
-        patterns = sign_patterns(len(live))  # (2^L, L)
-        distance = distances(target, self.alpha[k, live])  # (2^L, n)
+    def _near(self, k, target) -> np.ndarray:
+        """(2^L, n) bool: which of group k's levels are nearest to the target (n,), ties and all."""
+        distance = distances(target, self.alpha[k, self.mask[k]])
         near = distance <= distance.min(0) + self.tie * np.abs(target).max()
         self.tied[k] = (near.sum(0) > 1).any()
-        if chosen is None:
-            B[live] = patterns[distance.argmin(0)].T
-            return B, flips
-        assert np.array_equal(np.abs(chosen[k]).sum(1), self.mask[k] * len(target)), "dead signs"
-        place = 2 ** np.arange(len(live))[::-1, None]  # of a pattern among the patterns
-        for flips[live] in patterns[::-1]:  # the first flips nothing
-            B[live] = chosen[k][live] * flips[live, None]
-            codes = ((B[live] > 0) * place).sum(0)
-            if near[codes, np.arange(len(target))].all():
-                return B, flips
-        raise AssertionError(f"group {k}: there are levels nearer to the targets")
+        return near
 
     def _solve(self, k, B, w0, p, h) -> np.ndarray:
         """Of group k: (B diag(h) B^T + R) a = B (h*w0 - p) + R alpha; no R alpha if R is given."""
         mask, pull = self.mask[k], self.ridge is None
         R = RIDGE * h.sum() if pull else self.ridge
         A = B @ np.diag(h) @ B.T + np.diag(np.where(mask, R, 1.0))
-        return np.linalg.solve(A, B @ (h * w0 - p) + pull * R * self.alpha[k] * mask)
+        return mask * np.linalg.solve(A, B @ (h * w0 - p) + pull * R * self.alpha[k] * mask)
 
     def coordinate_step(self, g) -> None:
         self._update_w(g)
@@ -198,7 +203,7 @@ def prune(layers: list[Reference], gradients, top_k: float, M_p: float, chosen=N
     if chosen is not None:
         flags = [layer.mask & ~mask for layer, mask in zip(layers, chosen, strict=True)]
         removed = np.sort(np.concatenate([f[dead] for f, dead in zip(costs, flags, strict=True)]))
-        scale = max(np.abs(f[layer.mask]).max(initial=0) for f, layer in zip(costs, layers))
+        scale = max(np.abs(f[np.isfinite(f)]).max(initial=0) for f in costs)
         np.testing.assert_allclose(
             removed, [f for f, *_ in cheapest], atol=layers[0].tie * scale, rtol=0,
             err_msg="not the cheapest coordinates were removed",

@@ -183,15 +183,17 @@ def prune_all(plan, weights: list[alq.MultiBitWeight], schedule, batches: int, s
     generator = torch.Generator().manual_seed(1)
     before = (schedule.epoch_basis + schedule.epoch_coord) * batches
     sizes = []
-    for _ in range(plan.rounds):
+    taken = 0
+    for round in range(1, plan.rounds + 1):
         for number in range(before + schedule.epoch_prune * batches):
             for w in weights:
                 w.parameter.grad = torch.randn(w.parameter.shape, generator=generator)
             if number < before:
                 quantizer.coordinate_step()
             else:
-                plan.step(quantizer)
-            if steps is not None and quantizer.steps_done == steps:  # as --resume does
+                plan.step(quantizer, round, number - before)
+            taken += 1
+            if steps is not None and taken == steps:  # as --resume does
                 state = copy.deepcopy(quantizer.state_dict())
                 quantizer = alq.ALQ(weights, generator=torch.Generator())
                 quantizer.load_state_dict(state)
@@ -283,10 +285,10 @@ def test_a_round_prunes_a_little_at_each_batch() -> None:
     assert plan.rounds == 1
     quantizer = alq.ALQ(weights)
     sizes = [plan.start]
-    for _ in range(20):
+    for batch in range(20):
         for w in weights:
             w.parameter.grad = torch.randn_like(w.parameter)
-        plan.step(quantizer)
+        plan.step(quantizer, 1, batch)
         sizes.append(size_in("target_bit", weights))
     shares = [1 - after / before for before, after in itertools.pairwise(sizes)]
     assert all(0.02 < share < 0.05 for share in shares)
@@ -344,3 +346,22 @@ def test_the_script_prunes_to_a_target(flag, tmp_path) -> None:
     result = events[-1]
     size = result["bitwidth"] if flag == "--target_bit" else result["storage_bytes"] / 1e3
     assert 0.99 * value < size <= value
+
+
+@pytest.mark.parametrize("gives", [3, 7])
+def test_a_loader_whose_length_does_not_hold_is_refused(gives: int) -> None:
+    """What a batch prunes follows from the length: a target would be missed without a word."""
+
+    class Loader:
+        def __len__(self) -> int:
+            return 5
+
+        def __iter__(self):
+            torch.manual_seed(0)
+            return ((torch.randn(4, 64), torch.randint(10, (4,))) for _ in range(gives))
+
+    model = nn.Linear(64, 10)
+    weights = alq.quantize(model)
+    schedule = alq.Schedule(target_bit=1.0, epoch_basis=1, epoch_coord=0, epoch_ste=0)
+    with pytest.raises(InputError, match=rf"its length is 5, but it gave {gives} batches"):
+        alq.fit(model, weights, Loader(), Loader(), schedule=schedule, progress=False)

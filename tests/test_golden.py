@@ -83,11 +83,13 @@ def check(
 
 @pytest.mark.parametrize("kind", [alq.ALQ, alq.CompiledALQ])
 @pytest.mark.parametrize("name", ["steps_a.npz", "steps_b.npz"])
-def test_recorded_steps(name: str, kind: type[alq.ALQ]) -> None:
+def test_recorded_steps(request, name: str, kind: type[alq.ALQ]) -> None:
     """As recorded, but for groups that once had two levels equally near to a target.
 
     From there on these few are right if each step follows the plain reference, as all must.
     """
+    if kind is alq.CompiledALQ:
+        request.getfixturevalue("compiler")
     record = load(name)
     _, weights = layers_and_weights(record)
     optimizer = kind(

@@ -170,7 +170,7 @@ class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class ScriptParser(a.OneLineParser):
-    """The shared flags with one script's `defaults`; a script may add its own to the groups.
+    """Knows the shared flags, with one script's `defaults`; a script adds its own to the groups.
 
     Attributes:
         published, beyond, machine: groups of flags as -h shows them.

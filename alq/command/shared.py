@@ -75,21 +75,25 @@ class Run:
         return content
 
     def load_data(self, model: nn.Module, val_indices: Tensor | None) -> tuple[Split, Tensor]:
-        """Return the recipe's; InputError if `model` cannot be trained on a batch of them."""
+        """Return loaders and the held-out images; InputError if `model` cannot train on them."""
         data, val_indices = self.recipe.load_data(self.args, val_indices)
         check_batch_norm(model, data.train.count, self.args.batch_size)
         check_data(self.args, self.recipe, data)
         return data, val_indices
 
     def announce_pruning(self, batches: int) -> None:
-        """Print what --ALQ will leave in rounds of `batches` an epoch, known from the counts."""
+        """Print what --ALQ will leave in rounds of `batches` an epoch, known from the counts.
+
+        A run that goes on has said it when it began.
+        """
+        if self.point or not is_main():
+            return
         layers = sketched_layers(self.args, self.recipe)
         plan = pruning_plan(self.args, layers, batches)
         size = expected_size(plan, layers)
-        if is_main():
-            print(f"--ALQ, {expectation(plan, size)}")
-            if note := published_target(plan, size, self.recipe.published):
-                print(note)
+        print(f"--ALQ, {expectation(plan, size)}")
+        if note := published_target(plan, size, self.recipe.published):
+            print(note)
 
     def loss(self, teacher: dict | None = None) -> LossFunction:
         """Return the training loss; --distill reads its teacher from --model_ori if none given."""

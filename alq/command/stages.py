@@ -84,7 +84,7 @@ def alq(run: Run) -> dict:
 
 
 def posttrain(run: Run) -> dict:
-    """STE epochs, then coordinate epochs on --model; the best by validation accuracy is saved."""
+    """Train --model by STE epochs, then coordinate epochs; save the best by validation accuracy."""
     args, target = run.args, run.files.posttrained
     source = run.require(run.files.model, "ALQ", "model")
     states = weights_in(source, f"--model {args.model}")

@@ -148,7 +148,7 @@ def load_model(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
     if difference := first_difference(saved, own):
         name, there, here = difference
         raise InputError(f"{source} holds another network: {name} is {there} there and {here} here")
-    model.load_state_dict(state)
+    model.load_state_dict(dict(state))  # without the metadata that forbid it
 
 
 def first_difference(saved: Mapping, own: Mapping) -> tuple[str, Any, Any] | None:

@@ -166,11 +166,6 @@ class ALQ(Optimizer):
         group = self.param_groups[0]
         return AMSGrad(group["lr"], group["betas"], group["eps"])
 
-    @property
-    def steps_done(self) -> int:
-        """Steps taken since the moments were 0, of whatever kind."""
-        return self.state[self.weights[0].parameter]["step"]
-
     def _layers(self) -> Iterator[tuple[MultiBitWeight, dict]]:
         """Yield each weight and its state, once all are known to have a gradient."""
         for weight in self.weights:

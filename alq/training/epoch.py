@@ -79,6 +79,7 @@ class EpochSoFar:
     Attributes:
         batches: how many have been trained on.
         totals: their sums.
+        round, batches_before: of the epoch, and batches of the round's pruning epochs before it.
         watch: finds what in them was not finite; None until the epoch begins.
         seconds: of training in the processes before this one, if it was interrupted.
         began: when this process went on with it.
@@ -86,6 +87,8 @@ class EpochSoFar:
 
     batches: int = 0
     totals: Totals = field(default_factory=Totals)
+    round: int = 0
+    batches_before: int = 0
     watch: Watch | None = None
     seconds: float = 0.0
     began: float = field(default_factory=time.monotonic)
@@ -94,6 +97,11 @@ class EpochSoFar:
         """Count a batch whose backward pass is done, and note what in it was not finite."""
         self.batches += 1
         self.watch.note(self.batches, loss)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The round, and which of its pruning batches is under way, from 0."""
+        return self.round, self.batches_before + self.batches - 1
 
     def elapsed(self) -> float:
         """Return the seconds of training, those before an interruption included."""

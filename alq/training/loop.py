@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from ..errors import NotFinite
+from ..errors import InputError, NotFinite
 from ..machine import processes
 from ..machine.finite import Watch
 from ..method.network import average_bitwidth, storage_bytes
@@ -55,12 +53,12 @@ class Training:
     epoch: EpochSoFar = field(default_factory=EpochSoFar)
 
     def check_finite(self) -> None:
-        """NotFinite if a loss, gradient or parameter of the epoch so far is none to go on from."""
+        """Raise NotFinite if a loss, gradient or parameter of the epoch so far is not finite."""
         if self.epoch.watch:
             self.epoch.watch.check()
 
     def check_same_everywhere(self, when: str) -> None:
-        """Of several processes: give all the same running statistics, compare all the rest."""
+        """Give all processes the main one's running statistics, and compare all the rest."""
         processes.copy_buffers_from_main(self.model)
         states = [list(optimizer.state.values()) for optimizer in self.optimizers]
         weights = [vars(weight) for weight in self.weights]
@@ -93,10 +91,11 @@ def quantized_training(
         "coordinate": quantizer.coordinate_step,
         "ste": quantizer.ste_step,
     }
-    if plan is not None:
-        steps["prune"] = partial(plan.step, quantizer)
     optimizers = [quantizer, torch.optim.Adam(others, lr=schedule.lr)] if others else [quantizer]
-    return Training(stage, model, optimizers, steps, weights, loss)
+    training = Training(stage, model, optimizers, steps, weights, loss)
+    if plan is not None:
+        steps["prune"] = lambda: plan.step(quantizer, *training.epoch.place)
+    return training
 
 
 def train(
@@ -109,7 +108,7 @@ def train(
     save: Callable[[bool], None] = lambda between_epochs: None,  # called also after every step
     progress: bool | None = None,  # None shows a bar where the output is a terminal
 ) -> None:
-    """Train through what is left of `epochs`. NotFinite names the epoch, batch and layer."""
+    """Train through what is left of `epochs`; raise NotFinite, which names epoch and batch."""
     network = processes.average_gradients(training.model)
     save(True)
     for epoch in epochs[training.epochs_done :]:
@@ -132,6 +131,7 @@ def train(
                     so_far.totals.add(loss.detach(), correct, count)
                 bar.update()
                 save(False)
+            check_length(train_batches, so_far.batches)
             val_means = end_epoch(training, epoch, title, val_batches, log, bar)
         after_epoch(epoch, val_means)
         save(True)
@@ -145,6 +145,8 @@ def begin_epoch(training: Training, epoch: Epoch, title: str, train_batches: Ite
     training.model.train(epoch.kind != "prune")  # a pruning epoch keeps the running statistics
     order = FIRST_ORDER.get(training.stage, 0) + training.epochs_done
     set_epoch(train_batches, order, training.epoch.batches)
+    training.epoch.round = epoch.round
+    training.epoch.batches_before = epoch.part * len(train_batches)
     training.epoch.watch = Watch(training.model, title, advice(epoch))
 
 
@@ -156,7 +158,10 @@ def end_epoch(
     log: Callable[..., None],
     bar: tqdm,
 ) -> dict[str, float | None]:
-    """Check, evaluate, log and show the epoch under way, which is then done; its means on val."""
+    """Check, evaluate, log and show the epoch under way, which then is done.
+
+    Returns: the means on `val_batches`.
+    """
     so_far = training.epoch
     training.check_finite()
     training.check_same_everywhere(title)
@@ -175,7 +180,9 @@ def end_epoch(
         "epoch",
         stage=training.stage,
         epoch=training.epochs_done,
-        **dataclasses.asdict(epoch),
+        kind=epoch.kind,
+        lr=epoch.lr,
+        round=epoch.round,
         loss=means["loss"],
         train_accuracy=means["accuracy"],
         val_loss=val_means["loss"],
@@ -196,6 +203,18 @@ def batches_left(train_batches: Iterable, done: int) -> Iterator[tuple[object, f
     if shares is None:
         return zip(train_batches, itertools.repeat(1.0))
     return zip(train_batches, (share.weight for share in shares[done:]), strict=True)
+
+
+def check_length(train_batches: Iterable, came: int) -> None:
+    """Raise InputError unless as many batches came as the loader's length says.
+
+    What a pruning epoch removes is shared out over its batches.
+    """
+    if came != (length := len(train_batches)):
+        raise InputError(
+            f"train_loader: its length is {length}, but it gave {came} batches; its length must "
+            "hold, and it must start anew each time"
+        )
 
 
 def progress_bar(title: str, total: int, done: int, progress: bool | None) -> tqdm:

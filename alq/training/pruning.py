@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..method.optimizer import ALQ
-from .schedule import Schedule, alq_schedule
+from .schedule import Schedule
 from .sizes import Layers, Unit, bits_in, bits_of_one, coordinate_prices, size_in
 
 
 @dataclass(frozen=True)
 class PruneByRatio:
-    """The paper's: the same share at each batch of all R rounds."""
+    """Removes the same share at each batch of all rounds: the paper's way."""
 
     rounds: int
     pr: float
@@ -38,13 +38,14 @@ class PruneByRatio:
             left -= int(self.M_p * (self.top_k * left))
         return left / live
 
-    def step(self, quantizer: ALQ) -> None:
+    def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
+        """Take one batch's prune step, whichever of the round it is."""
         quantizer.prune_step(self.top_k, self.M_p, per_byte=self.per_byte)
 
 
 @dataclass(frozen=True)
 class PruneToTarget:
-    """Rounds at ratio pr until the network has a given size, the last round with what is left.
+    """Prunes in rounds at ratio pr to a given size, in the last round with what is left to go.
 
     Each batch removes the share that is still to go, divided over the round's batches that are
     left, so that the round ends at its aim and not below: its last coordinate is the one that
@@ -56,7 +57,7 @@ class PruneToTarget:
         value, start: the size asked for, and that of the sketched network.
         factor: what a round at ratio `pr` leaves.
         top_k: share of a layer that is a candidate at a batch; more where the aim needs it.
-        prune_batches, round_batches: batches of a round's pruning epochs, of the whole round.
+        prune_batches: batches of a round's pruning epochs.
         per_byte: rank by cost per byte saved.
     """
 
@@ -67,7 +68,6 @@ class PruneToTarget:
     factor: float
     top_k: float
     prune_batches: int
-    round_batches: int
     per_byte: bool = False
 
     @property
@@ -97,11 +97,11 @@ class PruneToTarget:
         """Return the share of the size that is left, however many coordinates that is."""
         return self.value / self.start
 
-    def step(self, quantizer: ALQ) -> None:
-        rounds_done, batch = divmod(quantizer.steps_done, self.round_batches)
-        left = self.round_batches - batch  # batches, this one included
+    def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
+        """Take the prune step of a pruning batch: of round 1, 2, ..., and in it from 0."""
+        left = self.prune_batches - batch  # batches, this one included
         weights, bits = quantizer.weights, bits_of_one(self.unit, quantizer.weights)
-        size, aim = size_in(self.unit, weights), self.aim(rounds_done + 1)
+        size, aim = size_in(self.unit, weights), self.aim(round_number)
         share = 1 - (aim / size) ** (1 / left) if size > aim else 0.0
         if left == 1 and share:
             share = 1.0  # the budget alone says where to stop
@@ -116,6 +116,7 @@ PruningPlan = PruneByRatio | PruneToTarget
 
 
 def counted_rounds(count: int) -> str:
+    """Return "1 round", "2 rounds" and so on."""
     return f"{count} round{'s' if count > 1 else ''}"
 
 
@@ -144,12 +145,10 @@ def pruning_plan(schedule: Schedule | Namespace, weights: Layers, batches: int) 
         return PruneByRatio(schedule.R, schedule.pr, schedule.top_k, M_p, b, schedule.per_byte)
     unit, value = target
     start = size_in(unit, weights)
-    epochs = len(alq_schedule(schedule, rounds=1))
     factor = max(0.0, 1 - schedule.pr / b) ** b
     return PruneToTarget(
-        unit, value, start, schedule.pr, factor, schedule.top_k, b, epochs * batches,
-        schedule.per_byte,
-    )  # fmt: skip
+        unit, value, start, schedule.pr, factor, schedule.top_k, b, schedule.per_byte
+    )
 
 
 def removed_share(schedule: Schedule | Namespace, batches: int) -> float:

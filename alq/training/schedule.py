@@ -20,11 +20,13 @@ class Epoch:
         kind: the step that it takes: pretrain, basis, coordinate, prune or ste.
         lr: its learning rate.
         round: counts from 1 within the ALQ stage and is 0 elsewhere.
+        part: which of its round's pruning epochs it is, from 0.
     """
 
     kind: str
     lr: float
     round: int = 0
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def alq_schedule(args: Schedule | Namespace, rounds: int) -> list[Epoch]:
         for _ in range(args.epoch_coord):
             lr *= args.ld_coord
             epochs.append(Epoch("coordinate", lr, number))
-        epochs += [Epoch("prune", lr, number)] * args.epoch_prune
+        epochs += [Epoch("prune", lr, number, part) for part in range(args.epoch_prune)]
     return epochs
 
 

@@ -1,0 +1,39 @@
+"""What all tests share: a cache of compiled kernels, one random state, whether a compiler works."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from alq.errors import InputError
+from alq.extras.compiled import require_compiler
+
+# Kernels for one set of CPU instructions (ATEN_CPU_CAPABILITY) are wrong for another, and torch's
+# own cache does not tell them apart. Set before anything is compiled, and passed on to processes.
+CACHE = f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / CACHE))
+
+
+@pytest.fixture(autouse=True)
+def settings_of_its_own() -> Iterator[None]:
+    """No test depends on those before it: scripts set threads and denormals, and draw numbers."""
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session")
+def compiler() -> None:
+    """Skips where torch cannot compile the quantizer's kernels."""
+    try:
+        require_compiler(torch.device("cpu"))
+    except InputError as error:
+        pytest.skip(str(error))
