@@ -21,10 +21,11 @@ demo: .venv/installed
 	$(PY) lenet5.py --PRETRAIN --ALQ --POSTTRAIN $(DEMO) \
 		--model_ori checkpoints/demo/lenet5_model_ori.pth --model checkpoints/demo/lenet5_model.pth
 
-# One process for each core, one thread each. In random order: make test PYTEST=--random-order
+# One process for each core, one thread each. Shuffled: make test PYTEST=--random-order-seed=1
 test quick: export OMP_NUM_THREADS ?= 1
-RUN_TESTS = $(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal $(PYTEST)
-METHOD := $(addprefix tests/test_,steps.py any_model.py golden.py compiled.py quantize.py)
+RUN_TESTS = $(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadgroup \
+	--no-loadscope-reorder $(PYTEST)
+METHOD := $(patsubst %,tests/test_%.py,steps any_model golden compiled quantize ridge precision)
 
 test: .venv/installed-test
 	$(RUN_TESTS)

@@ -22,6 +22,22 @@ CACHE = f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capabili
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / CACHE))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs all of a file, for its fixtures, and one all that compiles, for its kernels.
+
+    The latter starts first, as nothing else takes as long.
+    """
+
+    def compiles(item: pytest.Item) -> bool:
+        return "compiler" in getattr(item, "fixturenames", ())
+
+    items.sort(key=lambda item: not compiles(item))
+    for item in items:
+        group = "compiler" if compiles(item) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def settings_of_its_own() -> Iterator[None]:
     """No test depends on those before it: scripts set threads and denormals, and draw numbers."""

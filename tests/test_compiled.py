@@ -24,7 +24,7 @@ from reference import Reference
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = [  # structure, subc, max_bit, shape
-    ("kernelwise", None, 5, (3, 4, 3, 3)),
+    ("kernelwise", None, 4, (3, 4, 3, 3)),
     ("pixelwise", None, 3, (2, 33, 3, 3)),
     ("channelwise", None, 1, (4, 3, 3, 3)),
     ("subchannelwise", 2, 2, (5, 140)),
@@ -85,16 +85,22 @@ def assert_same_moments(optimizer: alq.ALQ, references: list[Reference], where: 
                 )
 
 
-@pytest.mark.parametrize(
-    ("inline", "ridge"),
-    [(None, None), (None, 1e-6), (compiled_steps.MAX_INLINE_BASES, None), (2, 1e-6)],
-)
-def test_float32_steps_follow_the_plain_reference(monkeypatch, request, inline, ridge) -> None:
-    """Eager ones, and compiled with tables of the search in one kernel or in another."""
-    if inline is not None:
-        request.getfixturevalue("compiler")
-        monkeypatch.setattr(compiled_steps, "MAX_INLINE_BASES", inline)
-    optimizer = make(alq.ALQ if inline is None else alq.CompiledALQ, ridge=ridge)
+@pytest.mark.parametrize("ridge", [None, 1e-6])
+def test_float32_steps_follow_the_plain_reference(ridge: float | None) -> None:
+    follow_throughout(alq.ALQ, ridge)
+
+
+def test_compiled_steps_follow_the_plain_reference(monkeypatch, compiler) -> None:
+    """With the search in one kernel up to two bases and in several from there on.
+
+    The recorded steps have it in one up to six bases, and the published ridge.
+    """
+    monkeypatch.setattr(compiled_steps, "MAX_INLINE_BASES", 2)
+    follow_throughout(alq.CompiledALQ, None)
+
+
+def follow_throughout(kind: type[alq.ALQ], ridge: float | None) -> None:
+    optimizer = make(kind, ridge=ridge)
     references = [
         Reference(w.B, w.alpha, w.mask, lr=0.02, wd=1e-3, tie=1e-5, ridge=ridge)
         for w in optimizer.weights

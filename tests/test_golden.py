@@ -81,15 +81,21 @@ def check(
             )
 
 
-@pytest.mark.parametrize("kind", [alq.ALQ, alq.CompiledALQ])
 @pytest.mark.parametrize("name", ["steps_a.npz", "steps_b.npz"])
-def test_recorded_steps(request, name: str, kind: type[alq.ALQ]) -> None:
+def test_recorded_steps(name: str) -> None:
+    take_recorded_steps(name, alq.ALQ)
+
+
+@pytest.mark.parametrize("name", ["steps_a.npz", "steps_b.npz"])
+def test_recorded_steps_compiled(name: str, compiler) -> None:
+    take_recorded_steps(name, alq.CompiledALQ)
+
+
+def take_recorded_steps(name: str, kind: type[alq.ALQ]) -> None:
     """As recorded, but for groups that once had two levels equally near to a target.
 
     From there on these few are right if each step follows the plain reference, as all must.
     """
-    if kind is alq.CompiledALQ:
-        request.getfixturevalue("compiler")
     record = load(name)
     _, weights = layers_and_weights(record)
     optimizer = kind(

@@ -162,7 +162,7 @@ def test_a_last_batch_of_one_picture_is_refused_before_any_work(cifar, capsys) -
     assert "use --batch_size 62 (" in error and error.count("\n") == 1
 
 
-def test_precision_and_compile_flags(cifar, monkeypatch) -> None:
+def test_precision_and_compile_flags(cifar, monkeypatch, compiler) -> None:
     """bfloat16 stays within the network, of which every stage compiles its own."""
     compiled: list[torch.nn.Module] = []  # only noted: compiling takes a minute
     monkeypatch.setattr(torch.nn.Module, "compile", lambda net: compiled.append(net))
