@@ -54,14 +54,14 @@ def share_of_step(row: dict, end: str) -> float:
 def share_table(content: dict) -> str:
     """Show the parts of a training step, from `training_step.py --compile`."""
     head = [
-        "network", "bits", "batch", "forward + backward ms", "basis ms", "% of step",
+        "network", "bits", "batch", "a pass", "forward + backward ms", "basis ms", "% of step",
         "compiled basis ms", "% of step",
     ]  # fmt: skip
     rows = []
     for row in content["rows"]:
         seconds = row["seconds"]
         line = [row["network"], f"{row['bitwidth']:.2f}", str(row["batch"])]
-        line.append(f"{1e3 * seconds['forward + backward']:.0f}")
+        line += [str(row["pictures at once"]), f"{1e3 * seconds['forward + backward']:.0f}"]
         for end in KINDS.values():
             found = "basis" + end in seconds
             line += [f"{1e3 * seconds['basis' + end]:.1f}"] if found else ["not measured"]
