@@ -13,8 +13,8 @@ from .errors import InputError
 from .extras.compiled import quantizer_class
 from .files.runlog import RunLog
 from .method.weight import MultiBitWeight
-from .training.epoch import LossFunction, classification, evaluate
-from .training.loop import Training, describe, quantized_training, score, size_of, train
+from .training.epoch import LossFunction, classification, describe, evaluate, score
+from .training.loop import Training, quantized_training, size_of, train
 from .training.pruning import expected_size, pruning_plan
 from .training.schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
 
@@ -116,10 +116,10 @@ class _Best:
 
 def _check(weights: list[MultiBitWeight], train: Iterable, val: Iterable) -> None:
     if not weights:
-        raise InputError("weights: none given; pass what alq.quantize(model) returned")
+        raise InputError("weights: none given; pass what alq.quantize(model) returned", "weights")
     for name, loader in (("train_loader", train), ("val_loader", val)):
         if not isinstance(loader, Sized) or not len(loader):
-            raise InputError(f"{name}: needs a length, its number of batches, of at least 1")
+            raise InputError(f"{name}: needs a length, its number of batches, of at least 1", name)
 
 
 def _no_log(event: str, **fields: object) -> None:

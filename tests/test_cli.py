@@ -14,6 +14,7 @@ import torch
 
 import alq.training.loop
 import lenet5
+import resnet
 from alq.command.flags import MAY_CHANGE
 from alq.data.loaders import TensorLoader
 from alq.files.checkpoint import save_checkpoint
@@ -278,19 +279,32 @@ def test_help_names_the_flags_that_may_change_before_resuming(capsys) -> None:
     assert set(re.findall(r"--(\w+)", text)) == set(MAY_CHANGE)
 
 
-def test_help_explains_every_flag(capsys) -> None:
+PUBLISHED = (
+    "data val_size model_ori model PRETRAIN ALQ POSTTRAIN lr R epoch_prune epoch_basis ld_basis "
+    "epoch_coord ld_coord wd pr top_k structure subc max_bit batch_size"
+).split()
+
+
+@pytest.mark.parametrize(
+    ("script", "own", "more"),
+    [(lenet5, [], ["augment"]), (resnet, ["net", "DOWNLOAD", "model_ori_urls"], [])],
+)
+def test_help_explains_the_published_flags_first(script, own, more, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
-        lenet5.main(["-h"])
+        script.main(["-h"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for flag in (
-        "data val_size model_ori model PRETRAIN ALQ POSTTRAIN lr R epoch_prune epoch_basis".split()
-    ):
-        assert f"--{flag} " in text
-    for (
-        flag
-    ) in "ld_basis epoch_coord ld_coord wd pr top_k structure subc max_bit batch_size".split():
-        assert f"--{flag} " in text
+    groups = re.split(r"^(\w[^:\n]*):$", text, flags=re.MULTILINE)
+    flags = {
+        title: re.findall(r"^  --(\w+)", shown, re.MULTILINE)
+        for title, shown in zip(groups[1::2], groups[2::2], strict=True)
+    }
+    assert list(flags) == [
+        *("options", "published flags", "numbers that the published scripts bury in their code"),
+        *("beyond the paper", "machine"),
+    ]
+    assert flags["published flags"] == PUBLISHED + own
+    assert {"EVAL", "target_bit", "target_kb", "distill", *more} <= set(flags["beyond the paper"])
 
 
 def test_post_training_of_no_epochs_keeps_the_model(finished, tmp_path) -> None:

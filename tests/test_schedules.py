@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -10,7 +11,9 @@ from statistics import mean
 import pytest
 
 from alq.command.checks import sketched_layers
+from alq.command.flags import grouping_options
 from alq.command.report import format_bytes
+from alq.method.network import groupings
 from alq.training.pruning import expected_size, pruning_plan
 from networks import NETWORKS
 from published_runs import read_events
@@ -67,6 +70,42 @@ def test_the_published_flags(net: str) -> None:
         return
     assert bits_run == f"{mean(end['bitwidth'] for end in ends):.3f}"
     assert size_run == format_bytes(mean(end["storage_bytes"] for end in ends))
+
+
+def coordinates_after_rounds(log: Path) -> list[int]:
+    """The number of coordinates after each pruning epoch of a log."""
+    events = read_events(log)
+    flags = NETWORKS[events[0]["net"]].default_flags()
+    flags.structure, flags.subc = events[0]["flags"]["structure"], events[0]["flags"]["subc"]
+    layers = groupings(NETWORKS[events[0]["net"]].recipe.shapes(), **grouping_options(flags))
+    return [
+        round(sum(e["bitwidths"][name] * grouping.G for name, (grouping, _) in layers.items()))
+        for e in events
+        if e["event"] == "epoch" and e["kind"] == "prune"
+    ]
+
+
+@pytest.mark.parametrize("net", ["vgg", "resnet18"])
+def test_the_logs_have_the_published_pruning_over_all_batches(net: str) -> None:
+    """The count of coordinates after each round is that of so many batches."""
+    (log,) = LOGS[net]
+    if not log.exists():
+        pytest.skip("not run")
+    args, layers, plan = plan_of(net)
+    ran = [e for e in read_events(log) if e["event"] == "start" and "ALQ" in e["stages"]][-1]
+    for flag in ("R", "pr", "top_k", "epoch_prune", "structure", "subc", "max_bit", "per_byte"):
+        assert ran["flags"][flag] == getattr(args, flag), flag
+    live = sum(layer.live_total for layer in layers)
+    counted = [
+        round(live * dataclasses.replace(plan, rounds=number).share_left(live))
+        for number in range(1, plan.rounds + 1)
+    ]
+    measured = coordinates_after_rounds(log)
+    assert measured == pytest.approx(counted, rel=1e-3)
+    if net == "vgg":
+        text = (ROOT / "docs" / "schedules.md").read_text()
+        for number, row in enumerate(zip(counted, measured, strict=True), 1):
+            assert f"\n| {number} | {row[0]} | {row[1]} |\n" in text
 
 
 @pytest.mark.parametrize("net", NETWORKS)

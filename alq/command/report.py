@@ -28,7 +28,8 @@ def parts_line(parts: Mapping[str, int]) -> str:
 
 def expectation(plan: PruningPlan, size: Mapping[str, float]) -> str:
     """Return one line: what `plan` does and leaves, `size` being its `expected_size`."""
-    return f"{plan}: about {size['bitwidth']:.2f} bit ({format_bytes(size['storage_bytes'])})"
+    about = "about" if isinstance(plan, PruneToTarget) else "at most about"
+    return f"{plan}: {about} {size['bitwidth']:.2f} bit ({format_bytes(size['storage_bytes'])})"
 
 
 def published_target(

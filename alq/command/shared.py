@@ -18,8 +18,8 @@ from ..files.paths import RunFiles, packed
 from ..files.runlog import RunLog, plain_flags
 from ..machine.interruption import Interruption
 from ..machine.processes import check_batch_norm, is_main
-from ..training.epoch import LossFunction, classification, compute_in_bfloat16
-from ..training.loop import Training, score, size_of
+from ..training.epoch import LossFunction, classification, compute_in_bfloat16, score
+from ..training.loop import Training, size_of
 from ..training.pruning import expected_size, pruning_plan
 from .checks import check_data, sketched_layers
 from .recipe import Recipe

@@ -52,6 +52,18 @@ def evaluate(
     return totals.means()
 
 
+def score(means: dict) -> float:
+    """Return what "best by validation" ranks by: the accuracy, or the loss where there is none."""
+    return -means["loss"] if means["accuracy"] is None else means["accuracy"]
+
+
+def describe(means: dict) -> str:
+    """Return the accuracy, or the loss where there is none, for a reader."""
+    if means["accuracy"] is None:
+        return f"loss {means['loss']:.4f}"
+    return f"{means['accuracy']:.2f} %"
+
+
 class Totals:
     """Running sums of loss and correct answers, kept on the device, over all processes."""
 

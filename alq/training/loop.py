@@ -19,7 +19,7 @@ from ..machine.finite import Watch
 from ..method.network import average_bitwidth, storage_bytes
 from ..method.optimizer import ALQ
 from ..method.weight import MultiBitWeight
-from .epoch import EpochSoFar, LossFunction, classification, evaluate
+from .epoch import EpochSoFar, LossFunction, classification, describe, evaluate
 from .pruning import PruningPlan
 from .schedule import FIRST_ORDER, Epoch, Schedule
 
@@ -35,7 +35,7 @@ class Training:
         steps: by kind of epoch, the step of the first optimizer.
         weights: the network's multi-bit weights, of which a full-precision network has none.
         loss: that of the network on a batch.
-        best: score of the best epoch so far (`score`).
+        best: score of the best epoch so far (`epoch.score`).
         epochs_done: how many of the stage's epochs are behind it.
         seconds: what they took.
         epoch: the epoch under way.
@@ -235,18 +235,6 @@ def set_epoch(loader: Iterable, number: int, first: int) -> None:
     for owner in (loader, getattr(loader, "sampler", None)):
         if hasattr(owner, "set_epoch"):
             owner.set_epoch(number, first) if first else owner.set_epoch(number)
-
-
-def score(means: dict) -> float:
-    """Return what "best by validation" ranks by: the accuracy, or the loss where there is none."""
-    return -means["loss"] if means["accuracy"] is None else means["accuracy"]
-
-
-def describe(means: dict) -> str:
-    """Return the accuracy, or the loss where there is none, for a reader."""
-    if means["accuracy"] is None:
-        return f"loss {means['loss']:.4f}"
-    return f"{means['accuracy']:.2f} %"
 
 
 def size_of(weights: list[MultiBitWeight]) -> dict:

@@ -123,8 +123,8 @@ def counted_rounds(count: int) -> str:
 def expected_size(plan: PruningPlan, layers: Layers) -> dict[str, float]:
     """Return the size that `plan` leaves of the freshly sketched `layers`, from the counts alone.
 
-    It takes every layer to lose the same share. Where pruning prefers layers whose coordinates are
-    large, less is left than that; where it prefers small ones, more.
+    It takes every layer to lose the same share. Layers of large groups have so far always lost
+    more than others (docs/schedules.md), which leaves fewer bits of as many coordinates.
     """
     share = plan.share_left(sum(layer.live_total for layer in layers))
     return {
