@@ -1,4 +1,4 @@
-"""The recorded steps (SPEC section 8): five small layers through a sequence of all modes."""
+"""The recorded steps: five small layers through a sequence of all modes (docs/method.md)."""
 
 from __future__ import annotations
 
