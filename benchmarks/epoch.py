@@ -47,13 +47,13 @@ PARTS = ("data", "forward + backward", "optimizer", "other")
 class Clock:
     """Adds up the seconds of each part of an epoch; `lap` books the time since the last call."""
 
-    def __init__(self, sync: Callable[[], None]) -> None:
-        self.sync, self.seconds = sync, defaultdict(float)
-        self.last = time.perf_counter()
+    def __init__(self, sync: Callable[[], None], now: Callable[[], float]) -> None:
+        self.sync, self.now, self.seconds = sync, now, defaultdict(float)
+        self.last = now()
 
     def lap(self, part: str) -> None:
         self.sync()
-        now = time.perf_counter()
+        now = self.now()
         self.seconds[part] += now - self.last
         self.last = now
 
@@ -114,7 +114,7 @@ def measure(kind: str, flags: Namespace, batches: Sequence) -> dict[str, float]:
     training = training_of(kind, flags)
     epoch = Epoch(kind, flags.lr_pretrain if kind == "pretrain" else flags.lr)
     sync = torch.cuda.synchronize if flags.device.type == "cuda" else lambda: None
-    clock = Clock(sync)
+    clock = Clock(sync, time.process_time if flags.cpu_time else time.perf_counter)
     training.steps[kind] = clock.timed_step(training.steps[kind])
     training.loss = clock.timed_loss
     val = list(itertools.islice(batches, 1))
@@ -153,6 +153,9 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int, help="CPU threads (torch's choice)")
     parser.add_argument("--compile", action="store_true", help="the quantizer by torch.compile")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time, for one thread on a busy machine"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument(
         "--table", type=Path, nargs="+", metavar="JSON", help="print the tables of these, exit"

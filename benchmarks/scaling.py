@@ -102,11 +102,13 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also the compiled basis step")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--plot", type=Path, help="draw them into this file")
-    parser.add_argument("--table", type=Path, metavar="JSON", help="print the tables of it, exit")
+    parser.add_argument("--table", type=Path, metavar="JSON", help="print (and --plot) it, exit")
     args = parser.parse_args()
     if args.table:
         content = json.loads(args.table.read_text())
         print(scaling_table(content), compile_table(content), sep="\n\n")
+        if args.plot:
+            plot(content["rows"], args.weights, args.plot)
         return
     settle_cpu()
     torch._inductor.config.force_disable_caches = args.compile

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 import alq
 from reference import Reference, prune
@@ -39,6 +40,7 @@ def follow(
             reference.coordinate_step(g)
         elif mode != "prune":
             getattr(reference, f"{mode}_step")(g, chosen=(w.B.numpy(), w.alpha.numpy()))
+            assert (w.alpha >= 0).all(), "a negative coordinate has not flipped"
         assert_same(w, reference, atol, err_msg=f"{mode} step, {w.name}")
         reference.take_over(w.B, w.alpha, w.mask)
 
@@ -62,3 +64,10 @@ def assert_same(
 def independent(B: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """(G,) bool: no live basis of the group follows from the others."""
     return np.linalg.matrix_rank(B * mask[:, :, None]) == mask.sum(1)
+
+
+def assert_same_levels(one: dict, other: dict, atol: float) -> None:
+    """Two states of `MultiBitWeight.state_dict` have the same coordinates, in whatever order."""
+    ours, theirs = (state["alpha"].abs().sort(dim=1).values for state in (one, other))
+    torch.testing.assert_close(ours, theirs, atol=atol, rtol=0, msg=one["name"])
+    assert torch.equal(one["mask"].sum(1), other["mask"].sum(1)), one["name"]

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import lenet5_on_a_sliver
+from alq.data import mnist
 from alq.errors import InputError
 from alq.extras.compiled import require_compiler
 
@@ -37,3 +39,11 @@ def compiler() -> None:
         require_compiler(torch.device("cpu"))
     except InputError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def sliver() -> Iterator[None]:
+    """lenet5.py reads 300 training and 100 test pictures; from the disk only once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mnist, "read_mnist", lenet5_on_a_sliver.sliver)
+        yield

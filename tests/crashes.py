@@ -1,7 +1,7 @@
 """Processes that die: forked from this one, which has torch and the data loaded already.
 
 A child runs a script's `main` with one thread and may be killed at a step, at a byte of a write, or
-from outside.
+after some time of computing.
 """
 
 from __future__ import annotations
@@ -41,20 +41,32 @@ def fork(work: Callable[[], None], output: Path) -> int:
 
 def finish(child: int) -> int:
     """Wait for it: its exit code, negative for the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return finish_and_time(child)[0]
 
 
-def die_after(calls: int, function: Callable) -> Callable:
-    """`function`, in which this process is killed at call number `calls` from 0."""
-    left = [calls]
+def finish_and_time(child: int) -> tuple[int, float]:
+    """As `finish`; also the seconds that it has computed."""
+    _, status, usage = os.wait4(child, 0)
+    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
-    def deadly(*args: object, **options: object) -> object:
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
+
+def die_in(seconds: float) -> None:
+    """Let this process be killed when it has computed for so long, however busy the machine is."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def signal_at(calls: int, number: int, function: Callable) -> Callable:
+    """`function`, before whose call number `calls` from 1 this process gets signal `number`."""
+    count = 0
+
+    def signalled(*args: object, **options: object) -> object:
+        nonlocal count
+        if (count := count + 1) == calls:
+            os.kill(os.getpid(), number)
         return function(*args, **options)
 
-    return deadly
+    return signalled
 
 
 class DeadlyFile:

@@ -162,7 +162,9 @@ def test_a_tied_weight_is_found_under_any_of_its_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "skip", [["decoder.weight"], "encoder.weight", lambda name, p: p.dim() == 3], ids=repr
+    "skip",
+    [["decoder.weight"], "encoder.weight", lambda name, p: p.dim() == 3],
+    ids=["names", "pattern", "function"],
 )
 def test_skip_leaves_weights_alone(skip) -> None:
     model = Tied()

@@ -17,7 +17,7 @@ import lenet5
 import resnet
 import vgg
 from alq.command.resume import plain_state
-from alq.data import mnist, read_mnist
+from alq.data import mnist
 from alq.files.checkpoint import save_checkpoint
 from small_sets import write_imagenet
 
@@ -181,7 +181,6 @@ def test_bad_input_is_refused_before_any_work(
     script, flags, parts, place, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(mnist, "read_mnist", read_mnist)  # other tests take a sliver of it
     flags = [flag.replace("{}", str(place)) for flag in flags]
     files = ["--model_ori", str(place / "ori.pth"), "--model", str(place / "model.pth")]
     data = [] if script == "resnet" else DATA

@@ -14,12 +14,12 @@ import torch
 
 import alq.training.loop
 import lenet5
-import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
 from alq.command.flags import MAY_CHANGE
 from alq.data.loaders import TensorLoader
 from alq.files.checkpoint import save_checkpoint
 from alq.training.epoch import evaluate
 
+pytestmark = pytest.mark.usefixtures("sliver")
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = (
     "--val_size 100 --batch_size 50 --epoch_pretrain 2 --R 2 --epoch_basis 1 --epoch_coord 1 "
@@ -46,7 +46,7 @@ def events(folder: Path, kind: str) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(sliver, tmp_path_factory) -> Path:
     """All three stages in one process."""
     folder = tmp_path_factory.mktemp("run")
     run(folder, "--PRETRAIN", "--ALQ", "--POSTTRAIN")

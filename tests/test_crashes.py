@@ -13,50 +13,46 @@ import resource
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+import alq.command.resume
 import alq.files.checkpoint
 import lenet5
-import lenet5_on_a_sliver
-from alq.data import mnist
 from alq.machine.interruption import Interruption
-from crashes import DeadlyFile, finish, fork
+from crashes import DeadlyFile, die_in, finish, finish_and_time, fork, signal_at
 
+pytestmark = pytest.mark.usefixtures("sliver")
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("--PRETRAIN", "--ALQ", "--POSTTRAIN")
 SHORT = (
     "--val_size 100 --batch_size 25 --epoch_pretrain 3 --R 2 --epoch_basis 1 --epoch_coord 1 "
     "--epoch_ste 2 --epoch_post_coord 1 --top_k 0.5 --max_bit 3 --threads 1 --device cpu"
 ).split()
-KILLS = 20  # moments at which each stage is killed
-
-
-@pytest.fixture(scope="module", autouse=True)
-def data():
-    """The digits, read once for all processes."""
-    sets = lenet5_on_a_sliver.sliver(ROOT / "data")
-    before, mnist.read_mnist = mnist.read_mnist, lambda root: sets
-    threads = torch.get_num_threads()
-    yield
-    mnist.read_mnist = before
-    torch.set_num_threads(threads)
+KILLS = 12  # moments at which each stage is killed
 
 
 def run(folder: Path, *flags: str) -> None:
     os.chdir(folder)  # so that the flags in the files are the same in all folders
-    files = ["--model_ori", "ori.pth", "--model", "model.pth"]
+    files = ["--model_ori", "ori.pth", "--model", "model.pth", "--data", str(ROOT / "data")]
     lenet5.main([*flags, *SHORT, *files])
 
 
+SECONDS: dict[str, float] = {}  # of computing, that each stage takes
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(sliver, tmp_path_factory) -> Path:
     """Each stage on its own, never interrupted."""
     folder = tmp_path_factory.mktemp("finished")
     for stage in STAGES:
-        assert finish(fork(lambda stage=stage: run(folder, stage), folder / "out")) == 0
+        child = fork(lambda stage=stage: run(folder, stage), folder / "out")
+        code, SECONDS[stage] = finish_and_time(child)
+        assert code == 0, (folder / "out").read_text()
     return folder
 
 
@@ -122,26 +118,31 @@ def test_a_run_killed_again_and_again_ends_in_the_same_files(stage, finished, tm
     while kills < KILLS:
         folder = tmp_path / str(round)
         before(stage, finished, folder)
-        while True:
-            save_every = chance.choice(["0", "10", "1e-9"])
-            at_byte = kills < KILLS and chance.random() < 0.4
-            size = int(10 ** chance.uniform(0, 7.5))
-
-            def work(size=size, at_byte=at_byte, save_every=save_every, folder=folder) -> None:
-                if at_byte:
-                    dying_write(size)
-                run(folder, stage, "--save_every", save_every, "--resume")
-
-            child = fork(work, folder / "out")
-            if kills < KILLS and not at_byte:
-                time.sleep(chance.uniform(0, 1.2))
-                os.kill(child, signal.SIGKILL)
-            if (code := finish(child)) == 0:
-                break
-            assert code == -signal.SIGKILL, (folder / "out").read_text()
-            kills += 1
+        code = None
+        while code != 0:
+            by_time = chance.random() < 0.6
+            seconds, size = chance.uniform(0, SECONDS[stage]), int(10 ** chance.uniform(0, 7.5))
+            die = partial(die_in, seconds) if by_time else partial(dying_write, size)
+            flags = "--resume", "--save_every", chance.choice(["0", "10", "1e-9"])
+            work = partial(dying_run, die if kills < KILLS else int, folder, stage, *flags)
+            if (code := finish(fork(work, folder / "out"))) != 0:
+                killed = signal.SIGPROF if by_time else signal.SIGKILL
+                assert code == -killed, (folder / "out").read_text()
+                kills += 1
         assert_as_finished(folder, finished, stage)
         round += 1
+
+
+def dying_run(die: Callable, folder: Path, stage: str, *flags: str) -> None:
+    die()
+    run(folder, stage, *flags)
+
+
+def run_signalled(folder: Path, stage: str, stop: int, batch: int, *flags: str) -> None:
+    """The process is asked to stop after so many batches."""
+    points = alq.command.resume.ResumePoints
+    points.after_step = signal_at(batch, stop, points.after_step)
+    run(folder, stage, *flags)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
@@ -149,17 +150,13 @@ def test_a_run_killed_again_and_again_ends_in_the_same_files(stage, finished, tm
 def test_a_run_that_is_asked_to_stop_saves_and_says_so(stage, stop, finished, tmp_path) -> None:
     folder = tmp_path / "run"
     before(stage, finished, folder)
-    child = fork(lambda: run(folder, stage, "--save_every", "0"), folder / "out")
-    while not (folder / "model.resume").exists():  # it is training
-        time.sleep(0.01)
-    time.sleep(0.1)
-    os.kill(child, stop)
-    assert finish(child) == 128 + stop
+    asked = partial(run_signalled, folder, stage, stop, 11, "--save_every", "0")
+    assert finish(fork(asked, folder / "out")) == 128 + stop
     said = (folder / "out").read_text()
     assert f"stopped by {stop.name}; the same command with --resume goes on from here" in said
     assert "Traceback" not in said
     point = alq.files.checkpoint.load_checkpoint(folder / "model.resume", "lenet5")
-    assert point["epochs_done"] or point["batches"]
+    assert (point["epochs_done"], point["batches"]) == (1, 3)
     assert finish(fork(lambda: run(folder, stage, "--resume"), folder / "out")) == 0
     assert_as_finished(folder, finished, stage)
 
@@ -225,11 +222,8 @@ def test_a_point_of_another_run_is_refused(finished, tmp_path) -> None:
         said = (folder / "out").read_text()
         assert message in said and said.count("\n") == 1, said
 
-    child = fork(lambda: run(folder, "--ALQ", "--save_every", "1e-9"), folder / "out")
-    while not (folder / "model.resume").exists():
-        time.sleep(0.01)
-    os.kill(child, signal.SIGTERM)
-    assert finish(child) == 143
+    asked = partial(run_signalled, folder, "--ALQ", signal.SIGTERM, 3)
+    assert finish(fork(asked, folder / "out")) == 143
     point = (folder / "model.resume").read_bytes()
     refused("--pr 0.1: the run to resume had 0.8", "--ALQ", "--pr", "0.1")
     refused("--resume: the run to resume was in --ALQ; name that stage", "--PRETRAIN")

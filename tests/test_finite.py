@@ -10,8 +10,6 @@ import torch
 from torch import nn
 
 import lenet5
-import lenet5_on_a_sliver
-from alq.data import mnist
 from alq.errors import NotFinite
 from alq.files.checkpoint import load_checkpoint
 from alq.machine.finite import Watch
@@ -54,12 +52,10 @@ class Poisoned(lenet5.LeNet5):
 )
 @pytest.mark.parametrize("save_every", ["0", "1e-9"])
 def test_the_run_stops_with_the_last_good_files(
-    tmp_path, monkeypatch, capsys, stage, what, message, save_every
+    sliver, tmp_path, monkeypatch, capsys, stage, what, message, save_every
 ) -> None:
-    sliver = lenet5_on_a_sliver.sliver(ROOT / "data")
-    monkeypatch.setattr(mnist, "read_mnist", lambda root: sliver)
     monkeypatch.chdir(tmp_path)
-    files = ["--model_ori", "ori.pth", "--model", "model.pth"]
+    files = ["--model_ori", "ori.pth", "--model", "model.pth", "--data", str(ROOT / "data")]
     if stage == "ALQ":
         lenet5.main(["--PRETRAIN", *SHORT, *files, "--epoch_pretrain", "1"])
     poisoned = type("Network", (Poisoned,), {"what": what, "bad": 7})  # an epoch has 4 batches

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 import alq
 import lenet5
-import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
 from alq.errors import InputError
 from alq.method.steps import choose_pruned
 from alq.training.pruning import expected_size, pruning_plan
 from alq.training.sizes import SketchedLayer, bits_of_one, coordinate_prices, size_in
 
+pytestmark = pytest.mark.usefixtures("sliver")
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = alq.Schedule(
     R=2, epoch_basis=1, epoch_coord=1, pr=0.5, top_k=0.5, epoch_ste=2, epoch_post_coord=1

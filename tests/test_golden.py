@@ -1,4 +1,4 @@
-"""The recorded steps: five small layers through a sequence of all modes (docs/method.md)."""
+"""The recorded steps: five small layers through a sequence of all modes."""
 
 from __future__ import annotations
 

@@ -12,11 +12,11 @@ from torch import nn
 
 import alq
 import lenet5
-import lenet5_on_a_sliver  # noqa: F401 (makes lenet5 read a sliver of the data)
 from alq.__main__ import main
 from alq.command.info import inspect, weights_by_bits
 from alq.method.weight import prune
 
+pytestmark = pytest.mark.usefixtures("sliver")
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = (
     "--val_size 100 --batch_size 100 --epoch_pretrain 1 --R 1 --epoch_basis 1 --epoch_coord 0 "
@@ -25,7 +25,7 @@ SHORT = (
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(sliver, tmp_path_factory) -> Path:
     """All stages in one command."""
     folder = tmp_path_factory.mktemp("run")
     run(folder, "--PRETRAIN", "--ALQ", "--POSTTRAIN")

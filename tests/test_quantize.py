@@ -10,6 +10,7 @@ from torch import nn
 
 import alq
 from alq.method.structures import make_grouping
+from compare import assert_same_levels
 from test_steps import CASES, give_gradient, make_layer
 
 
@@ -92,20 +93,22 @@ def test_bitwidth_and_storage_follow_the_formula() -> None:
 
 def test_layers_of_any_memory_format_give_the_same_weights() -> None:
     """channels_last parameters and gradients are other strides of the same numbers."""
-    results = []
+    layers, weights = [], []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(1)
-        layer = nn.Conv2d(16, 4, 3).to(memory_format=memory_format)
-        (w,) = alq.quantize(layer, "pixelwise")
-        optimizer = alq.ALQ([w])
+        layer = nn.Conv2d(16, 4, 3).double().to(memory_format=memory_format)
+        (w,) = alq.quantize(layer, "pixelwise", max_bit=2)  # of which no levels tie
+        optimizer = alq.ALQ([w], lr=0.01)
         generator = torch.Generator().manual_seed(0)
         for mode in ("basis", "coordinate", "ste"):
-            g = torch.randn(layer.weight.shape, generator=generator)
+            g = torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64)
             w.parameter.grad = g.to(memory_format=memory_format)
             getattr(optimizer, f"{mode}_step")()
         assert layer.weight.is_contiguous(memory_format=memory_format)
-        results.append(layer.weight.detach().clone())
-    assert torch.equal(*results)
+        layers.append(layer.weight.detach().clone())
+        weights.append(w.state_dict())
+    torch.testing.assert_close(*layers, atol=1e-9, rtol=0)
+    assert_same_levels(*weights, atol=1e-9)
 
 
 @pytest.mark.parametrize("stop_after", range(5))

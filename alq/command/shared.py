@@ -82,14 +82,18 @@ class Run:
         return data, val_indices
 
     def announce_pruning(self, batches: int) -> None:
-        """Print what --ALQ will leave in rounds of `batches` an epoch, known from the counts."""
+        """Print what --ALQ will leave in rounds of `batches` an epoch, known from the counts.
+
+        A run that goes on has said it when it began.
+        """
+        if self.point or not is_main():
+            return
         layers = sketched_layers(self.args, self.recipe)
         plan = pruning_plan(self.args, layers, batches)
         size = expected_size(plan, layers)
-        if is_main():
-            print(f"--ALQ, {expectation(plan, size)}")
-            if note := published_target(plan, size, self.recipe.published):
-                print(note)
+        print(f"--ALQ, {expectation(plan, size)}")
+        if note := published_target(plan, size, self.recipe.published):
+            print(note)
 
     def loss(self, teacher: dict | None = None) -> LossFunction:
         """Return the training loss; --distill reads its teacher from --model_ori if none given."""
