@@ -18,7 +18,6 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> None:
-        """Exit with code 2."""
         self.quit(2, f"error: {message} (-h explains every flag)")
 
     def quit(self, code: int, message: str) -> None:
@@ -66,11 +65,6 @@ def device(text: str) -> torch.device:
             f"'{text}' cannot be used here ({reason}); give cpu, or a device that is there"
         ) from error
     return found
-
-
-def default_device() -> str:
-    """Return the accelerator if there is one, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 count = bounded(int, 0, 10**9)

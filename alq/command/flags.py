@@ -1,7 +1,6 @@
 """The command line that the entry scripts share: every flag, group by group as -h shows them.
 
-Each group is a table of argparse's options by flag. The defaults are each script's own, but for
-those in DEFAULTS.
+Each group is a table of argparse's options by flag. Most defaults are each script's own.
 """
 
 from __future__ import annotations
@@ -9,6 +8,8 @@ from __future__ import annotations
 import argparse
 from argparse import Namespace
 from pathlib import Path
+
+import torch
 
 from ..method.structures import STRUCTURES
 from . import arguments as a
@@ -24,9 +25,9 @@ MAY_CHANGE = (
 NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "DOWNLOAD", "EVAL", "resume")
 
 
-def number(parse: object, metavar: str, text: str) -> dict:
+def number(parse: object, metavar: str, text: str, default: float | None = None) -> dict:
     """Return the options of a flag that takes one value."""
-    return {"type": parse, "metavar": metavar, "help": text}
+    return {"type": parse, "metavar": metavar, "help": text, "default": default}
 
 
 def switch(text: str) -> dict:
@@ -50,7 +51,7 @@ PUBLISHED = {
     "ld_basis": number(a.factor, "FACTOR", "rate factor before each basis epoch"),
     "epoch_coord": number(a.some_epochs, "N", "epochs a round that optimise the coordinates alpha"),
     "ld_coord": number(a.factor, "FACTOR", "rate factor before each coordinate epoch"),
-    "wd": number(a.at_least_0, "WD", "weight decay of the coordinates (coordinate epochs)"),
+    "wd": number(a.at_least_0, "WD", "weight decay of the coordinates (coordinate epochs)", 0.0),
     "pr": number(a.share, "SHARE", "share of the coordinates to prune a round"),
     "top_k": number(a.share, "SHARE", "share of a layer that is a candidate at a batch"),
     "structure": {
@@ -78,7 +79,7 @@ BURIED = {
     },
     "ld_pretrain": number(a.factor, "FACTOR", "the rate is multiplied by this at each milestone"),
     "warmup_pretrain": number(
-        a.some_epochs, "N", "epochs over which the rate first rises linearly"
+        a.some_epochs, "N", "epochs over which the rate first rises linearly", 0
     ),
     "epoch_ste": number(
         a.some_epochs, "N", "post-training epochs of basis steps on a full-precision copy"
@@ -103,14 +104,14 @@ BEYOND = {
         a.rate, "KB", "--ALQ prunes to this storage of the weights (1e3 bytes), likewise"
     ),
     "distill": number(
-        a.weight, "WEIGHT", "share of the loss that compares with the answers of --model_ori"
+        a.weight, "WEIGHT", "share of the loss that compares with the answers of --model_ori", 0.0
     ),
     "temperature": number(
-        a.rate, "T", "what --distill divides the logits by, which softens the answers"
+        a.rate, "T", "what --distill divides the logits by, which softens the answers", 4.0
     ),
     "per_byte": switch("prune the coordinates that cost the loss least per byte saved, not each"),
     "floats": {
-        "choices": ["float32", "float16"],
+        "choices": ["float32", "float16"], "default": "float32",
         "help": "how the packed file holds coordinates, biases and normalisation; the stage that "
         "writes it rounds them before its test",
     },
@@ -118,7 +119,7 @@ BEYOND = {
 }  # fmt: skip
 
 MACHINE = {
-    "seed": number(a.seed, "N", "of the split, the start, the order, the pruning"),
+    "seed": number(a.seed, "N", "of the split, the start, the order, the pruning", 0),
     "device": {"type": a.device, "help": "cpu, cuda, cuda:1, mps, ..."},
     "threads": number(a.threads, "N", "CPU threads (default: torch's choice)"),
     "amp": switch(
@@ -135,28 +136,20 @@ MACHINE = {
         "slower. The CPU needs no flag. A warning names what has no such kernel"
     ),
     "save_every": number(
-        a.at_least_0, "MINUTES", "resume point within an epoch, besides that after each; 0 for none"
+        a.at_least_0, "MINUTES",
+        "resume point within an epoch, besides that after each; 0 for none", 10.0,
     ),
     "resume": switch(
         "go on from the last resume point; the flags must be those of the run, but for "
         f"{', '.join(f'--{flag}' for flag in MAY_CHANGE)}; stages that are done may be left out"
     ),
-}
+}  # fmt: skip
 
 GROUPS = {
     "published flags": PUBLISHED,
     "numbers that the published scripts bury in their code": BURIED,
     "beyond the paper": BEYOND,
     "machine": MACHINE,
-}
-DEFAULTS = {
-    "warmup_pretrain": 0,
-    "distill": 0.0,
-    "temperature": 4.0,
-    "floats": "float32",
-    "wd": 0.0,
-    "seed": 0,
-    "save_every": 10.0,
 }
 
 
@@ -185,7 +178,8 @@ class ScriptParser(a.OneLineParser):
                 group.add_argument(f"--{flag}", **options)
             groups.append(group)
         self.published, _, self.beyond, self.machine = groups
-        self.set_defaults(**{**DEFAULTS, "device": a.default_device(), **defaults})
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.set_defaults(device=device, **defaults)
 
 
 def grouping_options(args: Namespace) -> dict[str, object]:

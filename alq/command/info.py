@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import InputError
 from ..files.checkpoint import load_checkpoint, weights_in
-from ..files.disk import write_atomically
+from ..files.disk import read_whole, write_atomically
 from ..files.packed import read_packed
 from ..method.structures import coordinate_bytes
 from .report import format_bytes, parts_line
@@ -28,17 +26,19 @@ def inspect(path: str | Path) -> dict:
     nothing is left to divide by, or nothing is quantized.
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            packed = file.read(2) != b"PK"  # a checkpoint is a zip archive
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    packed = not read_whole(path).startswith(b"PK")  # a checkpoint is a zip archive
     if packed:
         content = read_packed(path)
         weights, rest, parts = content.weights, content.rest, content.sizes
     else:
-        weights, rest = read_checkpoint(path)
-        parts = None
+        found = load_checkpoint(path, net=None)
+        if "weights" not in found:
+            raise InputError(
+                f"{path} is a resume point; give the checkpoint (.pth) or the .alq file"
+            )
+        weights, parts = weights_in(found, str(path)), None
+        names = {state["name"] for state in weights}
+        rest = {k: v for k, v in found["model"].items() if k not in names}
     layers = [describe_layer(state) for state in weights]
     rest_bytes = sum(value.numel() * value.element_size() for value in rest.values())
     return {
@@ -48,16 +48,6 @@ def inspect(path: str | Path) -> dict:
         **totals(layers, rest_bytes, path.stat().st_size),
         "parts": parts,
     }
-
-
-def read_checkpoint(path: Path) -> tuple[list[dict], dict[str, Tensor]]:
-    """Return the multi-bit weights' states and the other tensors of the network."""
-    content = load_checkpoint(path, net=None)
-    if "weights" not in content:
-        raise InputError(f"{path} is a resume point; give the checkpoint (.pth) or the .alq file")
-    weights = weights_in(content, str(path))
-    names = {state["name"] for state in weights}
-    return weights, {k: v for k, v in content["model"].items() if k not in names}
 
 
 def describe_layer(state: Mapping) -> dict:
@@ -98,9 +88,6 @@ def totals(layers: list[dict], rest_bytes: int, file_bytes: int) -> dict:
     }
 
 
-# ---------------------------------------------------------------------------- for readers
-
-
 def info_text(info: Mapping) -> str:
     """Return the table that `python -m alq info` prints."""
     if not info["layers"]:
@@ -109,21 +96,25 @@ def info_text(info: Mapping) -> str:
     most = max(layer["max_bit"] for layer in info["layers"])
     rows = [(*HEADINGS, *(f"{bits} bit" for bits in range(most + 1)))]
     for layer in info["layers"]:
-        counts = layer["groups_by_bits"]
-        rows.append(
-            (
-                layer["name"],
-                "x".join(map(str, layer["shape"])),
-                layer["structure"],
-                str(layer["groups"]),
-                str(layer["n"]),
-                f"{layer['bitwidth']:.3f}",
-                format_bytes(layer["storage_bytes"]),
-                *(str(counts[bits]) if bits < len(counts) else "" for bits in range(most + 1)),
-            )
-        )
+        shape, size = "x".join(map(str, layer["shape"])), format_bytes(layer["storage_bytes"])
+        counts = layer["groups_by_bits"] + [""] * (most - layer["max_bit"])
+        row = (layer["name"], shape, layer["structure"], layer["groups"], layer["n"])
+        rows.append((*map(str, row), f"{layer['bitwidth']:.3f}", size, *map(str, counts)))
     lines = [f"{info['file']}: {info['kind']}; the columns on the right count groups by bitwidth"]
-    lines += ["", *align(rows), "", *summary_lines(info)]
+    lines += ["", *align(rows), ""]
+
+    def times(ratio: float | None) -> str:
+        return "nothing left" if ratio is None else f"{ratio:.1f} times smaller"
+
+    lines += [
+        f"quantized weights: {info['weights']}, {info['bitwidth']:.3f} bit on average, "
+        f"{format_bytes(info['storage_bytes'])}; in float32 {format_bytes(info['float32_bytes'])} "
+        f"({times(info['compression'])})",
+        f"everything else: {format_bytes(info['rest_bytes'])}",
+        f"file: {format_bytes(info['file_bytes'])}",
+    ]
+    if info["parts"]:
+        lines[-1] += f" ({times(info['file_compression'])}): {parts_line(info['parts'])}"
     return "\n".join(lines)
 
 
@@ -137,24 +128,6 @@ def align(rows: list[tuple[str, ...]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def summary_lines(info: Mapping) -> list[str]:
-    """Return the totals, line by line."""
-
-    def times(ratio: float | None) -> str:
-        return "nothing left" if ratio is None else f"{ratio:.1f} times smaller"
-
-    lines = [
-        f"quantized weights: {info['weights']}, {info['bitwidth']:.3f} bit on average, "
-        f"{format_bytes(info['storage_bytes'])}; in float32 {format_bytes(info['float32_bytes'])} "
-        f"({times(info['compression'])})",
-        f"everything else: {format_bytes(info['rest_bytes'])}",
-        f"file: {format_bytes(info['file_bytes'])}",
-    ]
-    if info["parts"]:
-        lines[-1] += f" ({times(info['file_compression'])}): {parts_line(info['parts'])}"
-    return lines
 
 
 def plot(info: Mapping, path: str | Path) -> None:
@@ -195,9 +168,8 @@ def draw_histogram(axes: Any, layers: list[dict]) -> None:
     """Draw how many of the weights have 0, 1, 2, ... bits."""
     share = weights_by_bits(layers)
     axes.bar_label(axes.bar(range(len(share)), share, **BAR), fmt="%.1f", padding=2, fontsize=8)
-    axes.set_xticks(range(len(share)))
     axes.margins(y=0.1)
-    axes.set_xlabel("bitwidth of the group (bits)")
+    axes.set(xticks=range(len(share)), xlabel="bitwidth of the group (bits)")
     axes.set_ylabel("share of the weights (%)")
     axes.set_title("weights by bitwidth", fontsize=10)
 

@@ -26,27 +26,21 @@ def parts_line(parts: Mapping[str, int]) -> str:
     return f"{sum(parts.values())} bytes = {listed}"
 
 
-def expectation(plan: PruningPlan, size: Mapping[str, float]) -> str:
-    """Return one line: what `plan` does and leaves, `size` being its `expected_size`."""
-    about = "about" if isinstance(plan, PruneToTarget) else "at most about"
-    return f"{plan}: {about} {size['bitwidth']:.2f} bit ({format_bytes(size['storage_bytes'])})"
+def expectation(
+    plan: PruningPlan, size: Mapping[str, float], published: Mapping[str, float] | None = None
+) -> str:
+    """Return one line: what `plan` does and leaves, `size` being its `expected_size`.
 
-
-def published_target(
-    plan: PruningPlan, size: Mapping[str, float], published: Mapping[str, float] | None
-) -> str | None:
-    """Return one line with the flag that reaches the published row, if the rounds end far from it.
-
-    `size` is the plan's `expected_size`. None where they end near it, or at a target, or where no
-    row was published.
+    Where rounds end far from the published row, a second one names the flag that reaches it.
     """
+    about = "about" if isinstance(plan, PruneToTarget) else "at most about"
+    line = f"{plan}: {about} {size['bitwidth']:.2f} bit ({format_bytes(size['storage_bytes'])})"
     if published is None or isinstance(plan, PruneToTarget):
-        return None
-    off = abs(size["storage_bytes"] / published["storage_bytes"] - 1)
-    if off <= FAR:
-        return None
+        return line
+    if abs(size["storage_bytes"] / published["storage_bytes"] - 1) <= FAR:
+        return line
     return (
-        f"note: the published row has {published['bitwidth']:.2f} bit "
+        f"{line}\nnote: the published row has {published['bitwidth']:.2f} bit "
         f"({format_bytes(published['storage_bytes'])}), which "
         f"--target_bit {published['bitwidth']} reaches"
     )
@@ -65,27 +59,13 @@ def layer_table(weights: Sequence[MultiBitWeight]) -> str:
 
 def summary_table(result: Mapping, published: Mapping[str, float] | None, weights: int) -> str:
     """Return full precision, this run and the published row, if there is one."""
-
-    def row(
-        name: str, bits: float | None, size: float | None, file: float | None, top1: float | None
-    ) -> str:
-        cells = (
-            "-" if bits is None else f"{bits:.2f}",
-            format_bytes(size),
-            format_bytes(file),
-            "-" if top1 is None else f"{top1:.2f}",
-        )
-        return SUMMARY.format(name, *cells)
-
-    lines = [
-        SUMMARY.format("", "bits", "storage", "file", "top-1 %"),
-        row("full precision", 32, 4 * weights, None, result["top1_fp"]),
-        row(
-            f"after {result['stage']}",
-            *(result[key] for key in ("bitwidth", "storage_bytes", "file_bytes", "top1")),
-        ),
-    ]
+    full = {"bitwidth": 32, "storage_bytes": 4 * weights, "top1": result["top1_fp"]}
+    rows = {"full precision": full, f"after {result['stage']}": result}
     if published is not None:
-        paper = (published["bitwidth"], published["storage_bytes"], None, published["top1"])
-        lines.append(row("published (paper)", *paper))
+        rows["published (paper)"] = published
+    lines = [SUMMARY.format("", "bits", "storage", "file", "top-1 %")]
+    for name, row in rows.items():
+        bits, top1 = ("-" if row[k] is None else f"{row[k]:.2f}" for k in ("bitwidth", "top1"))
+        size, file = (format_bytes(row.get(k)) for k in ("storage_bytes", "file_bytes"))
+        lines.append(SUMMARY.format(name, bits, size, file, top1))
     return "\n".join(lines)

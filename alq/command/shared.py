@@ -23,7 +23,7 @@ from ..training.loop import Training, size_of
 from ..training.pruning import expected_size, pruning_plan
 from .checks import check_data, sketched_layers
 from .recipe import Recipe
-from .report import expectation, published_target
+from .report import expectation
 from .resume import ResumePoints, plain_state
 
 # Whose checkpoints serve where a stage's are asked for: post-training may go on from itself.
@@ -91,9 +91,7 @@ class Run:
         layers = sketched_layers(self.args, self.recipe)
         plan = pruning_plan(self.args, layers, batches)
         size = expected_size(plan, layers)
-        print(f"--ALQ, {expectation(plan, size)}")
-        if note := published_target(plan, size, self.recipe.published):
-            print(note)
+        print(f"--ALQ, {expectation(plan, size, self.recipe.published)}")
 
     def loss(self, teacher: dict | None = None) -> LossFunction:
         """Return the training loss; --distill reads its teacher from --model_ori if none given."""

@@ -12,17 +12,14 @@ from torchvision import datasets
 
 from ..errors import InputError
 from ..machine.processes import main_first
-from .loaders import CropFlip, Loader, Split, evaluation_loader, split_tensors
+from .loaders import CropFlip, Labelled, Loader, Split, evaluation_loader, split_tensors
 
 # Of the pixels in 0..1, red, green and blue.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
-    """Return the loaders, training images cropped and flipped, and the validation images' places.
-
-    `val_indices` are those places if a checkpoint has them already.
-    """
+    """Return loaders, training images cropped and flipped, and the validation images' places."""
     return split_tensors(args, val_indices, *read_cifar10(args.data), MEAN, STD, CropFlip())
 
 
@@ -32,7 +29,7 @@ def load_test(args: Namespace) -> Loader:
 
 
 @main_first()
-def read_cifar10(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def read_cifar10(root: str | Path) -> tuple[Labelled, Labelled]:
     """Return (images, labels) of the training set and of the test set; (N, 3, 32, 32) uint8.
 
     torchvision's class checks the files in `root`, unpacks the archive if only that is there and

@@ -12,16 +12,18 @@ from pathlib import Path
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
+from torchvision.transforms import Compose
 
 from ..errors import InputError
 from ..machine.interruption import leave_signals_to_parent
 from .loaders import Loader, Split, choose_val_indices
 
+Samples = list[tuple[str, int]]  # a file and its label each
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pixels in 0..1
 RESIZE, CROP = 256, 224  # shorter side of a test picture before its crop; pixels of every crop
 
@@ -29,8 +31,7 @@ RESIZE, CROP = 256, 224  # shorter side of a test picture before its crop; pixel
 def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
     """Return the loaders, training pictures changed at random, and the validation pictures' places.
 
-    `train/` gives the training and the validation pictures, `val/` the test pictures. `val_indices`
-    are places in the sorted training set, if a checkpoint has them already.
+    `train/` gives the training and the validation pictures, `val/` the test pictures.
     """
     train, test = read_folder(args.data, "train"), read_folder(args.data, "val")
     if train.classes != test.classes:
@@ -43,8 +44,9 @@ def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Ten
     held_out = set(val_indices.tolist())
     kept = [sample for place, sample in enumerate(train.samples) if place not in held_out]
     val = [train.samples[place] for place in sorted(held_out)]
+    changes = transforms.RandomResizedCrop(CROP), transforms.RandomHorizontalFlip()
     split = Split(
-        train=PictureLoader(kept, train_transform(), args, args.seed),
+        train=PictureLoader(kept, normalised(*changes), args, args.seed),
         val=PictureLoader(val, test_transform(), args),
         test=PictureLoader(test.samples, test_transform(), args),
         labels=range(len(train.classes)),
@@ -82,33 +84,24 @@ def read_folder(root: Path, part: str) -> ImageFolder:
     return found
 
 
-def train_transform() -> transforms.Compose:
-    """Return a random resized crop and flip, and the normalisation."""
-    return transforms.Compose(
-        [transforms.RandomResizedCrop(CROP), transforms.RandomHorizontalFlip(), *normalisation()]
-    )
-
-
-def test_transform() -> transforms.Compose:
+def test_transform() -> Compose:
     """Return the crop of a picture's middle, for validation, too, and the normalisation."""
-    return transforms.Compose(
-        [transforms.Resize(RESIZE), transforms.CenterCrop(CROP), *normalisation()]
-    )
+    return normalised(transforms.Resize(RESIZE), transforms.CenterCrop(CROP))
 
 
-def normalisation() -> list:
-    """Return the transforms from a picture to a normalised tensor."""
-    return [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+def normalised(*changes: nn.Module) -> Compose:
+    """Return the transforms from a picture, by `changes`, to a normalised tensor."""
+    return Compose([*changes, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 
 
 class Pictures(Dataset):
     """Picture files and labels. An item is asked for by (place, seed): the seed of its transform.
 
-    What a random transform does to a picture then depends on that seed alone: not on the number
-    of workers or processes, nor on what was loaded before.
+    What a random transform does then depends on that seed alone: not on the number of workers or
+    processes, nor on what was loaded before.
     """
 
-    def __init__(self, samples: list[tuple[str, int]], transform: transforms.Compose) -> None:
+    def __init__(self, samples: Samples, transform: Compose) -> None:
         self.samples, self.transform = samples, transform
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
@@ -134,11 +127,7 @@ class PictureLoader(Loader):
     """Mini-batches of picture files, read by `args.workers` processes, on the training device."""
 
     def __init__(
-        self,
-        samples: list[tuple[str, int]],
-        transform: transforms.Compose,
-        args: Namespace,
-        seed: int | None = None,
+        self, samples: Samples, transform: Compose, args: Namespace, seed: int | None = None
     ) -> None:
         super().__init__(len(samples), args.batch_size, seed)
         self.pictures = Pictures(samples, transform)

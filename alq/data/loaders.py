@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from ..errors import InputError
 from ..machine.processes import process_count, rank, share_batches
 
+Labelled = tuple[Tensor, Tensor]  # images and labels
+PerChannel = tuple[float, ...]
 EVAL_BATCH = 1000  # images per evaluation batch; has no influence on the result
 
 
@@ -81,28 +83,18 @@ class TensorLoader(Loader):
     Arguments:
         images: (N, C, H, W) uint8.
         labels: (N,) int64, on the same device.
-        batch_size: images per batch, the last batch holding the rest.
         mean, std: per channel, of pixel values in 0..1.
-        seed: shuffles; None keeps the order.
         augment: changes the images at random; needs a seed.
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        batch_size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        seed: int | None = None,
-        augment: CropFlip | None = None,
-    ) -> None:
+        self, images: Tensor, labels: Tensor, batch_size: int, mean: PerChannel, std: PerChannel,
+        seed: int | None = None, augment: CropFlip | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(len(labels), batch_size, seed)
         self.images, self.labels, self.augment = images, labels, augment
-        means, stds = (
-            torch.tensor(values, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
-            for values in (mean, std)
-        )
+        both = torch.tensor([mean, std], dtype=torch.float32, device=images.device)  # (2, C)
+        means, stds = both.view(2, 1, -1, 1, 1)
         # (x/255 - mean) / std  =  x * scale + shift
         self.scale, self.shift = 1 / (255 * stds), -(means / stds)
 
@@ -121,7 +113,7 @@ class TensorLoader(Loader):
 
 
 def evaluation_loader(
-    args: Namespace, data: tuple[Tensor, Tensor], mean: tuple[float, ...], std: tuple[float, ...]
+    args: Namespace, data: Labelled, mean: PerChannel, std: PerChannel
 ) -> TensorLoader:
     """Return batches of (images, labels), in order and unchanged, on the device."""
     images, labels = (part.to(args.device) for part in data)
@@ -129,18 +121,10 @@ def evaluation_loader(
 
 
 def split_tensors(
-    args: Namespace,
-    val_indices: Tensor | None,
-    train: tuple[Tensor, Tensor],
-    test: tuple[Tensor, Tensor],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    augment: CropFlip | None = None,
-) -> tuple[Split, Tensor]:
-    """Return loaders over (images, labels) pairs on the device, and the validation images' places.
-
-    The validation images are taken off the training set; `val_indices` as `choose_val_indices`.
-    """
+    args: Namespace, val_indices: Tensor | None, train: Labelled, test: Labelled,
+    mean: PerChannel, std: PerChannel, augment: CropFlip | None = None,
+) -> tuple[Split, Tensor]:  # fmt: skip
+    """Return loaders on the device, validation images taken off `train`, and these ones' places."""
     images, labels = train
     val_indices = choose_val_indices(len(labels), args, val_indices)
     held_out = torch.zeros(len(labels), dtype=torch.bool)
@@ -160,7 +144,13 @@ def split_tensors(
 def choose_val_indices(count: int, args: Namespace, stored: Tensor | None) -> Tensor:
     """Return which of `count` images are held out: what a checkpoint `stored`, else drawn ones."""
     if stored is None:
-        return draw_val_indices(count, args.val_size, args.seed)
+        if not 0 < args.val_size < count:
+            raise InputError(
+                f"--val_size {args.val_size}: must leave images for training and for validation; "
+                f"the training set has {count}, so use 1 to {count - 1}"
+            )
+        generator = torch.Generator().manual_seed(args.seed)
+        return torch.randperm(count, generator=generator)[: args.val_size].sort().values
     distinct = 0 < len(stored.unique()) == len(stored) < count
     if not distinct or stored.min() < 0 or stored.max() >= count:
         raise InputError(
@@ -168,17 +158,6 @@ def choose_val_indices(count: int, args: Namespace, stored: Tensor | None) -> Te
             f"of {count} training images; give the data it was trained on"
         )
     return stored
-
-
-def draw_val_indices(count: int, val_size: int, seed: int) -> Tensor:
-    """Return (val_size,) int64, sorted: the training images to hold out for validation."""
-    if not 0 < val_size < count:
-        raise InputError(
-            f"--val_size {val_size}: must leave images for training and for validation; "
-            f"the training set has {count}, so use 1 to {count - 1}"
-        )
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(count, generator=generator)[:val_size].sort().values
 
 
 class CropFlip:

@@ -15,7 +15,7 @@ from torchvision import datasets
 
 from ..errors import InputError
 from ..machine.processes import main_first
-from .loaders import CropFlip, Loader, Split, evaluation_loader, split_tensors
+from .loaders import CropFlip, Labelled, Loader, Split, evaluation_loader, split_tensors
 
 MEAN, STD = (0.1307,), (0.3081,)  # of the pixels in 0..1
 SHA256 = {  # of the unpacked files
@@ -27,10 +27,7 @@ SHA256 = {  # of the unpacked files
 
 
 def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
-    """Return the loaders, training images shifted by --augment, and the validation images' places.
-
-    `val_indices` are those places if a checkpoint has them already.
-    """
+    """Return loaders, training images shifted by --augment, and the validation images' places."""
     shifts = CropFlip(args.augment, mirror=False) if args.augment else None
     return split_tensors(args, val_indices, *read_mnist(args.data), MEAN, STD, shifts)
 
@@ -41,7 +38,7 @@ def load_test(args: Namespace) -> Loader:
 
 
 @main_first()
-def read_mnist(root: str | Path) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def read_mnist(root: str | Path) -> tuple[Labelled, Labelled]:
     """Return (images, labels) of the training set and of the test set; (N, 1, 28, 28) uint8.
 
     Reads `root`/MNIST/raw: unpacks the .gz files on first use and checks them against SHA256.

@@ -42,15 +42,13 @@ def unpack_weights(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[
 
     Layers and tensors that no `pack_weights` made raise ValueError, TypeError and the like.
     """
-    states = [
-        dict(zip(layers, values, strict=True)) for values in zip(*layers.values(), strict=True)
-    ]
+    rows = zip(*layers.values(), strict=True)
+    states = [dict(zip(layers, row, strict=True)) for row in rows]
     bits = unpack_bitwidths(tensors["bitwidths"], layers)
     live = [int(b.sum()) for b in bits]
     sizes = [math.prod(state["shape"]) // state["G"] for state in states]  # n of each layer
-    signs = split_exactly(
-        tensors["signs"], [count_bytes(k * n) for k, n in zip(live, sizes, strict=True)]
-    )
+    in_bytes = [count_bytes(k * n) for k, n in zip(live, sizes, strict=True)]
+    signs = split_exactly(tensors["signs"], in_bytes)
     coordinates = split_exactly(tensors["coordinates"], live)
     for state, b, n, sign, alpha in zip(states, bits, sizes, signs, coordinates, strict=True):
         G, I, L = (state.pop(key) for key in ("G", "I", "L"))
@@ -77,14 +75,13 @@ def pack_rest(state: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
 
 def unpack_rest(shapes: dict[str, dict], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict that `pack_rest` was given; ValueError if shapes and tensors differ."""
-    rest = {}
+    rest: dict[str, Tensor] = {}
     for kind, named in shapes.items():
         values = tensors[f"rest.{kind}"]
         if dtype_name(values) != kind:
             raise ValueError(f"rest.{kind} is {dtype_name(values)}")
         parts = split_exactly(values, [math.prod(shape) for shape in named.values()])
-        for (name, shape), part in zip(named.items(), parts, strict=True):
-            rest[name] = part.reshape(shape)
+        rest |= {name: part.reshape(named[name]) for name, part in zip(named, parts, strict=True)}
     return rest
 
 
@@ -100,9 +97,6 @@ def split_exactly(tensor: Tensor, sizes: list[int]) -> list[Tensor]:
     return list(tensor.split(sizes))
 
 
-# ---------------------------------------------------------------------------- bits in bytes
-
-
 def count_bytes(bits: int) -> int:
     """Return how many bytes hold so many bits."""
     return -(-bits // 8)
@@ -115,40 +109,34 @@ def join_bytes(parts: Sequence[np.ndarray]) -> Tensor:
 
 def pack_bitwidths(bits: Sequence[np.ndarray], layers: dict[str, list]) -> Tensor:
     """Return each layer's (G,) bitwidths as bytes, low bits first, as many as its L needs."""
-    widths = [L.bit_length() for L in layers.get("L", ())]
-    parts = [(b[:, None] >> np.arange(width)) & 1 for b, width in zip(bits, widths, strict=True)]
-    return join_bytes([np.packbits(part, bitorder="little") for part in parts])
+    flags = (
+        (b[:, None] >> np.arange(L.bit_length())) & 1
+        for b, L in zip(bits, layers.get("L", ()), strict=True)
+    )
+    return join_bytes([np.packbits(part, bitorder="little") for part in flags])
 
 
 def unpack_bitwidths(packed: Tensor, layers: dict[str, list]) -> list[np.ndarray]:
     """Return the bitwidths, (G,) int64 for each layer, that `pack_bitwidths` was given."""
     widths = [L.bit_length() for L in layers.get("L", ())]
-    shapes = list(zip(layers.get("G", ()), widths, strict=True))
+    sizes = [G * width for G, width in zip(layers.get("G", ()), widths, strict=True)]
     bits = []
-    for part, (G, width) in zip(
-        split_exactly(packed, [count_bytes(G * width) for G, width in shapes]), shapes, strict=True
-    ):
-        flags = np.unpackbits(part.numpy(), count=G * width, bitorder="little").reshape(G, width)
-        bits.append((flags.astype(np.int64) << np.arange(width)).sum(1))
+    parts = split_exactly(packed, [count_bytes(size) for size in sizes])
+    for part, G, size, width in zip(parts, layers.get("G", ()), sizes, widths, strict=True):
+        flags = np.unpackbits(part.numpy(), count=size, bitorder="little").reshape(G, width)
+        bits.append((flags << np.arange(width)).sum(1))
     return bits
 
 
 def pack_signs(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
     """Return codes (G, n) as bytes: n bits for each of a group's `bits` bases, group by group."""
-    first = bits.cumsum() - bits  # (G,): the row of each group's first basis
-    flags = np.empty((bits.sum(), codes.shape[1]), np.uint8)
-    for l in range(bits.max()):
-        has = bits > l
-        flags[first[has] + l] = (codes[has] >> l) & 1
-    return np.packbits(flags, bitorder="little")
+    flags = np.unpackbits(codes[:, None], axis=1, bitorder="little")  # (G, 8, n)
+    return np.packbits(flags[np.arange(8) < bits[:, None]], bitorder="little")
 
 
 def unpack_signs(packed: np.ndarray, bits: np.ndarray, n: int) -> np.ndarray:
     """Return the codes (G, n) uint8 that `pack_signs` was given."""
-    first, live = bits.cumsum() - bits, int(bits.sum())
-    flags = np.unpackbits(packed, count=live * n, bitorder="little").reshape(live, n)
-    codes = np.zeros((len(bits), n), np.uint8)
-    for l in range(bits.max()):
-        has = bits > l
-        codes[has] |= flags[first[has] + l] << l
-    return codes
+    flags = np.zeros((len(bits), 8, n), np.uint8)
+    live = np.unpackbits(packed, count=int(bits.sum()) * n, bitorder="little")
+    flags[np.arange(8) < bits[:, None]] = live.reshape(-1, n)
+    return np.packbits(flags, axis=1, bitorder="little")[:, 0]

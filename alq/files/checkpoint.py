@@ -44,14 +44,18 @@ def save_checkpoint(path: str | Path, content: dict) -> None:
 def load_checkpoint(path: str | Path, net: str | None) -> dict:
     """Read what `save_checkpoint` wrote, on the CPU; InputError says what is wrong with the file.
 
-    `net` is the network the caller has: a checkpoint of another one is refused. None
-    takes any.
+    A checkpoint of another network than `net` is refused; None takes any.
     """
     data = read_whole(path)
+    check_archive(data, path)
     try:
-        content = decode_checkpoint(data)
-    except InputError as error:
-        raise InputError(f"{path} {' '.join(str(error).split())}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a file made to do harm can raise; nothing was executed
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise InputError(f"{path} is not a readable checkpoint: {reason}") from error
+    check_content(content, path)
     if net is not None and content["net"] != net:
         raise InputError(f"{path} holds network '{content['net']}', not '{net}'")
     return content
@@ -68,61 +72,48 @@ def encode_checkpoint(content: dict) -> bytes:
     torch.save(content, buffer)
     buffer.seek(-2, os.SEEK_END)  # the length of the archive's comment: none so far
     buffer.write(CHECKSUM_LENGTH.to_bytes(2, "little"))
-    checksum = hashlib.sha256(buffer.getbuffer()).hexdigest().encode()
-    buffer.write(checksum)
+    buffer.write(hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
     return buffer.getvalue()
 
 
-def decode_checkpoint(data: bytes) -> dict:
-    """Return the content of `data` if `encode_checkpoint` made it; else raise InputError."""
-    check_archive(data)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a file made to do harm can raise; nothing was executed
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise InputError(f"is not a readable checkpoint: {reason}") from error
-    check_content(content)
-    return content
-
-
-def check_archive(data: bytes) -> None:
-    """Raise InputError unless `data` is a zip archive whose comment is its checksum."""
+def check_archive(data: bytes, path: str | Path) -> None:
+    """Raise InputError unless `data`, of file `path`, is a zip archive and its checksum fits."""
     archive, checksum = data[:-CHECKSUM_LENGTH], data[-CHECKSUM_LENGTH:]
     if archive[-22:-18] != ZIP_END:
         if not data.startswith(b"PK"):
-            raise InputError("is not a checkpoint; the stages --PRETRAIN and --ALQ make them")
+            raise InputError(
+                f"{path} is not a checkpoint; the stages --PRETRAIN and --ALQ make them"
+            )
         if data[-22:-18] == ZIP_END:
-            raise InputError("is not an ALQ checkpoint, or one of format version 1; make it anew")
-        raise InputError("is truncated; copy it again")
+            raise InputError(
+                f"{path} is not an ALQ checkpoint, or one of format version 1; make it anew"
+            )
+        raise InputError(f"{path} is truncated; copy it again")
     if hashlib.sha256(archive).hexdigest().encode() != checksum:
-        raise InputError("is damaged: its checksum does not fit; copy it again")
+        raise InputError(f"{path} is damaged: its checksum does not fit; copy it again")
 
 
-def check_content(content: Any) -> None:
-    """Raise InputError unless `content` is that of a checkpoint of this version."""
+def check_content(content: Any, path: str | Path) -> None:
+    """Raise InputError unless `content`, of file `path`, is a checkpoint's of this version."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError("is not an ALQ checkpoint")
+        raise InputError(f"{path} is not an ALQ checkpoint")
     version = content.get("version")
     if type(version) is not int or version != VERSION:
-        raise InputError(f"has format version {version}; this code reads {VERSION}")
+        version = " ".join(str(version).split())
+        raise InputError(f"{path} has format version {version}; this code reads {VERSION}")
     for key, kind in FIELDS.items():
         if not isinstance(content.get(key), kind):
-            raise InputError(f"is damaged: its '{key}' is missing or of no use")
+            raise InputError(f"{path} is damaged: its '{key}' is missing or of no use")
     held_out = content.get("val_indices")
     if held_out is not None and (held_out.dtype != torch.int64 or held_out.dim() != 1):
-        raise InputError("is damaged: its validation images are no list of numbers")
+        raise InputError(f"{path} is damaged: its validation images are no list of numbers")
     model = content["model"].items()
     if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in model):
-        raise InputError("is damaged: its network is not made of tensors")
+        raise InputError(f"{path} is damaged: its network is not made of tensors")
 
 
 def weights_in(content: dict, source: str) -> list[dict]:
-    """Return the multi-bit weights' states in a checkpoint's content; InputError if it has none.
-
-    `source` says where it came from, for the message.
-    """
+    """Return the multi-bit weights in the content of file `source`; InputError if it has none."""
     states = content.get("weights")
     if not isinstance(states, list):
         raise InputError(f"{source} holds no multi-bit weights; --ALQ makes such a checkpoint")
@@ -130,17 +121,15 @@ def weights_in(content: dict, source: str) -> list[dict]:
         try:
             check_form(state)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{source} is damaged: its layer {number} is none ({error})"
-            ) from error
+            message = f"{source} is damaged: its layer {number} is none ({error})"
+            raise InputError(message) from error
     return states
 
 
 def load_model(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Put a state dict into `model`; InputError names the first difference.
+    """Put a state dict from file `source` into `model`; InputError names the first difference.
 
-    `source` says where it came from, for the message. Where a file of an old release of torch
-    lacks batch norm's count of batches, the model's own stays.
+    Where a file of an old release of torch lacks batch norm's count of batches, the model's stays.
     """
     saved = {name: tuple(tensor.shape) for name, tensor in state.items()}
     own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -68,8 +68,7 @@ def expand(small: dict[str, Tensor], names: dict) -> dict[str, Tensor]:
     floats, coded = names["compact"]["floats"], names["compact"]["coded"]
     tensors, layers, counts = dict(small), names["layers"], {}
     if coded:
-        lengths = [int(G) for G in layers.get("G", ())]
-        bits = decode(small["bitwidths"].numpy().tobytes(), lengths, 4, follow=True)
+        bits = decode(small["bitwidths"].numpy().tobytes(), layers.get("G", ()), 4, follow=True)
         arrays = [np.array(numbers, np.int64) for numbers in bits]
         tensors["bitwidths"] = pack_bitwidths(arrays, layers)
         shapes = names["rest"].get("float32", {}).values()

@@ -65,12 +65,9 @@ class PackedFile:
 
 
 def save_packed(
-    path: str | Path,
-    model: nn.Module,
-    weights: Sequence[MultiBitWeight],
-    floats: str = "float32",
-    coded: bool = False,
-) -> dict[str, int]:
+    path: str | Path, model: nn.Module, weights: Sequence[MultiBitWeight],
+    floats: str = "float32", coded: bool = False,
+) -> dict[str, int]:  # fmt: skip
     """Write the quantized `model` to `path` (suggested ending `.alq`), in full or not at all.
 
     Arguments:
@@ -103,8 +100,7 @@ def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
     """Put the network in `path` into `model`, bit for bit, and return its multi-bit weights.
 
     `model` is the same network, trained or not, on any device. It is left as it was when the file
-    is refused: InputError names what is wrong with a missing, truncated, damaged or foreign file,
-    one of another format version and one of another network.
+    is refused: InputError names what is wrong with a missing, damaged or foreign file.
     """
     state = untied_state(model)
     content = read_packed(path, state)
@@ -136,7 +132,7 @@ def read_packed(path: str | Path, state: dict[str, Tensor] | None = None) -> Pac
 
 def part_sizes(tensors: dict[str, Tensor], size: int) -> dict[str, int]:
     """Return the bytes of each part of a file of `size` bytes."""
-    parts = {"signs": 0, "coordinates": 0, "bitwidths": 0, "rest": 0, "names": 0}
+    parts = dict.fromkeys(("signs", "coordinates", "bitwidths", "rest", "names"), 0)
     for name, tensor in tensors.items():
         parts[name.partition(".")[0]] += tensor.numel() * tensor.element_size()
     return {**parts, "container": size - sum(parts.values())}
@@ -151,9 +147,6 @@ def explain_damage(path: str | Path) -> Iterator[None]:
         raise InputError(f"{path}: {error}") from error
     except DECODING_ERRORS as error:
         raise InputError(f"{path} is damaged: its content makes no sense ({error!r})") from error
-
-
-# ---------------------------------------------------------------------------- the network
 
 
 def untied_state(model: nn.Module) -> dict[str, Tensor]:
@@ -190,10 +183,8 @@ def check_savable(weight: MultiBitWeight, state: dict[str, Tensor]) -> None:
 def check_same_network(names: dict, state: dict[str, Tensor]) -> None:
     """Raise InputError that names the first tensor in which the file and the network differ."""
     layers = names["layers"]
-    saved = {
-        name: f"float32 {tuple(shape)}"
-        for name, shape in zip(layers.get("name", []), layers.get("shape", []), strict=True)
-    }
+    quantized = zip(layers.get("name", []), layers.get("shape", []), strict=True)
+    saved = {name: f"float32 {tuple(shape)}" for name, shape in quantized}
     for kind, shapes in names["rest"].items():
         saved |= {name: f"{kind} {tuple(shape)}" for name, shape in shapes.items()}
     own = {name: f"{dtype_name(tensor)} {tuple(tensor.shape)}" for name, tensor in state.items()}
@@ -202,9 +193,6 @@ def check_same_network(names: dict, state: dict[str, Tensor]) -> None:
         raise InputError(
             f"holds another network: {name} is {there} in the file and {here} in this network"
         )
-
-
-# ---------------------------------------------------------------------------- the container
 
 
 def deflate_json(names: dict) -> Tensor:
@@ -226,10 +214,7 @@ def encode_container(tensors: dict[str, Tensor], version: int = VERSION) -> byte
 
 
 def decode_container(content: bytes, path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors in `content` if `encode_container` made it; else raise InputError.
-
-    `path` is the file that it came from, for the message.
-    """
+    """Return the tensors in `content` of the file `path`; InputError if it is no packed file."""
     if content[8:9] != b"{":
         raise InputError(f"{path} is not an ALQ packed file; --POSTTRAIN makes one, ending .alq")
     try:

@@ -55,20 +55,16 @@ class RunLog:
         text, self._announced = self._announced + text, ""
         with explain_failed_write(self.path):
             if not self._opened:
-                self._drop_torn_line()
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                if self.path.exists():  # cut off what a killed process left of a last line
+                    self.truncate(self.path.read_bytes().rfind(b"\n") + 1)
+                self._opened = True
             with open(self.path, "a") as file:
                 file.write(text)
 
-    def _drop_torn_line(self) -> None:
-        """Cut off what a killed process left of a last line; make the folder if there is none."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            self.truncate(self.path.read_bytes().rfind(b"\n") + 1)
-        self._opened = True
-
 
 def format_event(event: str, fields: dict) -> str:
-    """Return the event's line, which ends in the time of day."""
+    """Return the event's line."""
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     return json.dumps({"event": event, **fields, "time": when}) + "\n"
 
@@ -81,9 +77,7 @@ def describe_run(args: Namespace) -> dict:
         "seed": args.seed,
         "versions": {
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": numpy.__version__,
+            **{module.__name__: module.__version__ for module in (torch, torchvision, numpy)},
         },
         "device": describe_device(args.device),
         "processes": process_count(),
@@ -94,7 +88,7 @@ def describe_run(args: Namespace) -> dict:
 
 def plain_flags(args: Namespace) -> dict:
     """Return the flags as JSON values."""
-    plain = (bool, int, float, str, list, type(None))
+    plain = bool | int | float | str | list | None
     return {k: v if isinstance(v, plain) else str(v) for k, v in sorted(vars(args).items())}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -25,32 +25,29 @@ class Stopped(Exception):
 
 
 class Interruption:
-    """Within `with`, notes the first SIGTERM or Ctrl-C; the next one acts at once.
+    """Within `with`, notes the first of `signals`; the next one acts at once.
 
     Attributes:
         code: exit code of a run that is to stop, 0 as long as none is asked for.
     """
 
-    def __init__(self) -> None:
-        self.code = 0
+    def __init__(self, signals: Sequence[int] = SIGNALS) -> None:
+        self.code, self.signals = 0, signals
         self._handlers: dict[int, Any] = {}  # those before, by signal
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # others have no signals
-            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, self._note) for number in self.signals}
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._restore()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.code = 128 + number
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.code = 128 + number
+        self.__exit__()
 
 
 @contextmanager
@@ -59,23 +56,10 @@ def delayed_interrupt() -> Iterator[None]:
 
     Only where it would raise KeyboardInterrupt: handlers of one's own are left alone.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    own = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    with Interruption(() if own else (signal.SIGINT,)) as interruption:
         yield
-        return
-    pressed = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if pressed:
+    if interruption.code:
         raise KeyboardInterrupt
 
 

@@ -80,9 +80,6 @@ def main_first() -> Iterator[None]:
         wait_for_all()
 
 
-# ---------------------------------------------------------------------------- batches
-
-
 @dataclass(frozen=True)
 class Share:
     """A process's share of one batch.
@@ -116,10 +113,7 @@ def share_batches(
 
 
 def check_batch_norm(model: nn.Module, count: int, batch_size: int) -> None:
-    """Raise InputError if a process would train on one image, which BatchNorm1d cannot normalise.
-
-    `count` images are shared out in batches of `batch_size`.
-    """
+    """Raise InputError if a process would train on one image, which BatchNorm1d refuses."""
     least = 2 * process_count()  # of a smaller batch somebody's share is one image
 
     def fits(size: int) -> bool:
@@ -134,9 +128,6 @@ def check_batch_norm(model: nn.Module, count: int, batch_size: int) -> None:
         f"{count % batch_size or batch_size}; batch norm needs at least {least}, two for each "
         f"process; use {advice[0]}"
     )
-
-
-# ---------------------------------------------------------------------------- values of all
 
 
 def gather_from_all(value: object) -> list:
@@ -160,9 +151,6 @@ def largest_over_processes(value: int) -> int:
     largest = torch.tensor(value)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest)
-
-
-# ---------------------------------------------------------------------------- one state on all
 
 
 def average_gradients(model: nn.Module) -> nn.Module:
@@ -217,8 +205,7 @@ def _tensors_in(state: object) -> Iterator[Tensor]:
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, (dict, list, tuple)):
-        values: Iterable = state.values() if isinstance(state, dict) else state
-        for value in values:
+        for value in state.values() if isinstance(state, dict) else state:
             yield from _tensors_in(value)
 
 
