@@ -1,9 +1,4 @@
-"""A quantized network as the few flat tensors that a packed file holds, and back.
-
-The multi-bit weights become three tensors, layer after layer in each, and a table of plain values;
-the rest of the state dict becomes one tensor a type. In the tensors of bytes each layer begins a
-new one.
-"""
+"""A quantized network as the flat tensors and the names that `alq.files.packed` lists, and back."""
 
 from __future__ import annotations
 

@@ -79,18 +79,17 @@ def encode_checkpoint(content: dict) -> bytes:
 def check_archive(data: bytes, path: str | Path) -> None:
     """Raise InputError unless `data`, of file `path`, is a zip archive and its checksum fits."""
     archive, checksum = data[:-CHECKSUM_LENGTH], data[-CHECKSUM_LENGTH:]
-    if archive[-22:-18] != ZIP_END:
-        if not data.startswith(b"PK"):
-            raise InputError(
-                f"{path} is not a checkpoint; the stages --PRETRAIN and --ALQ make them"
-            )
-        if data[-22:-18] == ZIP_END:
-            raise InputError(
-                f"{path} is not an ALQ checkpoint, or one of format version 1; make it anew"
-            )
-        raise InputError(f"{path} is truncated; copy it again")
-    if hashlib.sha256(archive).hexdigest().encode() != checksum:
-        raise InputError(f"{path} is damaged: its checksum does not fit; copy it again")
+    if archive[-22:-18] == ZIP_END:
+        if hashlib.sha256(archive).hexdigest().encode() == checksum:
+            return
+        reason = "is damaged: its checksum does not fit; copy it again"
+    elif not data.startswith(b"PK"):
+        reason = "is not a checkpoint; the stages --PRETRAIN and --ALQ make them"
+    elif data[-22:-18] == ZIP_END:
+        reason = "is not an ALQ checkpoint, or one of format version 1; make it anew"
+    else:
+        reason = "is truncated; copy it again"
+    raise InputError(f"{path} {reason}")
 
 
 def check_content(content: Any, path: str | Path) -> None:
@@ -141,10 +140,7 @@ def load_model(model: nn.Module, state: Mapping[str, Tensor], source: str) -> No
 
 
 def first_difference(saved: Mapping, own: Mapping) -> tuple[str, Any, Any] | None:
-    """Return (name, its value in `saved`, in `own`) where the two differ first; None if nowhere.
-
-    The value of what is missing is "absent".
-    """
+    """Return (name, value in `saved`, in `own`) where they first differ; "absent" for none."""
     for name in [*own, *saved]:
         there, here = saved.get(name, "absent"), own.get(name, "absent")
         if there != here:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 
 import numpy as np
 import torch
@@ -69,8 +69,7 @@ def expand(small: dict[str, Tensor], names: dict) -> dict[str, Tensor]:
     tensors, layers, counts = dict(small), names["layers"], {}
     if coded:
         bits = decode(small["bitwidths"].numpy().tobytes(), layers.get("G", ()), 4, follow=True)
-        arrays = [np.array(numbers, np.int64) for numbers in bits]
-        tensors["bitwidths"] = pack_bitwidths(arrays, layers)
+        tensors["bitwidths"] = pack_bitwidths([np.array(b, np.int64) for b in bits], layers)
         shapes = names["rest"].get("float32", {}).values()
         counts = {COORDINATES: sum(map(sum, bits)), REST: sum(map(math.prod, shapes))}
     for key in (k for k in (COORDINATES, REST) if k in small):
@@ -139,9 +138,8 @@ class Decoder:
 
     def __init__(self, data: bytes) -> None:
         self.bytes = chain(data, repeat(0))
-        self.value, self.width = 0, TOP - 1  # the number, from the interval's beginning
-        for _ in range(4):
-            self.value = self.value << 8 | next(self.bytes)
+        self.value = int.from_bytes(islice(self.bytes, 4), "big")  # from the interval's beginning
+        self.width = TOP - 1
 
     def code(self, zeros: int, bit: int) -> int:
         """Return the bit that the encoder was given; the `bit` given here does not matter."""

@@ -150,10 +150,7 @@ def explain_damage(path: str | Path) -> Iterator[None]:
 
 
 def untied_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's own parameters and buffers by name; of tied ones one name only.
-
-    The name is that under which `quantize` takes it, if it does.
-    """
+    """Return the model's own tensors by name; of tied ones only the name that `quantize` takes."""
     model = uncompiled(model)
     matrices = matrix_names(model)
     state: dict[int, tuple[str, Tensor]] = {}
