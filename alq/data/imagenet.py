@@ -1,6 +1,7 @@
 """ILSVRC12, for the ResNets: folders of JPEGs, read by worker processes while training.
 
-torchvision's ImageFolder finds them, torch's DataLoader reads them.
+`train/` gives the training and the validation pictures, `val/` the test pictures. torchvision's
+ImageFolder finds them, torch's DataLoader reads them.
 """
 
 from __future__ import annotations
@@ -29,10 +30,7 @@ RESIZE, CROP = 256, 224  # shorter side of a test picture before its crop; pixel
 
 
 def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
-    """Return the loaders, training pictures changed at random, and the validation pictures' places.
-
-    `train/` gives the training and the validation pictures, `val/` the test pictures.
-    """
+    """Return loaders, training pictures changed at random, and the validation pictures' places."""
     train, test = read_folder(args.data, "train"), read_folder(args.data, "val")
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))[0]

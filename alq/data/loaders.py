@@ -50,10 +50,7 @@ class Loader:
         self.epoch, self.first = epoch, first
 
     def draw_order(self) -> tuple[Tensor, torch.Generator]:
-        """Return the images' places (count,) in this epoch's order, and a generator for the rest.
-
-        Both follow from seed and epoch alone.
-        """
+        """Return the epoch's order (count,) and a generator, both of seed and epoch alone."""
         generator = torch.Generator()
         if self.seed is None:
             return torch.arange(self.count), generator
@@ -112,9 +109,7 @@ class TensorLoader(Loader):
             yield x.contiguous(memory_format=torch.channels_last), self.labels[index]
 
 
-def evaluation_loader(
-    args: Namespace, data: Labelled, mean: PerChannel, std: PerChannel
-) -> TensorLoader:
+def evaluation_loader(args: Namespace, data: Labelled, mean: PerChannel, std: PerChannel) -> Loader:
     """Return batches of (images, labels), in order and unchanged, on the device."""
     images, labels = (part.to(args.device) for part in data)
     return TensorLoader(images, labels, EVAL_BATCH, mean, std)

@@ -77,4 +77,4 @@ def _unpack(packed: Path) -> None:
         raise InputError(f"{packed} is damaged or half downloaded ({error})") from error
     temporary = packed.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_bytes(content)
-    os.replace(temporary, packed.with_suffix(""))
+    temporary.replace(packed.with_suffix(""))

@@ -31,10 +31,9 @@ def fetch_weights(url: str) -> dict[str, Tensor]:
             url, map_location="cpu", check_hash=True, weights_only=True
         )
     except (URLError, OSError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"--model_ori_urls {url}: could not be fetched ({reason}); put an intact {name} into "
-            f"{hub.get_dir()}/checkpoints, in the place of what is there"
+            f"--model_ori_urls {url}: could not be fetched ({str(error).splitlines()[0]}); put an "
+            f"intact {name} into {hub.get_dir()}/checkpoints, in the place of what is there"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
         raise InputError(f"--model_ori_urls {url}: holds no state dict; give that of a network")
