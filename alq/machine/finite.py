@@ -46,12 +46,9 @@ class Watch:
         if self.first_bad is not None:
             first = combine_over_processes(min, self.first_bad.tolist())
             if (batch := min(first)) < NO_BATCH:
-                if first[0] == batch:  # which makes the gradients so, too
-                    what = "the loss is not finite"
-                else:
-                    name = self.parameters[first[1:].index(batch)][0]
-                    what = f"the gradient of {name}, or its square, is not finite"
-                raise NotFinite(f"{self.title}, batch {batch}: {what}; {self.advice}")
+                names = [f"the gradient of {name}, or its square," for name, _ in self.parameters]
+                what = ["the loss", *names][first.index(batch)]  # a bad loss makes those so, too
+                raise NotFinite(f"{self.title}, batch {batch}: {what} is not finite; {self.advice}")
         finite = [parameter.isfinite().all() for _, parameter in self.parameters]
         if finite and not (flags := torch.stack(finite)).all():
             name = self.parameters[flags.tolist().index(False)][0]
