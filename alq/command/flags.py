@@ -157,9 +157,8 @@ class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults that say something: those of switches, and of flags left out, do not."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:
-            return action.help
-        return super()._get_help_string(action)
+        says_nothing = action.default is None or action.default is False
+        return action.help if says_nothing else super()._get_help_string(action)
 
 
 class ScriptParser(a.OneLineParser):

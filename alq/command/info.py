@@ -100,13 +100,13 @@ def info_text(info: Mapping) -> str:
         counts = layer["groups_by_bits"] + [""] * (most - layer["max_bit"])
         row = (layer["name"], shape, layer["structure"], layer["groups"], layer["n"])
         rows.append((*map(str, row), f"{layer['bitwidth']:.3f}", size, *map(str, counts)))
-    lines = [f"{info['file']}: {info['kind']}; the columns on the right count groups by bitwidth"]
-    lines += ["", *align(rows), ""]
 
     def times(ratio: float | None) -> str:
         return "nothing left" if ratio is None else f"{ratio:.1f} times smaller"
 
-    lines += [
+    lines = [
+        f"{info['file']}: {info['kind']}; the columns on the right count groups by bitwidth",
+        *("", *align(rows), ""),
         f"quantized weights: {info['weights']}, {info['bitwidth']:.3f} bit on average, "
         f"{format_bytes(info['storage_bytes'])}; in float32 {format_bytes(info['float32_bytes'])} "
         f"({times(info['compression'])})",
