@@ -129,6 +129,7 @@ def measure_in_turns(args: Namespace) -> dict[str, dict[str, float]]:
     """Return for each kind the parts of its median epoch; the kinds take turns."""
     flags = NETWORKS["lenet5"].default_flags()
     flags.data, flags.device, flags.compile = ROOT / "data", args.device, args.compile
+    flags.cpu_time = args.cpu_time
     batches = mnist.load_splits(flags, None)[0].train
     flags.batches = len(batches)
     if args.batches:

@@ -31,6 +31,7 @@ LAYERS = [  # structure, subc, max_bit, shape
 ]
 STEPS = "basis coordinate coordinate prune basis prune coordinate ste ste coordinate basis".split()
 SHARES = 1.0, 0.4  # of a prune step
+LR = 0.2  # large enough that coordinates turn negative
 
 
 class Layers(nn.Module):
@@ -55,7 +56,7 @@ def make(
         dead[0, 0] = weight.I > 1
         prune([weight], [dead])
     generator = torch.Generator().manual_seed(1)
-    return kind(weights, lr=0.02, weight_decay=1e-3, generator=generator, ridge=ridge)
+    return kind(weights, lr=LR, weight_decay=1e-3, generator=generator, ridge=ridge)
 
 
 def give_gradients(optimizer: alq.ALQ, number: int) -> None:
@@ -102,7 +103,7 @@ def test_compiled_steps_follow_the_plain_reference(monkeypatch, compiler) -> Non
 def follow_throughout(kind: type[alq.ALQ], ridge: float | None) -> None:
     optimizer = make(kind, ridge=ridge)
     references = [
-        Reference(w.B, w.alpha, w.mask, lr=0.02, wd=1e-3, tie=1e-5, ridge=ridge)
+        Reference(w.B, w.alpha, w.mask, lr=LR, wd=1e-3, tie=1e-5, ridge=ridge)
         for w in optimizer.weights
     ]
     negative = 0

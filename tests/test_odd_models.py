@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import signal
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,6 +122,14 @@ def test_a_file_is_not_loaded_into_a_model_without_memory(tmp_path) -> None:
     assert torch.equal(empty[0].weight, model[0].weight)
 
 
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """As in a terminal; processes that start in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupted(alq.ALQ):
     """Ctrl-C comes while the bases of the second layer are being written."""
 
@@ -137,7 +146,7 @@ class Interrupted(alq.ALQ):
         self.arithmetic = SimpleNamespace(BLOCK=None, basis_step=basis_step)
 
 
-def test_ctrl_c_in_a_step_waits_for_its_end() -> None:
+def test_ctrl_c_in_a_step_waits_for_its_end(ctrl_c_raises) -> None:
     model = small()
     weights = alq.quantize(model)
     optimizer = Interrupted(weights, presses=1)
@@ -153,7 +162,7 @@ def test_ctrl_c_in_a_step_waits_for_its_end() -> None:
     alq.ALQ(weights).basis_step()
 
 
-def test_a_second_ctrl_c_acts_at_once() -> None:
+def test_a_second_ctrl_c_acts_at_once(ctrl_c_raises) -> None:
     model = small()
     optimizer = Interrupted(alq.quantize(model), presses=2)
     before = model[2].weight.clone()
