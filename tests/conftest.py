@@ -22,20 +22,21 @@ CACHE = f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capabili
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / CACHE))
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)  # after the plugin that shuffles
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs all of a file, for its fixtures, and one all that compiles, for its kernels.
 
-    The latter starts first, as nothing else takes as long.
+    The tests that fork come first, as torch allows no training in a process forked after compiled
+    steps have run; then what compiles, as nothing else takes as long.
     """
 
-    def compiles(item: pytest.Item) -> bool:
-        return "compiler" in getattr(item, "fixturenames", ())
+    def group(item: pytest.Item) -> str:
+        return "compiler" if "compiler" in getattr(item, "fixturenames", ()) else item.path.stem
 
-    items.sort(key=lambda item: not compiles(item))
+    first = ["test_crashes", "compiler"]
+    items.sort(key=lambda item: first.index(group(item)) if group(item) in first else len(first))
     for item in items:
-        group = "compiler" if compiles(item) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
 @pytest.fixture(autouse=True)
