@@ -94,7 +94,9 @@ batches = iter(imagenet.load_test(args))
 next(batches)
 raise RuntimeError("out of memory")
 """
-    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 1 and done.stderr.endswith("RuntimeError: out of memory\n")
 
 
