@@ -11,30 +11,43 @@ from pathlib import Path
 import pytest
 import torch
 
-import lenet5_on_a_sliver
-from alq.data import mnist
-from alq.errors import InputError
-from alq.extras.compiled import require_compiler
-
 # Kernels for one set of CPU instructions (ATEN_CPU_CAPABILITY) are wrong for another, and torch's
-# own cache does not tell them apart. Set before anything is compiled, and passed on to processes.
+# own cache does not tell them apart. Set before torch does, which may be when it is imported in
+# full, and passed on to processes.
 CACHE = f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability()}"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / CACHE))
 
+import lenet5_on_a_sliver  # noqa: E402
+from alq.data import mnist  # noqa: E402
+from alq.errors import InputError  # noqa: E402
+from alq.extras.compiled import require_compiler  # noqa: E402
 
-@pytest.hookimpl(trylast=True)  # after the plugin that shuffles
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all of a file, for its fixtures, and one all that compiles, for its kernels.
+
+def group(item: pytest.Item) -> str:
+    """Return what xdist runs in one process: a file, for its fixtures, and all that compiles."""
+    return "compiler" if "compiler" in getattr(item, "fixturenames", ()) else item.path.stem
+
+
+class Order:
+    """Sorts after plugins that shuffle.
 
     The tests that fork come first, as torch allows no training in a process forked after compiled
     steps have run; then what compiles, as nothing else takes as long.
     """
 
-    def group(item: pytest.Item) -> str:
-        return "compiler" if "compiler" in getattr(item, "fixturenames", ()) else item.path.stem
+    first = ("test_crashes", "compiler")
 
-    first = ["test_crashes", "compiler"]
-    items.sort(key=lambda item: first.index(group(item)) if group(item) in first else len(first))
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: [*self.first, group(item)].index(group(item)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Order())
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.xdist_group(group(item)))
 

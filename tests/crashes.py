@@ -56,19 +56,6 @@ def die_in(seconds: float) -> None:
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
-def signal_at(calls: int, number: int, function: Callable) -> Callable:
-    """`function`, before whose call number `calls` from 1 this process gets signal `number`."""
-    count = 0
-
-    def signalled(*args: object, **options: object) -> object:
-        nonlocal count
-        if (count := count + 1) == calls:
-            os.kill(os.getpid(), number)
-        return function(*args, **options)
-
-    return signalled
-
-
 class DeadlyFile:
     """A file in which this process is killed when `left[0]` more bytes have been written."""
 

@@ -6,6 +6,7 @@ The victims are real processes, forked from this one (tests/crashes.py).
 from __future__ import annotations
 
 import builtins
+import itertools
 import json
 import os
 import random
@@ -24,7 +25,7 @@ import alq.command.resume
 import alq.files.checkpoint
 import lenet5
 from alq.machine.interruption import Interruption
-from crashes import DeadlyFile, die_in, finish, finish_and_time, fork, signal_at
+from crashes import DeadlyFile, die_in, finish, finish_and_time, fork
 
 pytestmark = pytest.mark.usefixtures("sliver")
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,7 +142,14 @@ def dying_run(die: Callable, folder: Path, stage: str, *flags: str) -> None:
 def run_signalled(folder: Path, stage: str, stop: int, batch: int, *flags: str) -> None:
     """The process is asked to stop after so many batches."""
     points = alq.command.resume.ResumePoints
-    points.after_step = signal_at(batch, stop, points.after_step)
+    save_if_due, batches = points.save_if_due, itertools.count(1)
+
+    def signalled(self, between_epochs: bool) -> None:
+        if not between_epochs and next(batches) == batch:
+            os.kill(os.getpid(), stop)
+        save_if_due(self, between_epochs)
+
+    points.save_if_due = signalled
     run(folder, stage, *flags)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import alq
@@ -183,10 +183,12 @@ def network() -> list[alq.MultiBitWeight]:
     )
 
 
-def prune_all(plan, weights: list[alq.MultiBitWeight], schedule, batches: int, steps=None) -> list:
+def prune_all(
+    plan, weights: list[alq.MultiBitWeight], schedule, batches: int, steps=None, kind=alq.ALQ
+) -> list:
     """Go through the rounds on random gradients; the sizes after each round."""
     unit = getattr(plan, "unit", "target_bit")
-    quantizer = alq.ALQ(weights, generator=torch.Generator().manual_seed(0))
+    quantizer = kind(weights, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     before = (schedule.epoch_basis + schedule.epoch_coord) * batches
     sizes = []
@@ -266,14 +268,21 @@ def test_the_target_is_reached_to_the_coordinate(target, pr, top_k, batches, rou
 
 
 @pytest.mark.parametrize("cost", [float("inf"), float("nan"), -float("inf")])
-def test_costs_that_are_no_numbers_leave_the_target_exact(monkeypatch, cost) -> None:
+def test_costs_that_are_no_numbers_leave_the_target_exact(cost) -> None:
     """Only live coordinates are ever chosen, so the count of what is removed is right."""
-    monkeypatch.setattr(alq.method.optimizer, "removal_cost", lambda alpha, *_: alpha * 0 + cost)
+
+    def choose(costs: list[Tensor], *others: object) -> list[Tensor]:
+        return choose_pruned([torch.full_like(f, cost) for f in costs], *others)
+
+    class OfSuchCosts(alq.ALQ):
+        def prune_step(self, *arguments: object) -> None:
+            super().prune_step(*arguments, choose=choose)
+
     for unit, value in (("target_bit", 0.7), ("target_kb", 1.5)):
         weights = network()
         schedule = alq.Schedule(**{unit: value}, pr=0.8, top_k=0.1, epoch_basis=0, epoch_coord=0)
         plan = pruning_plan(schedule, weights, 5)
-        size = prune_all(plan, weights, schedule, 5)[-1]
+        size = prune_all(plan, weights, schedule, 5, kind=OfSuchCosts)[-1]
         price = max(coordinate_prices(unit, weights)) / bits_of_one(unit, weights)
         assert value - price < size <= value
         assert all(w.live_total == int(w.mask.sum()) for w in weights)
