@@ -13,13 +13,12 @@ AS_STARTED = {name: f"{name}, as torch starts" for name in ("amsgrad", "basis na
 SETTLED = {name: name for name in AS_STARTED}
 
 
-def steps_tables(content: dict) -> dict[str, str]:
+def steps_tables(rows: Sequence[dict]) -> dict[str, str]:
     """Return titles and tables of each step over AMSGrad, from `steps.py --compile --naive`."""
+    processes = {"as the scripts run": SETTLED, "as torch starts": AS_STARTED}
     return {
-        f"{kind} steps, AMSGrad and the naive step {where}": steps_table(
-            content["rows"], end, names
-        )
-        for where, names in (("as the scripts run", SETTLED), ("as torch starts", AS_STARTED))
+        f"{kind} steps, AMSGrad and the naive step {where}": steps_table(rows, end, names)
+        for where, names in processes.items()
         for kind, end in KINDS.items()
     }
 
@@ -51,14 +50,14 @@ def share_of_step(row: dict, end: str) -> float:
     return 100 * basis / (basis + passes + seconds["other parameters"])
 
 
-def share_table(content: dict) -> str:
+def share_table(rows: Sequence[dict]) -> str:
     """Show the parts of a training step, from `training_step.py --compile`."""
     head = [
         "network", "bits", "batch", "a pass", "forward + backward ms", "basis ms", "% of step",
         "compiled basis ms", "% of step",
     ]  # fmt: skip
-    rows = []
-    for row in content["rows"]:
+    lines = []
+    for row in rows:
         seconds = row["seconds"]
         line = [row["network"], f"{row['bitwidth']:.2f}", str(row["batch"])]
         line += [str(row["pictures at once"]), f"{1e3 * seconds['forward + backward']:.0f}"]
@@ -66,8 +65,8 @@ def share_table(content: dict) -> str:
             found = "basis" + end in seconds
             line += [f"{1e3 * seconds['basis' + end]:.1f}"] if found else ["not measured"]
             line += [f"{share_of_step(row, end):.1f}"] if found else ["not measured"]
-        rows.append(line)
-    return table(head, rows)
+        lines.append(line)
+    return table(head, lines)
 
 
 def epoch_tables(contents: Sequence[dict]) -> list[str]:

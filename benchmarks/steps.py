@@ -16,7 +16,6 @@ step several times faster, too. These two are timed also without, in a process o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -35,7 +34,16 @@ from alq.method.loss_model import pseudo_gradient_and_hessian, update_moments
 from alq.method.network import quantizable
 from networks import NETWORKS
 from performance_tables import AS_STARTED, steps_tables
-from timing import add_flags, give_gradients, network, prune_to, settle, timing, write_figures
+from timing import (
+    add_flags,
+    give_gradients,
+    network,
+    prune_to,
+    read_rows,
+    settle,
+    timing,
+    write_figures,
+)
 
 
 @torch.no_grad()
@@ -184,7 +192,7 @@ def main() -> None:
     parser.add_argument("--naive", action="store_true", help="also the naive basis step (slow)")
     args = parser.parse_args()
     if args.table:
-        tables = steps_tables(json.loads(args.table.read_text()))
+        tables = steps_tables(read_rows(args.table))
         print(*(f"{title}\n\n{table}" for title, table in tables.items()), sep="\n\n")
         return
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -69,7 +69,9 @@ def add_flags(parser: argparse.ArgumentParser, repeats: int) -> None:
         "--cpu-time", action="store_true", help="processor time, for one thread on a busy machine"
     )
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--table", type=Path, metavar="JSON", help="print the tables of it, exit")
+    parser.add_argument(
+        "--table", type=Path, nargs="+", metavar="JSON", help="print the tables of these, exit"
+    )
 
 
 def network(name: str, device: str) -> tuple[nn.Module, Callable[[], list[alq.MultiBitWeight]]]:
@@ -100,6 +102,11 @@ def machine(device: torch.device) -> str:
         f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, "
         f"{platform.processor() or platform.machine()}"
     )
+
+
+def read_rows(paths: Iterable[Path]) -> list[dict]:
+    """Return the rows of all these files."""
+    return [row for path in paths for row in json.loads(path.read_text())["rows"]]
 
 
 def write_figures(path: Path, device: torch.device, **figures: object) -> None:

@@ -12,7 +12,6 @@ pass over all of them is made in four parts, whose gradients add up.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import alq
 from networks import NETWORKS
 from performance_tables import share_of_step, share_table
-from timing import add_flags, network, prune_to, settle, timing, write_figures
+from timing import add_flags, network, prune_to, read_rows, settle, timing, write_figures
 
 
 def forward_backward(model: nn.Module, name: str, batch: int, at_once: int) -> Callable[[], None]:
@@ -83,7 +82,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.table:
-        print(share_table(json.loads(args.table.read_text())))
+        print(share_table(read_rows(args.table)))
         return
     settle(args)
     rows = []

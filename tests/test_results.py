@@ -56,13 +56,35 @@ def test_the_performance_holds_the_tables_of_the_benchmarks() -> None:
     performance = text("docs/performance.md")
     scaling = figures("scaling.json")
     tables = [
-        *performance_tables.steps_tables(figures("steps.json")).values(),
+        *performance_tables.steps_tables(figures("steps.json")["rows"]).values(),
+        performance_tables.share_table(training_steps()),
         *performance_tables.epoch_tables([figures("epoch.json"), figures("epoch_compiled.json")]),
         performance_tables.compile_table(scaling),
         performance_tables.scaling_table(scaling),
     ]
     for table in tables:
         assert table in performance, table
+
+
+def training_steps() -> list[dict]:
+    return [row for net in NETWORKS for row in figures(f"training_step_{net}.json")["rows"]]
+
+
+def test_shares_are_those_of_the_scripts_own_batches() -> None:
+    rows = training_steps()
+    assert {row["network"] for row in rows} == set(NETWORKS)
+    for row in rows:
+        assert row["batch"] == NETWORKS[row["network"]].default_flags().batch_size
+
+
+@pytest.mark.parametrize("file, end", [("epoch.json", ""), ("epoch_compiled.json", " compiled")])
+def test_two_ways_to_measure_the_share_of_a_basis_step_agree(file, end) -> None:
+    """In whole epochs of LeNet5 on real digits, and in single steps on random pictures."""
+    row = training_steps()[0]
+    parts = figures(file)["seconds"]["basis"]
+    in_epoch = 100 * parts["optimizer"] / sum(parts.values())
+    assert row["network"] == "lenet5"
+    assert performance_tables.share_of_step(row, end) == pytest.approx(in_epoch, rel=0.25)
 
 
 # ---------------------------------------------------------------------------- default schedules
