@@ -1,6 +1,7 @@
 """What share of a training step the quantizer's basis step is.
 
     python benchmarks/training_step.py --threads 2 --compile --json training_step.json
+    python benchmarks/training_step.py --table training_step.json
 
 For each network, freshly sketched at its max_bit and again pruned to an average of 2 bits, at the
 batch of its script: forward and backward on random pictures, the basis step, and Adam on the
