@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import lenet5_on_a_sliver
-from alq.data import mnist
-from alq.errors import InputError
-from alq.extras.compiled import require_compiler
-
 # Kernels for one set of CPU instructions (ATEN_CPU_CAPABILITY) are wrong for another, and torch's
-# own cache does not tell them apart. Set before anything is compiled, and passed on to processes.
+# own cache does not tell them apart. Set before torch does, which may be when it is imported in
+# full, and passed on to processes.
 CACHE = f"torchinductor_{getpass.getuser()}_{torch.backends.cpu.get_cpu_capability()}"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / CACHE))
+
+import lenet5_on_a_sliver  # noqa: E402
+from alq.data import mnist  # noqa: E402
+from alq.errors import InputError  # noqa: E402
+from alq.extras.compiled import require_compiler  # noqa: E402
 
 
 def group(item: pytest.Item) -> str:

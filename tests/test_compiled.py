@@ -91,12 +91,16 @@ def test_float32_steps_follow_the_plain_reference(ridge: float | None) -> None:
     follow_throughout(alq.ALQ, ridge)
 
 
-def test_compiled_steps_follow_the_plain_reference(monkeypatch, compiler) -> None:
-    """With the search in one kernel up to two bases and in several from there on.
+@pytest.fixture
+def tables(monkeypatch, compiler) -> None:
+    """Kernels that search in one pass up to two bases, and in tables made before from there on.
 
-    The recorded steps have it in one up to six bases, and the published ridge.
+    The recorded steps are compiled to search in one pass up to six bases, with the other ridge.
     """
     monkeypatch.setattr(compiled_steps, "MAX_INLINE_BASES", 2)
+
+
+def test_compiled_steps_follow_the_plain_reference(tables) -> None:
     follow_throughout(alq.CompiledALQ, None)
 
 
@@ -136,7 +140,7 @@ def test_the_search_equals_brute_force(L: int) -> None:
         torch.testing.assert_close(distance, nearest, atol=1e-6, rtol=0)  # midpoints are rounded
 
 
-def test_same_bits_each_time(compiler) -> None:
+def test_same_bits_each_time(tables) -> None:
     runs = []
     for _ in range(2):
         optimizer = make(alq.CompiledALQ)

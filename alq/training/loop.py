@@ -151,13 +151,9 @@ def begin_epoch(training: Training, epoch: Epoch, title: str, train_batches: Ite
 
 
 def end_epoch(
-    training: Training,
-    epoch: Epoch,
-    title: str,
-    val_batches: Iterable,
-    log: Callable[..., None],
+    training: Training, epoch: Epoch, title: str, val_batches: Iterable, log: Callable[..., None],
     bar: tqdm,
-) -> dict[str, float | None]:
+) -> dict[str, float | None]:  # fmt: skip
     """Check, evaluate, log and show the epoch under way, which then is done.
 
     Returns: the means on `val_batches`.
