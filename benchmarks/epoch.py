@@ -36,12 +36,11 @@ from alq.training.loop import Training, quantized_training, train
 from alq.training.pruning import PruneByRatio
 from alq.training.schedule import Epoch
 from networks import NETWORKS
-from performance_tables import epoch_tables
+from performance_tables import PARTS, epoch_tables
 from timing import settle, write_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("pretrain", "basis", "coordinate", "prune", "ste")
-PARTS = ("data", "forward + backward", "optimizer", "other")
 
 
 class Clock:

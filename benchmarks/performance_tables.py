@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from tables import table
 
 STEPS = ("basis", "ste", "coordinate", "prune")
+PARTS = ("data", "forward + backward", "optimizer", "other")  # of an epoch
 KINDS = {"eager": "", "compiled": " compiled"}  # what the names of the timed steps end in
 # What is timed twice: in the process as the scripts set it up, and in one as torch starts it.
 AS_STARTED = {name: f"{name}, as torch starts" for name in ("amsgrad", "basis naive")}
@@ -73,16 +75,18 @@ def epoch_tables(contents: Sequence[dict]) -> list[str]:
     """Show the seconds of each kind of epoch, and those of a basis epoch's parts."""
     kinds, parts = [], []
     for content in contents:
-        name = "quantizer compiled" if "--compile" in content["arguments"] else "eager"
-        seconds = content["seconds"]
-        kinds.append([name, *(f"{sum(found.values()):.2f}" for found in seconds.values())])
+        arguments, seconds = content["arguments"], content["seconds"]
+        steps = "compiled" if "--compile" in arguments else "eager"
+        name = [steps, *re.findall(r"(\d+) threads", content["machine"])]
+        kinds.append([*name, *(f"{sum(found.values()):.2f}" for found in seconds.values())])
         basis = seconds["basis"]
         share = 100 * basis["optimizer"] / sum(basis.values())
-        parts.append([name, *(f"{part:.2f}" for part in basis.values()), f"{share:.1f}"])
-    heads = ["full precision", "basis", "coordinate", "prune", "STE"]
+        parts.append([*name, *(f"{basis[part]:.2f}" for part in PARTS), f"{share:.1f}"])
+    quantizer = ["quantizer", "threads"]
+    heads = ["full precision s", "basis s", "coordinate s", "prune s", "STE s"]
     return [
-        table(["seconds an epoch", *heads], kinds),
-        table(["seconds of a basis epoch", *basis, "optimizer, % of epoch"], parts),
+        table([*quantizer, *heads], kinds),
+        table([*quantizer, *(f"{part} s" for part in PARTS), "optimizer, % of epoch"], parts),
     ]
 
 
