@@ -13,8 +13,15 @@ from .errors import InputError
 from .extras.compiled import quantizer_class
 from .files.runlog import RunLog
 from .method.weight import MultiBitWeight
-from .training.epoch import LossFunction, classification, describe, evaluate, score
-from .training.loop import Training, quantized_training, size_of, train
+from .training.epoch import (
+    LossFunction,
+    classification,
+    describe,
+    evaluate,
+    frozen_modules,
+    score,
+)
+from .training.loop import Training, quantized_training, rate_start, size_of, train
 from .training.pruning import expected_size, pruning_plan
 from .training.schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
 
@@ -66,11 +73,15 @@ def fit(
     write("plan", plan=str(plan), rounds=plan.rounds, expected=size)
     if progress:
         print(expectation(plan, size))
+    frozen = frozen_modules(model)
     adaptive = quantized_training("alq", model, weights, schedule, loss, plan, optimizer)
+    adaptive.frozen = frozen
     epochs = alq_schedule(schedule, plan.rounds)
     train(adaptive, epochs, train_loader, val_loader, write, _do_nothing, progress=bars)
 
     last = quantized_training("posttrain", model, weights, schedule, loss, optimizer=optimizer)
+    last.frozen = frozen
+    rate_start(last, val_loader, write)
     best = _Best(last)
     epochs = posttrain_schedule(schedule)
     train(last, epochs, train_loader, val_loader, write, best.keep, progress=bars)

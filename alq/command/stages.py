@@ -9,7 +9,7 @@ from ..files.checkpoint import load_checkpoint, load_model, weights_in
 from ..files.coding import round_floats
 from ..method.network import quantize, restore
 from ..training.epoch import evaluate
-from ..training.loop import Training, quantized_training, size_of, train
+from ..training.loop import Training, quantized_training, rate_start, size_of, train
 from ..training.pruning import expected_size, pruning_plan
 from ..training.schedule import Epoch, alq_schedule, posttrain_schedule, pretrain_schedule
 from .checks import check_same_layers
@@ -84,7 +84,10 @@ def alq(run: Run) -> dict:
 
 
 def posttrain(run: Run) -> dict:
-    """Train --model by STE epochs, then coordinate epochs; save the best by validation accuracy."""
+    """Train --model by STE epochs, then coordinate epochs; save the best by validation accuracy.
+
+    The start is one of those it is the best of.
+    """
     args, target = run.args, run.files.posttrained
     source = run.require(run.files.model, "ALQ", "model")
     states = weights_in(source, f"--model {args.model}")
@@ -99,6 +102,7 @@ def posttrain(run: Run) -> dict:
     kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
     points = run.resume_points(training, run.files.model)
     if not points.restore(run.point):
+        rate_start(training, data.val, run.log.write)
         run.save(target, training, False, **kept)
 
     def keep_best(epoch: Epoch, val: dict) -> None:

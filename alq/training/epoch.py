@@ -19,10 +19,16 @@ LossFunction = Callable[[nn.Module, Any], tuple[Tensor, "Tensor | None", int]]
 
 
 def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
-    """Return mean cross entropy, number of correct answers and of samples of one batch (x, y)."""
+    """Return mean cross entropy, number of correct answers and of labels of one batch (x, y).
+
+    The logits are (batch, classes, ...); y holds classes (batch, ...), or their probabilities in
+    the logits' shape. Each place of a picture that has a label counts.
+    """
     x, y = batch
-    logits = model(x)  # (batch, classes)
-    return F.cross_entropy(logits, y), (logits.argmax(dim=1) == y).sum(), len(y)
+    logits = model(x)
+    labels = y.argmax(dim=1) if y.is_floating_point() else y
+    correct = (logits.argmax(dim=1) == labels).sum()
+    return F.cross_entropy(logits, y), correct, labels.numel()
 
 
 def compute_in_bfloat16(model: nn.Module, device: torch.device) -> None:
@@ -39,17 +45,23 @@ def compute_in_bfloat16(model: nn.Module, device: torch.device) -> None:
 def evaluate(
     model: nn.Module, batches: Iterable, loss_function: LossFunction = classification
 ) -> dict[str, float | None]:
-    """Return the means {"loss", "accuracy"} of the model in eval mode; its mode is restored.
+    """Return the means {"loss", "accuracy"} of the model in eval mode; its modes are restored.
 
     The accuracy is in percent, None where the loss function counts no answers.
     """
-    was_training = model.training
+    trained = [module for module in model.modules() if module.training]
     model.eval()
     totals = Totals()
     for batch in batches:
         totals.add(*loss_function(model, batch))
-    model.train(was_training)
+    for module in trained:
+        module.training = True
     return totals.means()
+
+
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules in eval mode of a model in train mode, such as a frozen batch norm."""
+    return [m for m in model.modules() if not m.training] if model.training else []
 
 
 def score(means: dict) -> float:
@@ -65,14 +77,17 @@ def describe(means: dict) -> str:
 
 
 class Totals:
-    """Running sums of loss and correct answers, kept on the device, over all processes."""
+    """Running sums of loss and correct answers, kept on the device, over all processes.
+
+    The losses are summed in float64, whatever type they come in.
+    """
 
     def __init__(self) -> None:
         self.loss, self.correct, self.count = 0.0, 0, 0
 
     def add(self, loss: Tensor, correct: Tensor | None, count: int) -> None:
         """Count in a batch of `count` samples: its mean loss, its number of correct answers."""
-        self.loss = self.loss + loss * count
+        self.loss = self.loss + loss.double() * count
         self.correct = None if correct is None else self.correct + correct
         self.count += count
 

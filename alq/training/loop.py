@@ -19,7 +19,7 @@ from ..machine.finite import Watch
 from ..method.network import average_bitwidth, storage_bytes
 from ..method.optimizer import ALQ
 from ..method.weight import MultiBitWeight
-from .epoch import EpochSoFar, LossFunction, classification, describe, evaluate
+from .epoch import EpochSoFar, LossFunction, classification, describe, evaluate, score
 from .pruning import PruningPlan
 from .schedule import FIRST_ORDER, Epoch, Schedule
 
@@ -39,6 +39,7 @@ class Training:
         epochs_done: how many of the stage's epochs are behind it.
         seconds: what they took.
         epoch: the epoch under way.
+        frozen: modules that stay in eval mode.
     """
 
     stage: str
@@ -51,6 +52,7 @@ class Training:
     epochs_done: int = 0
     seconds: float = 0.0
     epoch: EpochSoFar = field(default_factory=EpochSoFar)
+    frozen: list[nn.Module] = field(default_factory=list)
 
     def check_finite(self) -> None:
         """Raise NotFinite if a loss, gradient or parameter of the epoch so far is not finite."""
@@ -137,12 +139,22 @@ def train(
         save(True)
 
 
+def rate_start(training: Training, val_batches: Iterable, log: Callable[..., None]) -> None:
+    """Make the network as it is the best so far, for a stage that keeps its best epoch."""
+    means = evaluate(training.model, val_batches, training.loss)
+    training.best = score(means)
+    fields = {"val_loss": means["loss"], "val_accuracy": means["accuracy"]}
+    log("before", stage=training.stage, **fields)
+
+
 def begin_epoch(training: Training, epoch: Epoch, title: str, train_batches: Iterable) -> None:
     """Set the epoch's rate, the network's mode, the order of the batches; watch what is finite."""
     for optimizer in training.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = epoch.lr
     training.model.train(epoch.kind != "prune")  # a pruning epoch keeps the running statistics
+    for module in training.frozen:
+        module.eval()
     order = FIRST_ORDER.get(training.stage, 0) + training.epochs_done
     set_epoch(train_batches, order, training.epoch.batches)
     training.epoch.round = epoch.round
