@@ -53,7 +53,7 @@ def results_table(runs: Iterable[Run]) -> str:
 
 
 def measured_rows(runs: list[Run]) -> list[list[str]]:
-    """Return the row of one network's runs: of one its figures, of several their mean and spread."""
+    """Return the rows of one network's runs: their figures, of several the mean and the spread."""
     logs = ", ".join(f"`{run.log.name}`{differing(run)}" for run in runs)
     if len(runs) == 1:
         return [["", "here", *figures(runs, statistics.mean), "1", logs]]
