@@ -34,7 +34,8 @@ def plot_logs(logs: Sequence[Path], path: Path | None) -> Path:
     if len({run.name for run in runs}) < len(runs):
         for run, log in zip(runs, logs, strict=True):
             run.name = str(log)
-    path = path or (logs[0].with_suffix(".png") if len(logs) == 1 else Path("compared.png"))
+    if path is None:
+        path = logs[0].with_name(f"{runs[0].name}.png") if len(logs) == 1 else Path("compared.png")
     save_figure(draw(runs), path, "-o")
     return path
 

@@ -43,7 +43,7 @@ class History:
     """
 
     def __init__(self, log: Path) -> None:
-        self.name = log.stem
+        self.name = log.name.removesuffix(".jsonl")
         self.epochs: dict[str, dict[int, dict]] = {}
         for number, event in enumerate(read_events(log), 1):
             try:
