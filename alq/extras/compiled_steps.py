@@ -60,17 +60,15 @@ def basis_step(
     groups.alpha.copy_(alpha)
 
 
-def coordinate_gradients(
-    groups: Groups, betas: tuple[float, float], inherit: bool
-) -> tuple[Tensor, ...]:
+def coordinate_gradients(groups: Groups, betas: tuple[float, float]) -> Tensor:
     """Return what `steps.coordinate_gradients` does."""
     if not can_compile(groups):
-        return steps.coordinate_gradients(groups, betas, inherit)
-    L = groups.live.shape[1]
-    moments = (groups.m, groups.v, groups.v_max)
-    inherited = inherit_moments(*moments, groups.codes, L) if inherit else ()
-    g_a = moments_and_products(groups.g, *moments, groups.codes, column_of_ones(groups), L, *betas)
-    return tuple(torch.where(groups.live, x, 0.0) for x in (g_a, *inherited))
+        return steps.coordinate_gradients(groups, betas)
+    g_a = moments_and_products(
+        groups.g, groups.m, groups.v, groups.v_max, groups.codes, column_of_ones(groups),
+        groups.live.shape[1], *betas,
+    )  # fmt: skip
+    return torch.where(groups.live, g_a, 0.0)
 
 
 def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
@@ -258,15 +256,6 @@ def moments_and_products(
     g = g * ones
     update_moments(g, m, v, v_max, (beta1, beta2))
     return torch.stack([(g * sign).sum(1) for sign in signs_of(codes.int(), L)], 1)
-
-
-@kernel
-def inherit_moments(
-    m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, L: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums of `steps.alpha_moments`: B m (G, L), those of v and of v_max (G, 1)."""
-    m_a = torch.stack([(m * sign).sum(1) for sign in signs_of(codes.int(), L)], 1)
-    return m_a, v.sum(1, keepdim=True), v_max.sum(1, keepdim=True)
 
 
 def signs_of(code: Tensor, L: int) -> list[Tensor]:

@@ -15,7 +15,7 @@ from ..machine.arithmetic import optimizer_step
 from . import steps
 from .codes import blocks
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
-from .steps import Groups, choose_pruned, removal_cost
+from .steps import Groups, alpha_moments, choose_pruned, removal_cost
 from .structures import coordinate_bytes
 from .weight import MultiBitWeight, check_state, prune
 
@@ -210,18 +210,15 @@ class ALQ(Optimizer):
     def _coordinate_loss_model(self, weight: MultiBitWeight, state: dict) -> tuple[Tensor, Tensor]:
         """Update the moments of the weights and of the coordinates; return p_a and h_a (G, I)."""
         groups, amsgrad = self._groups(weight, state), self.amsgrad
+        parts = [groups[block] for block in self._blocks(weight)]
         state["step"] += 1
         state["step_a"] += 1
-        inherit = state["alpha_moments"] is None
-        parts = [
-            self.arithmetic.coordinate_gradients(groups[block], amsgrad.betas, inherit)
-            for block in self._blocks(weight)
-        ]
-        wholes = (torch.cat(part) for part in zip(*parts, strict=True))  # (G, L) each
-        g_a, *inherited = (weight.at_own_places(whole) for whole in wholes)  # (G, I)
-        if inherit:
-            state["alpha_moments"] = inherited
-        g_a = g_a + self.param_groups[0]["weight_decay"] * weight.alpha
+        if state["alpha_moments"] is None:
+            moments = zip(*map(alpha_moments, parts), strict=True)  # (G, L) each, part by part
+            state["alpha_moments"] = [weight.at_own_places(torch.cat(x)) for x in moments]
+        products = [self.arithmetic.coordinate_gradients(part, amsgrad.betas) for part in parts]
+        decay = self.param_groups[0]["weight_decay"] * weight.alpha
+        g_a = weight.at_own_places(torch.cat(products)) + decay  # (G, I)
         m_a, v_a, v_a_max = state["alpha_moments"]
         update_moments(g_a, m_a, v_a, v_a_max, amsgrad.betas)
         return pseudo_gradient_and_hessian(m_a, v_a_max, state["step_a"], *amsgrad)

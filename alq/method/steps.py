@@ -147,33 +147,22 @@ def finite_or(alpha: Tensor, solved: Tensor) -> Tensor:
 # ------------------------------------------------------------------- coordinate and prune steps
 
 
-def coordinate_gradients(
-    groups: Groups, betas: tuple[float, float], inherit: bool
-) -> tuple[Tensor, ...]:
-    """Return g_a = B g (G, L), and update the moments of the weights.
-
-    With `inherit` follow the moments m_a, v_a, v_a_max (G, L) that the coordinates take over from
-    the weights after a new B, as they were before this gradient.
-    """
-    index = groups.codes.long()
-    inherited: tuple[Tensor, ...] = ()
-    if inherit:
-        inherited = alpha_moments(groups.m, groups.v, groups.v_max, index, groups.live)
+def coordinate_gradients(groups: Groups, betas: tuple[float, float]) -> Tensor:
+    """Return g_a = B g (G, L), and update the moments of the weights."""
     update_moments(groups.g, groups.m, groups.v, groups.v_max, betas)
-    return basis_products(groups.g, index, groups.live), *inherited
+    return basis_products(groups.g, groups.codes.long(), groups.live)
 
 
-def alpha_moments(
-    m: Tensor, v: Tensor, v_max: Tensor, index: Tensor, live: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def alpha_moments(groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
     """Return the moments that the coordinates inherit from the weights after a new B, each (G, L).
 
         m_a = B m;   v_a = diag(B diag(v) B^T);   v_a_max = diag(B diag(v_max) B^T)
 
     As B is +-1, each of the last two is the group's sum on live coordinates.
     """
-    m_a = basis_products(m, index, live)
-    v_a, v_a_max = (torch.where(live, x.sum(1, keepdim=True), 0.0) for x in (v, v_max))
+    m_a = basis_products(groups.m, groups.codes.long(), groups.live)
+    sums = (x.sum(1, keepdim=True) for x in (groups.v, groups.v_max))  # (G, 1)
+    v_a, v_a_max = (torch.where(groups.live, x, 0.0) for x in sums)
     return m_a, v_a, v_a_max  # 0 where not live, also if a square has overflown
 
 
