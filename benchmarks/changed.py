@@ -20,6 +20,7 @@ from alq.method.nearest import nearest_codes
 from alq.method.optimizer import ALQ
 from alq.method.sketch import sketch
 from alq.method.steps import Groups, choose_pruned, finite_or, solve_coordinates
+from alq.method.weight import MultiBitWeight
 
 
 class Reconstruction(ALQ):
@@ -166,12 +167,8 @@ def basis_step_losing_flips(
 class LosingFlips(ALQ):
     """`ALQ` with the authors' defect in its basis steps."""
 
-    arithmetic = SimpleNamespace(
-        BLOCK=steps.BLOCK,
-        basis_step=basis_step_losing_flips,
-        coordinate_gradients=steps.coordinate_gradients,
-        rebuild=steps.rebuild,
-    )
+    def arithmetic(self, weight: MultiBitWeight) -> SimpleNamespace:
+        return SimpleNamespace(**{**vars(steps), "basis_step": basis_step_losing_flips})
 
 
 def choose_by_wrong_values(

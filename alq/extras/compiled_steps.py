@@ -3,7 +3,8 @@
 An eager step reads and writes a block of weights some 30 times, in cache. Here `torch.compile`
 makes one or two passes of it, with the arithmetic in vector registers; therefore the nearest level
 is searched for by selecting and not by looking up, and a sum by code the sums of +-x that it stands
-for. Values equal those of the eager steps but for the rounding of sums.
+for. Values equal those of the eager steps but for the rounding of sums. The kernels take float32
+alone (as `to_keys` does) and one live basis or more.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..method import steps
 from ..method.codes import DEVICE_BLOCK
 from ..method.loss_model import AMSGrad, bias_corrections, scale_moments, update_moments
 from ..method.nearest import from_keys, midpoints, positive_levels, sort_rows, to_keys
@@ -45,9 +45,6 @@ def basis_step(
     ridge: float | None = None,
 ) -> None:  # fmt: skip
     """Do what `steps.basis_step` does."""
-    if not can_compile(groups):
-        steps.basis_step(groups, w0, w_hat, t, amsgrad, move_base, ridge)
-        return
     tables: tuple[Tensor, ...] = (sort_rows(level_keys(groups.alpha, groups.live)),)
     if groups.live.shape[1] > MAX_INLINE_BASES:
         tables = search_tables(*tables)
@@ -62,21 +59,11 @@ def basis_step(
 
 def coordinate_gradients(groups: Groups, betas: tuple[float, float]) -> Tensor:
     """Return what `steps.coordinate_gradients` does."""
-    if not can_compile(groups):
-        return steps.coordinate_gradients(groups, betas)
     g_a = moments_and_products(
         groups.g, groups.m, groups.v, groups.v_max, groups.codes, column_of_ones(groups),
         groups.live.shape[1], *betas,
     )  # fmt: skip
     return torch.where(groups.live, g_a, 0.0)
-
-
-def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
-    """Write what `steps.rebuild` does."""
-    if alpha.shape[1] == 0 or alpha.dtype != torch.float32:
-        steps.rebuild(codes, alpha, w_hat)
-    else:
-        sum_bases(codes, alpha, w_hat)
 
 
 def column_of_ones(groups: Groups) -> Tensor:
@@ -85,11 +72,6 @@ def column_of_ones(groups: Groups) -> Tensor:
     It keeps (G, n) two dimensions for the compiler, which otherwise updates in a pass of its own.
     """
     return torch.ones_like(groups.g[:, :1])
-
-
-def can_compile(groups: Groups) -> bool:
-    """Return whether the kernels can take `groups`: `to_keys` takes no other type than float32."""
-    return groups.live.shape[1] > 0 and groups.g.dtype == torch.float32
 
 
 # ---------------------------------------------------------------------------- kernels
@@ -242,8 +224,8 @@ def solve(A: dict[tuple[int, int], Tensor], b: list[Tensor]) -> list[Tensor]:
 
 
 @kernel
-def sum_bases(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
-    """Write w_hat = B^T alpha, (G, n) from codes (G, n) and alpha (G, L)."""
+def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
+    """Write w_hat = B^T alpha (G, n) of codes (G, n) and live coordinates (G, L)."""
     w_hat.copy_(signed_sum(codes.int(), alpha))
 
 

@@ -40,8 +40,6 @@ class ALQ(Optimizer):
             alpha, by a share of the group's own h; a number is the published ridge, towards 0.
     """
 
-    arithmetic: Any = steps  # a module with BLOCK, basis_step, coordinate_gradients and rebuild
-
     def __init__(
         self,
         weights: Sequence[MultiBitWeight],
@@ -93,8 +91,7 @@ class ALQ(Optimizer):
         alpha = argmin_a (B^T a - w_hat).p + 1/2 (B^T a - w_hat).(h*(B^T a - w_hat))
         """
         for weight, state in self._layers():
-            w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
-            self._optimise_bases(weight, state, w_hat, w0=w_hat)
+            self._optimise_bases(weight, state)
 
     @optimizer_step
     def ste_step(self) -> None:
@@ -103,10 +100,9 @@ class ALQ(Optimizer):
         The basis step with w0 for w_hat; then w0 = t = w0 - p/h
         """
         for weight, state in self._layers():
-            w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
             if state["w0"] is None:
-                state["w0"] = w_hat.clone()
-            self._optimise_bases(weight, state, w_hat, w0=state["w0"])
+                state["w0"] = weight.grouping.to_groups(weight.parameter).clone()  # (G, n)
+            self._optimise_bases(weight, state, w0=state["w0"])
 
     @optimizer_step
     def coordinate_step(self) -> None:
@@ -187,21 +183,26 @@ class ALQ(Optimizer):
             live=weight.live_first(weight.mask),
         )
 
+    def arithmetic(self, weight: MultiBitWeight) -> Any:
+        """Return a module with the BLOCK, basis_step, coordinate_gradients and rebuild to take."""
+        return steps
+
     def _blocks(self, weight: MultiBitWeight) -> Iterator[slice]:
-        """Yield the groups of one weight, as many at a time as the arithmetic likes."""
-        return blocks(weight.codes, weight.L, self.arithmetic.BLOCK)
+        """Yield the groups of one weight, as many at a time as its arithmetic likes."""
+        return blocks(weight.codes, weight.L, self.arithmetic(weight).BLOCK)
 
     def _optimise_bases(
-        self, weight: MultiBitWeight, state: dict, w_hat: Tensor, w0: Tensor
+        self, weight: MultiBitWeight, state: dict, w0: Tensor | None = None
     ) -> None:
-        """Take a basis step from the base point `w0` (G, n), which moves if it is a copy."""
-        groups, move_base = self._groups(weight, state), w0 is not w_hat
+        """Take a basis step from the copy `w0` (G, n), which then moves, or else from w_hat."""
+        groups, w_hat = self._groups(weight, state), weight.grouping.to_groups(weight.parameter)
+        base, move_base = (w_hat, False) if w0 is None else (w0, True)
         state["step"] += 1
         state["step_a"] += 1
         state["alpha_moments"] = None
         for block in self._blocks(weight):
-            self.arithmetic.basis_step(
-                groups[block], w0[block], w_hat[block], state["step"], self.amsgrad, move_base,
+            self.arithmetic(weight).basis_step(
+                groups[block], base[block], w_hat[block], state["step"], self.amsgrad, move_base,
                 self.ridge,
             )  # fmt: skip
         weight.alpha = weight.at_own_places(groups.alpha)
@@ -216,7 +217,8 @@ class ALQ(Optimizer):
         if state["alpha_moments"] is None:
             moments = zip(*map(alpha_moments, parts), strict=True)  # (G, L) each, part by part
             state["alpha_moments"] = [weight.at_own_places(torch.cat(x)) for x in moments]
-        products = [self.arithmetic.coordinate_gradients(part, amsgrad.betas) for part in parts]
+        multiply = self.arithmetic(weight).coordinate_gradients
+        products = [multiply(part, amsgrad.betas) for part in parts]
         decay = self.param_groups[0]["weight_decay"] * weight.alpha
         g_a = weight.at_own_places(torch.cat(products)) + decay  # (G, I)
         m_a, v_a, v_a_max = state["alpha_moments"]
@@ -228,7 +230,7 @@ class ALQ(Optimizer):
         w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
         alpha = weight.live_first(weight.alpha)  # (G, L)
         for block in self._blocks(weight):
-            self.arithmetic.rebuild(weight.codes[block], alpha[block], w_hat[block])
+            self.arithmetic(weight).rebuild(weight.codes[block], alpha[block], w_hat[block])
         weight.write(w_hat)
 
     # ------------------------------------------------------------------------ saving
