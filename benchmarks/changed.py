@@ -32,14 +32,11 @@ class Reconstruction(ALQ):
 
     @torch.no_grad()
     def ste_step(self) -> None:
-        for weight, state in self._layers():
+        for weight, state, groups in self._layers():
             if state["w0"] is None:
                 state["w0"] = weight.grouping.to_groups(weight.parameter).clone()
-            state["step"] += 1
-            moments = [state[key] for key in ("m", "v", "v_max")]
-            g = weight.grouping.to_groups(weight.parameter.grad)
-            update_moments(g, *moments, self.amsgrad.betas)
-            p, h = pseudo_gradient_and_hessian(moments[0], moments[2], state["step"], *self.amsgrad)
+            update_moments(groups.g, groups.m, groups.v, groups.v_max, self.amsgrad.betas)
+            p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, state["step"], *self.amsgrad)
             state["w0"].addcdiv_(p, h, value=-1)
             B, alpha, mask = sketch(state["w0"], weight.I)
             weight.set_form(pack_bits(B.transpose(1, 2) > 0), alpha, mask)
