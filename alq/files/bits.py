@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..method.weight import MultiBitWeight, check_form
+from ..method.weight import MultiBitWeight
 
 
 def pack_weights(weights: Sequence[MultiBitWeight]) -> tuple[dict[str, list], dict[str, Tensor]]:
@@ -55,6 +55,30 @@ def unpack_weights(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[
         state["codes"] = torch.from_numpy(unpack_signs(sign.numpy(), b, n))
         check_form(state)
     return states
+
+
+def check_form(state: dict) -> None:
+    """ValueError, TypeError and the like if `state` cannot be what a `state_dict` gave."""
+    if not isinstance(state, dict):
+        raise TypeError("no dict")
+    if not isinstance(state["name"], str) or not isinstance(state["structure"], str):
+        raise TypeError("its name or structure is no text")
+    counts = [*state["shape"], state["subc"], state.get("transposed", 0)]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise TypeError("its shape, subc or transposed is no number")
+    codes, alpha, mask = (state[key] for key in ("codes", "alpha", "mask"))
+    if (codes.dtype, mask.dtype) != (torch.uint8, torch.bool) or not alpha.is_floating_point():
+        raise TypeError(f"types {codes.dtype}, {alpha.dtype}, {mask.dtype}")
+    G, n = codes.shape
+    I = mask.shape[-1]
+    if not G * n == math.prod(state["shape"]) > 0 or not 1 <= I <= 8:
+        raise ValueError(f"{G} groups of {n} weights at {I} bit, of a shape {state['shape']}")
+    if not alpha.shape == mask.shape == (G, I):
+        raise ValueError(f"shapes {codes.shape}, {alpha.shape}, {mask.shape}")
+    if not alpha.isfinite().all() or alpha[~mask].any():
+        raise ValueError("coordinates that are not finite, or dead and not 0")
+    if (codes.to(torch.int16) >> mask.sum(1, keepdim=True)).any():
+        raise ValueError("signs of bases that it does not have")
 
 
 def pack_rest(state: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:

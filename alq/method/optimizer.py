@@ -16,7 +16,7 @@ from .codes import blocks
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .steps import Groups, alpha_moments, choose_pruned, removal_cost
 from .structures import coordinate_bytes
-from .weight import MultiBitWeight, check_state, prune
+from .weight import MultiBitWeight, check_state, copied, prune
 
 
 class ALQ(Optimizer):
@@ -229,7 +229,7 @@ class ALQ(Optimizer):
         generator = None if self.generator is None else self.generator.get_state()
         return {
             "weights": [weight.state_dict() for weight in self.weights],
-            "state": [_copied(self.state[w.parameter], "cpu") for w in self.weights],
+            "state": [copied(self.state[w.parameter], "cpu") for w in self.weights],
             "param_groups": super().state_dict()["param_groups"],
             "generator": generator,
         }
@@ -243,7 +243,7 @@ class ALQ(Optimizer):
             check_state(weight.name, weight.grouping, form)  # before any of them changes
         for weight, form, state in zip(self.weights, forms, state_dict["state"], strict=True):
             weight.load_state_dict(form)
-            self.state[weight.parameter] = _copied(state, weight.parameter.device)
+            self.state[weight.parameter] = copied(state, weight.parameter.device)
         for group, values in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in values.items() if k != "params"})
         if self.generator is not None and state_dict["generator"] is not None:
@@ -264,12 +264,3 @@ def _gradient(weight: MultiBitWeight) -> Tensor:
             f"{now[1]}; convert and move the model before alq.quantize"
         )
     return weight.parameter.grad
-
-
-def _copied(state: Any, device: str | torch.device) -> Any:
-    """Return `state`, a value, list or dict, with its tensors copied to `device`."""
-    if isinstance(state, Tensor):
-        return state.to(device, copy=True)
-    if isinstance(state, dict):
-        return {key: _copied(value, device) for key, value in state.items()}
-    return [_copied(value, device) for value in state] if isinstance(state, list) else state
