@@ -36,7 +36,9 @@ class Reconstruction(ALQ):
             if state["w0"] is None:
                 state["w0"] = weight.grouping.to_groups(weight.parameter).clone()
             update_moments(groups.g, groups.m, groups.v, groups.v_max, self.amsgrad.betas)
-            p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, state["step"], *self.amsgrad)
+            p, h = pseudo_gradient_and_hessian(
+                groups.m, groups.v_max, *self.amsgrad.at(state["step"])
+            )
             state["w0"].addcdiv_(p, h, value=-1)
             B, alpha, mask = sketch(state["w0"], weight.I)
             weight.set_form(pack_bits(B.transpose(1, 2) > 0), alpha, mask)
@@ -152,7 +154,7 @@ def basis_step_losing_flips(
 ) -> None:  # fmt: skip
     """Do what `steps.basis_step` does, by `bases_losing_flips`."""
     update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
-    p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, t, *amsgrad)
+    p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, *amsgrad.at(t))
     codes, alpha, product, target = bases_losing_flips(w0, p, h, groups.alpha, groups.live, ridge)
     groups.codes.copy_(codes)
     groups.alpha.copy_(alpha)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..method.codes import DEVICE_BLOCK
-from ..method.loss_model import AMSGrad, bias_corrections, scale_moments, update_moments
+from ..method.loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from ..method.nearest import from_keys, midpoints, positive_levels, sort_rows, to_keys
 from ..method.steps import RIDGE, Groups, finite_or
 
@@ -50,8 +50,7 @@ def basis_step(
         tables = search_tables(*tables)
     sums = nearest_and_sums(
         groups.g, torch.ones_like(groups.g[:, :1]), groups.m, groups.v, groups.v_max, groups.codes,
-        groups.live, w0, tables, *amsgrad.betas, *bias_corrections(t, amsgrad.lr, amsgrad.betas),
-        amsgrad.eps, move_base,
+        groups.live, w0, tables, *amsgrad.betas, *amsgrad.at(t), move_base,
     )  # fmt: skip
     solve_and_rebuild(sums, groups.alpha, groups.live, groups.codes, w_hat, ridge)
 
@@ -129,8 +128,8 @@ def nearest_positive(x: Tensor, middle: Tensor, codes: Tensor) -> Tensor:
 @kernel
 def nearest_and_sums(
     g: Tensor, ones: Tensor, m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, live: Tensor,
-    w0: Tensor, tables: tuple[Tensor, ...], beta1: float, beta2: float, p_scale: float,
-    h_scale: float, eps: float, move_base: bool,
+    w0: Tensor, tables: tuple[Tensor, ...], beta1: float, beta2: float, p_factor: float,
+    h_factor: float, eps: float, move_base: bool,
 ) -> Tensor:  # fmt: skip
     """Moments, nearest codes, and the sums that the coordinates follow from, in one pass.
 
@@ -142,7 +141,7 @@ def nearest_and_sums(
     L = live.shape[1]
     g = g * ones
     update_moments(g, m, v, v_max, (beta1, beta2))
-    p, h = scale_moments(m, v_max, p_scale, h_scale, eps)
+    p, h = pseudo_gradient_and_hessian(m, v_max, p_factor, h_factor, eps)
     t = w0 - p / h  # (G, n)
 
     if len(tables) == 1:

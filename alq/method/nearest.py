@@ -61,7 +61,8 @@ def search_tables(alpha: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # One of each pair of opposite codes: those with bit 0 set (basis 0 is live if any is).
     codes = torch.arange(1, 2**L, 2, device=alpha.device, dtype=torch.int32)
     existing = pack_bits(live).unsqueeze(1).int()  # (G, 1)
-    levels, codes = positive_levels(alpha @ sign_table(L, alpha)[1::2].T, codes, existing)
+    signs = sign_table(L, alpha.dtype, alpha.device)
+    levels, codes = positive_levels(alpha @ signs[1::2].T, codes, existing)
     if levels.dtype == torch.float32:
         levels, codes = from_keys(sort_rows(to_keys(levels, codes)))
     else:

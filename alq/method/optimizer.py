@@ -208,7 +208,7 @@ class ALQ(Optimizer):
         g_a = weight.at_own_places(torch.cat(products)) + decay  # (G, I)
         m_a, v_a, v_a_max = state["alpha_moments"]
         update_moments(g_a, m_a, v_a, v_a_max, amsgrad.betas)
-        return pseudo_gradient_and_hessian(m_a, v_a_max, state["step_a"], *amsgrad)
+        return pseudo_gradient_and_hessian(m_a, v_a_max, *amsgrad.at(state["step_a"]))
 
     def _rebuild(self, weight: MultiBitWeight) -> None:
         """Put w_hat of new coordinates into the parameter."""

@@ -73,7 +73,7 @@ def basis_step(
     """
     # B1  moments of the gradient; p and h of the loss model
     update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
-    p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, t, *amsgrad)
+    p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, *amsgrad.at(t))
     codes, alpha, product, target = optimise_bases(w0, p, h, groups.alpha, groups.live, ridge)
     groups.codes.copy_(codes)
     groups.alpha.copy_(alpha)

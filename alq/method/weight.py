@@ -101,7 +101,7 @@ class MultiBitWeight:
     @property
     def B(self) -> Tensor:
         """(G, I, n) int8 of -1 and +1, dead rows 0; computed when asked for."""
-        signs = sign_table(self.L, self.alpha).to(torch.int8)[self.codes.long()]  # (G, n, L)
+        signs = sign_table(self.L, torch.int8, self.codes.device)[self.codes.long()]  # (G, n, L)
         signs = signs.transpose(1, 2) * self.live_first(self.mask).unsqueeze(2)  # (G, L, n)
         B = signs.new_zeros(self.G, self.I, self.n)
         return B.scatter_(1, self.order.unsqueeze(2).expand_as(signs), signs)
@@ -186,7 +186,7 @@ def codes_without(weight: MultiBitWeight, dead: Tensor) -> Tensor:
     """Return the codes (G, n) that are left: the bits of live bases move up to fill the gaps."""
     keep = weight.live_first(weight.mask & ~dead)  # (G, L)
     value = keep * 2.0 ** (keep.cumsum(1) - 1)  # (G, L): of its bit from now on
-    bits = (sign_table(weight.L, value) > 0).to(value.dtype)  # (2^L, L)
+    bits = (sign_table(weight.L, value.dtype, value.device) + 1) / 2  # (2^L, L)
     parts = []
     for block in blocks(weight.codes, weight.L):
         new_codes = (value[block] @ bits.T).to(torch.uint8)  # (G, 2^L), of each old code
