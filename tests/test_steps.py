@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import alq
-from alq.method.codes import level_table, sign_table
+from alq.method.codes import level_table, pack_bits, sign_table
 from alq.method.loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
-from alq.method.nearest import nearest_by_definition, nearest_codes
+from alq.method.nearest import nearest_codes
 from alq.method.sketch import sketch
 from alq.method.steps import RIDGE, choose_pruned, optimise_bases, solve_coordinates
 from alq.method.weight import prune as remove_coordinates
@@ -105,6 +105,15 @@ def test_sketch_follows_the_plain_reference(I: int) -> None:
                     np.testing.assert_array_equal(B[g, :k].numpy(), bases)
         assert n < 30 or ties < 5
     assert not mask[3].any()
+
+
+def nearest_by_definition(
+    target: torch.Tensor, alpha: torch.Tensor, live: torch.Tensor
+) -> torch.Tensor:
+    """The nearest level's code by comparing each target with all; any of levels that coincide."""
+    existing = pack_bits(live).unsqueeze(1).long()  # (G, 1)
+    distance = (target.unsqueeze(2) - level_table(alpha).unsqueeze(1)).abs()  # (G, n, 2^L)
+    return (distance.argmin(2) & existing).int()  # a bit without basis changes no level
 
 
 @pytest.mark.parametrize("I", range(1, 9))
