@@ -106,14 +106,9 @@ class ALQ(Optimizer):
 
     @optimizer_step
     def prune_step(
-        self,
-        top_k: float,
-        M_p: float,
-        prices: Sequence[int] | None = None,
-        budget: int = 0,
-        per_byte: bool = False,
-        choose: Callable[..., list[Tensor]] = choose_pruned,
-    ) -> None:
+        self, top_k: float, M_p: float, prices: Sequence[int] | None = None, budget: int = 0,
+        per_byte: bool = False, choose: Callable[..., list[Tensor]] = choose_pruned,
+    ) -> None:  # fmt: skip
         """Remove coordinates, the cheapest over all layers first; alpha does not move.
 
         candidates: in each layer the `top_k` share of its live coordinates with the least f,

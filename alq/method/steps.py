@@ -21,14 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .codes import (
-    basis_products,
-    live_pairs,
-    pack_bits,
-    pair_table,
-    sum_by_code,
-    weights_by_code,
-)
+from .codes import basis_products, live_pairs, pack_bits, pair_table, sum_by_code, weights_by_code
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .nearest import nearest_codes
 
@@ -183,13 +176,9 @@ def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:
 
 
 def choose_pruned(
-    costs: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    candidates: Sequence[int],
-    M_p: float,
-    prices: Sequence[int] | None = None,
-    budget: int = 0,
-) -> list[Tensor]:
+    costs: Sequence[Tensor], masks: Sequence[Tensor], candidates: Sequence[int], M_p: float,
+    prices: Sequence[int] | None = None, budget: int = 0,
+) -> list[Tensor]:  # fmt: skip
     """Choose what to remove: the cheapest `M_p` share of all layers' candidates together.
 
     Arguments: per layer the costs (G, I), the mask (G, I), the number of candidates (its live
@@ -216,7 +205,5 @@ def choose_pruned(
         gone = freed.cumsum(0) - freed < budget  # what the cheaper ones free
     dead = torch.zeros(offset, dtype=torch.bool, device=masks[0].device)
     dead[torch.cat(places)[chosen]] = gone
-    return [
-        part.view(mask.shape)
-        for part, mask in zip(dead.split([mask.numel() for mask in masks]), masks, strict=True)
-    ]
+    parts = dead.split([mask.numel() for mask in masks])
+    return [part.view(mask.shape) for part, mask in zip(parts, masks, strict=True)]
