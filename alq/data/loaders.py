@@ -23,9 +23,10 @@ EVAL_BATCH = 1000  # images per evaluation batch; has no influence on the result
 
 
 class Loader:
-    """Mini-batches (x, y) of a data set; those with a seed come in a new order at every epoch.
+    """Mini-batches of a data set; those with a seed come in a new order at every epoch.
 
-    Of several processes each gets its share of every batch.
+    Iterating yields x (batch, C, H, W) float32 in channels_last and y (batch,) int64, of several
+    processes to each its share of every batch.
 
     Attributes:
         count: images an epoch, over all processes.
@@ -35,15 +36,10 @@ class Loader:
     def __init__(self, count: int, batch_size: int, seed: int | None) -> None:
         self.count, self.seed = count, seed
         self.epoch = self.first = 0
-        training = seed is not None
-        self.shares = share_batches(count, batch_size, training, rank(), process_count())
+        self.shares = share_batches(count, batch_size, seed is not None, rank(), process_count())
 
     def __len__(self) -> int:
         return len(self.shares)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield x (batch, C, H, W) float32 in channels_last and y (batch,) int64."""
-        raise NotImplementedError
 
     def set_epoch(self, epoch: int, first: int = 0) -> None:
         """Choose the order of the next pass, and the batch, from 0, that it begins with."""
@@ -90,20 +86,20 @@ class TensorLoader(Loader):
     ) -> None:  # fmt: skip
         super().__init__(len(labels), batch_size, seed)
         self.images, self.labels, self.augment = images, labels, augment
-        both = torch.tensor([mean, std], dtype=torch.float32, device=images.device)  # (2, C)
-        means, stds = both.view(2, 1, -1, 1, 1)
+        both = torch.tensor([mean, std], dtype=torch.float32, device=images.device)
+        means, stds = both.view(2, 1, -1, 1, 1)  # (1, C, 1, 1) each
         # (x/255 - mean) / std  =  x * scale + shift
         self.scale, self.shift = 1 / (255 * stds), -(means / stds)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order, generator = self.draw_order()
         order = order.to(self.labels.device)
-        if self.augment is not None:
+        if self.augment:
             draws = self.augment.draw(self.count, generator).to(self.labels.device)
         for share in self.shares[self.first :]:
             index = order[share.part]
             images = self.images[index]
-            if self.augment is not None:
+            if self.augment:
                 images = self.augment(images, draws[share.part])
             x = torch.addcmul(self.shift, images.float(), self.scale)
             yield x.contiguous(memory_format=torch.channels_last), self.labels[index]

@@ -23,7 +23,8 @@ class MultiBitWeight:
     Attributes:
         name: the parameter's name in the model.
         parameter: the layer's parameter, which holds `w_hat()` after every step.
-        grouping: which weights share coordinates: structure, G, n.
+        grouping: which weights share coordinates.
+        structure, G, n: the grouping's.
         codes: (G, n) uint8, the bases (see `alq.method.codes`).
         alpha: (G, I) float, the coordinates, 0 where dead.
         mask: (G, I) bool, which coordinates exist; `prune` removes some.
@@ -40,6 +41,7 @@ class MultiBitWeight:
         codes: Tensor, alpha: Tensor, mask: Tensor,
     ) -> None:  # fmt: skip
         self.name, self.parameter, self.grouping = name, parameter, grouping
+        self.structure, self.G, self.n = grouping.structure, grouping.G, grouping.n
         self.codes, self.alpha, self.mask = codes, alpha, mask
         count_live([self])
 
@@ -72,18 +74,6 @@ class MultiBitWeight:
         self.codes, self.alpha, self.mask = codes, alpha, mask
         count_live([self])
         self.write()
-
-    @property
-    def structure(self) -> str:
-        return self.grouping.structure
-
-    @property
-    def G(self) -> int:
-        return self.grouping.G
-
-    @property
-    def n(self) -> int:
-        return self.grouping.n
 
     @property
     def I(self) -> int:  # noqa: E743 (the paper's letter)
