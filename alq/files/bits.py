@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -42,8 +42,7 @@ def unpack_weights(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[
     bits = unpack_bitwidths(tensors["bitwidths"], layers)
     live = [int(b.sum()) for b in bits]
     sizes = [math.prod(state["shape"]) // state["G"] for state in states]  # n of each layer
-    in_bytes = [count_bytes(k * n) for k, n in zip(live, sizes, strict=True)]
-    signs = split_exactly(tensors["signs"], in_bytes)
+    signs = split_bits(tensors["signs"], [k * n for k, n in zip(live, sizes, strict=True)])
     coordinates = split_exactly(tensors["coordinates"], live)
     for state, b, n, sign, alpha in zip(states, bits, sizes, signs, coordinates, strict=True):
         G, I, L = (state.pop(key) for key in ("G", "I", "L"))
@@ -52,7 +51,7 @@ def unpack_weights(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[
         state["mask"] = torch.arange(I) < torch.from_numpy(b).unsqueeze(1)  # (G, I)
         state["alpha"] = torch.zeros(G, I)
         state["alpha"][state["mask"]] = alpha
-        state["codes"] = torch.from_numpy(unpack_signs(sign.numpy(), b, n))
+        state["codes"] = torch.from_numpy(unpack_signs(sign, b, n))
         check_form(state)
     return states
 
@@ -116,9 +115,10 @@ def split_exactly(tensor: Tensor, sizes: list[int]) -> list[Tensor]:
     return list(tensor.split(sizes))
 
 
-def count_bytes(bits: int) -> int:
-    """Return how many bytes hold so many bits."""
-    return -(-bits // 8)
+def split_bits(packed: Tensor, counts: list[int]) -> Iterator[np.ndarray]:
+    """Return the bits in pieces of `counts`, each from a new byte; ValueError if they differ."""
+    parts = zip(split_exactly(packed, [-(-count // 8) for count in counts]), counts, strict=True)
+    return (np.unpackbits(part.numpy(), count=n, bitorder="little") for part, n in parts)
 
 
 def join_bytes(parts: Sequence[np.ndarray]) -> Tensor:
@@ -137,14 +137,10 @@ def pack_bitwidths(bits: Sequence[np.ndarray], layers: dict[str, list]) -> Tenso
 
 def unpack_bitwidths(packed: Tensor, layers: dict[str, list]) -> list[np.ndarray]:
     """Return the bitwidths, (G,) int64 for each layer, that `pack_bitwidths` was given."""
-    widths = [L.bit_length() for L in layers.get("L", ())]
-    sizes = [G * width for G, width in zip(layers.get("G", ()), widths, strict=True)]
-    bits = []
-    parts = split_exactly(packed, [count_bytes(size) for size in sizes])
-    for part, G, size, width in zip(parts, layers.get("G", ()), sizes, widths, strict=True):
-        flags = np.unpackbits(part.numpy(), count=size, bitorder="little").reshape(G, width)
-        bits.append((flags << np.arange(width)).sum(1))
-    return bits
+    sizes = zip(layers.get("G", ()), layers.get("L", ()), strict=True)
+    shapes = [(G, L.bit_length()) for G, L in sizes]
+    flags = zip(split_bits(packed, [G * width for G, width in shapes]), shapes, strict=True)
+    return [(x.reshape(shape) << np.arange(shape[1])).sum(1) for x, shape in flags]
 
 
 def pack_signs(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
@@ -153,9 +149,8 @@ def pack_signs(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
     return np.packbits(flags[np.arange(8) < bits[:, None]], bitorder="little")
 
 
-def unpack_signs(packed: np.ndarray, bits: np.ndarray, n: int) -> np.ndarray:
-    """Return the codes (G, n) uint8 that `pack_signs` was given."""
+def unpack_signs(live: np.ndarray, bits: np.ndarray, n: int) -> np.ndarray:
+    """Return the codes (G, n) uint8 whose `live` bits `pack_signs` has packed."""
     flags = np.zeros((len(bits), 8, n), np.uint8)
-    live = np.unpackbits(packed, count=int(bits.sum()) * n, bitorder="little")
     flags[np.arange(8) < bits[:, None]] = live.reshape(-1, n)
     return np.packbits(flags, axis=1, bitorder="little")[:, 0]

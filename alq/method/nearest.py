@@ -87,9 +87,6 @@ def sort_rows(keys: Tensor) -> Tensor:
     return keys
 
 
-# ---------------------------------------------------------------------------- bisection
-
-
 def _count_below(x: Tensor, middle: Tensor) -> Tensor:
     """Return how many of `middle` (G, 2^D - 1), ascending, are below x (G, n), as floats (G, n).
 
