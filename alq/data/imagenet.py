@@ -53,7 +53,6 @@ def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Ten
 
 
 def load_test(args: Namespace) -> Loader:
-    """Return the loader of the test pictures alone."""
     return PictureLoader(read_folder(args.data, "val").samples, args)
 
 

@@ -23,7 +23,9 @@ def pack_weights(weights: Sequence[MultiBitWeight]) -> tuple[dict[str, list], di
         plain |= {"G": weight.G, "I": weight.I, "L": int(bits[-1].max())}
         for key, value in plain.items():
             layers.setdefault(key, []).append(value)
-        signs.append(pack_signs(saved["codes"].numpy(), bits[-1]))
+        flags = np.unpackbits(saved["codes"].numpy()[:, None], axis=1, bitorder="little")
+        live = np.arange(8) < bits[-1][:, None]  # (G, 8), of flags (G, 8, n)
+        signs.append(np.packbits(flags[live], bitorder="little"))
         coordinates.append(saved["alpha"][saved["mask"]])
     return layers, {
         "signs": join_bytes(signs),
@@ -51,29 +53,27 @@ def unpack_weights(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[
         state["mask"] = torch.arange(I) < torch.from_numpy(b).unsqueeze(1)  # (G, I)
         state["alpha"] = torch.zeros(G, I)
         state["alpha"][state["mask"]] = alpha
-        state["codes"] = torch.from_numpy(unpack_signs(sign, b, n))
+        flags = np.zeros((G, 8, n), np.uint8)
+        flags[np.arange(8) < b[:, None]] = sign.reshape(-1, n)
+        codes = np.packbits(flags, axis=1, bitorder="little")[:, 0]  # (G, n)
+        state["codes"] = torch.from_numpy(codes)
         check_form(state)
     return states
 
 
 def check_form(state: dict) -> None:
     """ValueError, TypeError and the like if `state` cannot be what a `state_dict` gave."""
-    if not isinstance(state, dict):
-        raise TypeError("no dict")
-    if not isinstance(state["name"], str) or not isinstance(state["structure"], str):
-        raise TypeError("its name or structure is no text")
+    texts = [state["name"], state["structure"]]
     counts = [*state["shape"], state["subc"], state.get("transposed", 0)]
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise TypeError("its shape, subc or transposed is no number")
+    if {*map(type, texts)} != {str} or {*map(type, counts)} != {int} or min(counts) < 0:
+        raise TypeError("its name, structure, shape, subc or transposed is none")
     codes, alpha, mask = (state[key] for key in ("codes", "alpha", "mask"))
     if (codes.dtype, mask.dtype) != (torch.uint8, torch.bool) or not alpha.is_floating_point():
         raise TypeError(f"types {codes.dtype}, {alpha.dtype}, {mask.dtype}")
-    G, n = codes.shape
-    I = mask.shape[-1]
-    if not G * n == math.prod(state["shape"]) > 0 or not 1 <= I <= 8:
-        raise ValueError(f"{G} groups of {n} weights at {I} bit, of a shape {state['shape']}")
-    if not alpha.shape == mask.shape == (G, I):
-        raise ValueError(f"shapes {codes.shape}, {alpha.shape}, {mask.shape}")
+    (G, n), I = codes.shape, mask.shape[-1]
+    whole = G * n == math.prod(state["shape"]) > 0 and 1 <= I <= 8
+    if not (whole and alpha.shape == mask.shape == (G, I)):
+        raise ValueError(f"shapes {codes.shape}, {alpha.shape}, {mask.shape}, {state['shape']}")
     if not alpha.isfinite().all() or alpha[~mask].any():
         raise ValueError("coordinates that are not finite, or dead and not 0")
     if (codes.to(torch.int16) >> mask.sum(1, keepdim=True)).any():
@@ -141,16 +141,3 @@ def unpack_bitwidths(packed: Tensor, layers: dict[str, list]) -> list[np.ndarray
     shapes = [(G, L.bit_length()) for G, L in sizes]
     flags = zip(split_bits(packed, [G * width for G, width in shapes]), shapes, strict=True)
     return [(x.reshape(shape) << np.arange(shape[1])).sum(1) for x, shape in flags]
-
-
-def pack_signs(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Return codes (G, n) as bytes: n bits for each of a group's `bits` bases, group by group."""
-    flags = np.unpackbits(codes[:, None], axis=1, bitorder="little")  # (G, 8, n)
-    return np.packbits(flags[np.arange(8) < bits[:, None]], bitorder="little")
-
-
-def unpack_signs(live: np.ndarray, bits: np.ndarray, n: int) -> np.ndarray:
-    """Return the codes (G, n) uint8 whose `live` bits `pack_signs` has packed."""
-    flags = np.zeros((len(bits), 8, n), np.uint8)
-    flags[np.arange(8) < bits[:, None]] = live.reshape(-1, n)
-    return np.packbits(flags, axis=1, bitorder="little")[:, 0]

@@ -18,6 +18,8 @@ from .steps import Groups, alpha_moments, choose_pruned, removal_cost
 from .structures import coordinate_bytes
 from .weight import MultiBitWeight, check_state, copied, prune
 
+MOMENTS = ("m", "v", "v_max")  # of the weights, (G, n) each
+
 
 class ALQ(Optimizer):
     """Adaptive loss-aware quantization: four steps on multi-bit weights.
@@ -68,13 +70,10 @@ class ALQ(Optimizer):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([weight.parameter for weight in self.weights], defaults)
         for weight in self.weights:
-            m, v, v_max = (weight.alpha.new_zeros(weight.G, weight.n) for _ in range(3))
             self.state[weight.parameter] = {
                 "step": 0,  # t of the moments in the w domain
                 "step_a": 0,  # t of the moments in the alpha domain
-                "m": m,  # (G, n)
-                "v": v,
-                "v_max": v_max,
+                **{key: weight.alpha.new_zeros(weight.G, weight.n) for key in MOMENTS},
                 # (G, I) m_a, v_a, v_a_max; None after a new B, until a step asks for them
                 "alpha_moments": None,
                 "w0": None,  # (G, n): full-precision copy, from the first ste_step on
@@ -154,17 +153,10 @@ class ALQ(Optimizer):
             state = self.state[weight.parameter]
             state["step"] += 1
             state["step_a"] += 1
-            yield (
-                weight,
-                state,
-                Groups(
-                    g=weight.grouping.to_groups(gradient.to_dense()),
-                    **{key: state[key] for key in ("m", "v", "v_max")},
-                    codes=weight.codes,
-                    alpha=weight.live_first(weight.alpha),
-                    live=weight.live_first(weight.mask),
-                ),
-            )
+            g = weight.grouping.to_groups(gradient.to_dense())
+            m, v, v_max = (state[key] for key in MOMENTS)
+            alpha, live = (weight.live_first(x) for x in (weight.alpha, weight.mask))
+            yield weight, state, Groups(g, m, v, v_max, weight.codes, alpha, live)
 
     def arithmetic(self, weight: MultiBitWeight) -> Any:
         """Return a module with the BLOCK, basis_step, coordinate_gradients and rebuild to take."""
