@@ -128,10 +128,8 @@ def join_bytes(parts: Sequence[np.ndarray]) -> Tensor:
 
 def pack_bitwidths(bits: Sequence[np.ndarray], layers: dict[str, list]) -> Tensor:
     """Return each layer's (G,) bitwidths as bytes, low bits first, as many as its L needs."""
-    flags = (
-        (b[:, None] >> np.arange(L.bit_length())) & 1
-        for b, L in zip(bits, layers.get("L", ()), strict=True)
-    )
+    places = (np.arange(L.bit_length()) for L in layers.get("L", ()))
+    flags = ((b[:, None] >> place) & 1 for b, place in zip(bits, places, strict=True))
     return join_bytes([np.packbits(part, bitorder="little") for part in flags])
 
 

@@ -140,8 +140,7 @@ class ALQ(Optimizer):
     @property
     def amsgrad(self) -> AMSGrad:
         """The numbers of AMSGrad as they are now."""
-        group = self.param_groups[0]
-        return AMSGrad(group["lr"], group["betas"], group["eps"])
+        return AMSGrad(*(self.param_groups[0][key] for key in AMSGrad._fields))
 
     def _layers(self) -> Iterator[tuple[MultiBitWeight, dict, Groups]]:
         """Yield each weight, its state, in which the step is counted, and its groups.

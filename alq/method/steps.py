@@ -53,9 +53,6 @@ class Groups:
         return Groups(*(tensor[block] for tensor in vars(self).values()))
 
 
-# ---------------------------------------------------------------------------- basis and STE steps
-
-
 def basis_step(
     groups: Groups, w0: Tensor, w_hat: Tensor, t: int, amsgrad: AMSGrad, move_base: bool,
     ridge: float | None = None,
@@ -137,9 +134,6 @@ def finite_or(alpha: Tensor, solved: Tensor) -> Tensor:
     return torch.where(solved.isfinite().all(1, keepdim=True), solved, alpha)
 
 
-# ------------------------------------------------------------------- coordinate and prune steps
-
-
 def coordinate_gradients(groups: Groups, betas: tuple[float, float]) -> Tensor:
     """Return g_a = B g (G, L), and update the moments of the weights."""
     update_moments(groups.g, groups.m, groups.v, groups.v_max, betas)
@@ -162,9 +156,6 @@ def alpha_moments(groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
 def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
     """Write w_hat = B^T alpha (G, n) of codes (G, n) and live coordinates (G, L)."""
     w_hat.copy_(weights_by_code(alpha, codes))
-
-
-# ---------------------------------------------------------------------------- pruning
 
 
 def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:

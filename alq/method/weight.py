@@ -150,9 +150,6 @@ class MultiBitWeight:
         self.set_form(saved.codes, saved.alpha, saved.mask)
 
 
-# ---------------------------------------------------------------------------- several weights
-
-
 @torch.no_grad()
 def prune(
     weights: Sequence[MultiBitWeight],
@@ -194,9 +191,6 @@ def count_live(weights: Sequence[MultiBitWeight]) -> None:
         weight.live_total, weight.L = total, most
         order = (~weight.mask).to(torch.uint8).sort(dim=1, stable=True).indices  # (G, I)
         weight.order = order[:, :most]  # each kind in its own order
-
-
-# ---------------------------------------------------------------------------- saved states
 
 
 def describe(name: str, grouping: Grouping) -> dict:
