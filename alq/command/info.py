@@ -1,7 +1,5 @@
 """What is in a packed file or a checkpoint, layer by layer: `python -m alq info FILE`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

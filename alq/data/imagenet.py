@@ -4,8 +4,6 @@
 ImageFolder finds them, torch's DataLoader reads them.
 """
 
-from __future__ import annotations
-
 import atexit
 from argparse import Namespace
 from collections.abc import Iterator

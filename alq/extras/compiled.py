@@ -1,7 +1,5 @@
 """`CompiledALQ`: the quantizer with its steps compiled."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -7,8 +7,6 @@ for. Values equal those of the eager steps but for the rounding of sums. The ker
 alone (as `to_keys` does) and one live basis or more.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any

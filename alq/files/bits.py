@@ -1,7 +1,5 @@
 """A quantized network as the flat tensors and the names that `alq.files.packed` lists, and back."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

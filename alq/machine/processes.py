@@ -5,8 +5,6 @@ DistributedDataParallel averages the gradients; then all processes take the same
 torchrun there is one process, and everything here does nothing.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

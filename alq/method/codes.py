@@ -12,8 +12,6 @@ number of live bases, and not on max_bit. Bits of bases a group does not have ar
 Sums and look-ups by code replace the products with the (G, L, n) array B, which never exists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 

@@ -3,8 +3,6 @@
 Loss(w_hat + d)  ~  Loss(w_hat) + p.d + 1/2 d.(h*d)
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -15,8 +15,6 @@ What it must equal takes three lines, and 2^L distances a weight:
 The rest of the file is what a CPU makes of that; each part says what it buys.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The optimizer of multi-bit weights: its state, around the arithmetic of `alq.method.steps`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 

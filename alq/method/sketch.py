@@ -1,7 +1,5 @@
 """Initialisation by structured sketching (docs/method.md, Initialisation)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

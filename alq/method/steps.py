@@ -13,8 +13,6 @@ go through all the weights of a group:
 `alq.extras.compiled_steps` has the same three, and `alq.method.optimizer` takes either.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,7 +46,7 @@ class Groups:
     alpha: Tensor
     live: Tensor
 
-    def __getitem__(self, block: slice) -> Groups:
+    def __getitem__(self, block: slice) -> "Groups":
         """Return some of the groups, as views: what is written to them is written here."""
         return Groups(*(tensor[block] for tensor in vars(self).values()))
 

@@ -11,8 +11,6 @@ A transposed convolution of g groups holds (g*C, O/g, *kernel) instead:
     weight[k*C + c, o] connects input k*C + c to output k*O/g + o
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

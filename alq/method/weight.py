@@ -1,7 +1,5 @@
 """Multi-bit weights: w_hat = sum_i alpha_i B_i, group by group (docs/method.md, Notation)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,7 +47,7 @@ class MultiBitWeight:
     @torch.no_grad()
     def from_parameter(
         cls, name: str, parameter: nn.Parameter, grouping: Grouping, max_bit: int
-    ) -> MultiBitWeight:
+    ) -> "MultiBitWeight":
         """Sketch the parameter; it is left as it was."""
         if not 1 <= max_bit <= 8:
             raise InputError(f"{name}: max_bit {max_bit} is out of range; it must be 1 to 8")
@@ -135,7 +133,7 @@ class MultiBitWeight:
     @classmethod
     def from_state(
         cls, name: str, parameter: nn.Parameter, grouping: Grouping, state: dict
-    ) -> MultiBitWeight:
+    ) -> "MultiBitWeight":
         """Return the weight that gave `state`; InputError says what differs."""
         check_state(name, grouping, state)
         tensors = [state[key] for key in ("codes", "alpha", "mask")]
