@@ -1,7 +1,5 @@
 """How the machine computes: full float32 in the quantizer's steps, and CPUs at their full speed."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 from collections.abc import Callable, Iterator
