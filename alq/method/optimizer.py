@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ..errors import InputError
 from ..machine.arithmetic import optimizer_step
 from . import steps
+from .checks import check_gradients, check_weights
 from .codes import blocks
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .steps import Groups, choose_pruned, removal_cost
@@ -63,8 +64,7 @@ class ALQ(Optimizer):
         if ridge is not None and not ridge > 0:
             raise InputError(f"ridge {ridge}: must be above 0, or None for a relative one")
         self.weights = list(weights)
-        if len({weight.parameter for weight in self.weights}) < len(self.weights):
-            raise InputError("weights: one of them is given twice; give each once")
+        check_weights(self.weights)
         self.generator = generator
         self.ridge = ridge
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
@@ -168,8 +168,7 @@ class ALQ(Optimizer):
 
     def _layers(self) -> Iterator[tuple[MultiBitWeight, dict]]:
         """Yield each weight and its state, once all are known to have a gradient."""
-        for weight in self.weights:
-            _check_ready(weight)
+        check_gradients(self.weights)
         for weight in self.weights:
             yield weight, self.state[weight.parameter]
 
@@ -266,21 +265,6 @@ class ALQ(Optimizer):
             group.update({k: v for k, v in values.items() if k != "params"})
         if self.generator is not None and state_dict["generator"] is not None:
             self.generator.set_state(state_dict["generator"])
-
-
-def _check_ready(weight: MultiBitWeight) -> None:
-    """Raise InputError unless the weight has a gradient, and is what it was when quantized."""
-    if weight.parameter.grad is None:
-        raise InputError(
-            f"{weight.name}: no gradient; call backward() before the step, "
-            "or leave the layer out with skip= if no batch reaches it"
-        )
-    now, then = ((x.dtype, x.device) for x in (weight.parameter, weight.alpha))
-    if now != then:
-        raise InputError(
-            f"{weight.name}: was {then[0]} on {then[1]} when it was quantized and is {now[0]} on "
-            f"{now[1]}; convert and move the model before alq.quantize"
-        )
 
 
 def _copied(x: Tensor) -> Tensor:
