@@ -158,17 +158,15 @@ def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
         result = loss(model, batch)
         if not isinstance(result, (tuple, list)):
             result = result, None, _samples(batch)
-        sizes = [1 if x is None else torch.as_tensor(x).numel() for x in result]
-        if sizes != [1, 1, 1] or not isinstance(result[0], Tensor):
+        fits = len(result) == 3 and isinstance(result[0], Tensor) and result[2] is not None
+        fits = fits and all(x is None or torch.as_tensor(x).numel() == 1 for x in result)
+        if not fits or (torch.is_grad_enabled() and not result[0].requires_grad):
             raise InputError(
-                "loss: must return the mean loss, a tensor of one number; or it, the number of "
-                "correct answers and that of samples",
+                "loss: must return the mean loss, a tensor of one number that depends on what is "
+                "trained; or it, the number of correct answers and that of samples",
                 "loss",
             )
-        mean, correct, count = result
-        if torch.is_grad_enabled() and not mean.requires_grad:
-            raise InputError("loss: does not depend on what is trained (detached?)", "loss")
-        return mean.reshape(()), correct, count
+        return result[0].reshape(()), *result[1:]
 
     return on_device
 

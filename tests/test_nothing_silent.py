@@ -227,7 +227,10 @@ def test_numbers_in_any_form(loss: Callable, tmp_path) -> None:
         (lambda model, batch: mean(model, batch).item(), "a tensor of one number"),
         (lambda model, batch: (mean(model, batch), correct(model, batch)), "must return the mean"),
         (lambda model, batch: (mean(model, batch), batch[1] > 0, 10), "number of correct answers"),
-        (lambda model, batch: mean(model, batch).detach(), "does not depend on what is trained"),
+        (lambda model, batch: mean(model, batch).detach(), "that depends on what is trained; or"),
+        (lambda model, batch: {"loss": mean(model, batch)}, "must return the mean loss, a tensor"),
+        (lambda model, batch: (mean(model, batch), None, None), "must return the mean loss"),
+        (lambda model, batch: None, "must return the mean loss"),
         (lambda model, batch: (mean(model, batch), None, 0), "no samples were counted"),
     ],
 )

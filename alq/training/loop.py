@@ -95,8 +95,7 @@ def quantized_training(
     }
     optimizers = [quantizer, torch.optim.Adam(others, lr=schedule.lr)] if others else [quantizer]
     training = Training(stage, model, optimizers, steps, weights, loss)
-    if model.training:  # one in eval mode says nothing
-        training.frozen = [module for module in model.modules() if not module.training]
+    training.frozen = [m for m in model.modules() if model.training and not m.training]
     if plan is not None:
         steps["prune"] = lambda: plan.step(quantizer, *training.epoch.place)
     return training
