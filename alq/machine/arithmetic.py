@@ -62,5 +62,6 @@ def optimizer_step(step: Callable) -> Callable:
         device = self.weights[0].parameter.device
         with torch.no_grad(), delayed_interrupt(), float32_products(device):
             step(self, *arguments, **named)
+        self._opt_called = True  # torch's schedulers look whether a step came before theirs
 
     return guarded

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from ..errors import InputError
 from ..machine.arithmetic import optimizer_step
 from . import steps
+from .checks import check_weights, read_gradients
 from .codes import blocks
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .steps import Groups, alpha_moments, choose_pruned, removal_cost
@@ -23,13 +24,7 @@ class ALQ(Optimizer):
     """Adaptive loss-aware quantization: four steps on multi-bit weights.
 
     Each step reads the parameters' `.grad` (g below, reshaped to (G, n)), updates AMSGrad moments
-    and leaves w_hat in the parameters. With p and h of the loss model (`alq.method.loss_model`):
-
-        basis_step       t = w_hat - p/h;  B = signs of the level nearest to t, weight by weight;
-                         alpha = argmin of the model, with d = B^T alpha - w_hat
-        coordinate_step  g_a = B g + wd*alpha;  alpha = alpha - p_a/h_a;  w_hat = B^T alpha
-        prune_step       f = -p_a*alpha + 1/2*alpha^2*h_a;  remove the cheapest coordinates
-        ste_step         as basis_step from a full-precision copy w0;  then w0 = w0 - p/h
+    and leaves w_hat in the parameters. p and h are those of `alq.method.loss_model`.
 
     Arguments:
         weights: what `alq.quantize` returned.
@@ -61,8 +56,7 @@ class ALQ(Optimizer):
         if ridge is not None and not ridge > 0:
             raise InputError(f"ridge {ridge}: must be above 0, or None for a relative one")
         self.weights = list(weights)
-        if len({weight.parameter for weight in self.weights}) < len(self.weights):
-            raise InputError("weights: one of them is given twice; give each once")
+        check_weights(self.weights)
         self.generator = generator
         self.ridge = ridge
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
@@ -81,13 +75,21 @@ class ALQ(Optimizer):
 
     @optimizer_step
     def basis_step(self) -> None:
-        """Optimise the bases with the coordinates fixed, then the coordinates."""
+        """Optimise the bases with the coordinates fixed, then the coordinates.
+
+        t = w_hat - p/h
+        B = the signs of the level nearest to t, weight by weight
+        alpha = argmin_a d.p + 1/2 d.(h*d),  d = B^T a - w_hat
+        """
         for layer in self._layers():
             self._optimise_bases(*layer)
 
     @optimizer_step
     def ste_step(self) -> None:
-        """Straight-through: a basis step from the full-precision copy w0, which then moves."""
+        """Straight-through: a basis step from the full-precision copy w0, which then moves.
+
+        The basis step with w0 for w_hat;  then w0 = w0 - p/h
+        """
         for weight, state, groups in self._layers():
             if state["w0"] is None:
                 state["w0"] = weight.grouping.to_groups(weight.parameter).clone()  # (G, n)
@@ -95,7 +97,11 @@ class ALQ(Optimizer):
 
     @optimizer_step
     def coordinate_step(self) -> None:
-        """Optimise the coordinates with the bases fixed. One may turn negative."""
+        """Optimise the coordinates with the bases fixed. One may turn negative.
+
+        g_a = B g + wd*alpha
+        alpha = alpha - p_a/h_a
+        """
         for weight, state, groups in self._layers():
             p_a, h_a = self._coordinate_loss_model(weight, state, groups)
             weight.alpha = torch.where(weight.mask, weight.alpha - p_a / h_a, 0.0)
@@ -108,6 +114,7 @@ class ALQ(Optimizer):
     ) -> None:  # fmt: skip
         """Remove coordinates, the cheapest over all layers first; alpha does not move.
 
+        f = -p_a*alpha + 1/2*alpha^2*h_a
         candidates: in each layer the `top_k` share of its live coordinates with the least f,
                     the count's fraction rounded up at random with that probability
         remove the `M_p` share of all candidates with the least f, rounded down; given `prices`,
@@ -145,8 +152,7 @@ class ALQ(Optimizer):
 
         Raises: InputError before the first, if any has no gradient.
         """
-        gradients = [_gradient(weight) for weight in self.weights]
-        for weight, gradient in zip(self.weights, gradients, strict=True):
+        for weight, gradient in zip(self.weights, read_gradients(self.weights), strict=True):
             state = self.state[weight.parameter]
             state["step"] += 1
             state["step_a"] += 1
@@ -232,19 +238,3 @@ class ALQ(Optimizer):
             group.update({k: v for k, v in values.items() if k != "params"})
         if self.generator is not None and state_dict["generator"] is not None:
             self.generator.set_state(state_dict["generator"])
-
-
-def _gradient(weight: MultiBitWeight) -> Tensor:
-    """Return the gradient; InputError if there is none, or the weight is not what it was."""
-    if weight.parameter.grad is None:
-        raise InputError(
-            f"{weight.name}: no gradient; call backward() before the step, "
-            "or leave the layer out with skip= if no batch reaches it"
-        )
-    now, then = ((x.dtype, x.device) for x in (weight.parameter, weight.alpha))
-    if now != then:
-        raise InputError(
-            f"{weight.name}: was {then[0]} on {then[1]} when it was quantized and is {now[0]} on "
-            f"{now[1]}; convert and move the model before alq.quantize"
-        )
-    return weight.parameter.grad
