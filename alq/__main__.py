@@ -6,8 +6,6 @@
 checkout, for the logs, the scripts and `benchmarks/` are no part of the package.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

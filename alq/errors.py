@@ -1,7 +1,5 @@
 """The errors that end a run in one line, and the exit code of each."""
 
-from __future__ import annotations
-
 
 class InputError(ValueError):
     """Bad input: the message is one line that names the flag, file or layer and the fix.

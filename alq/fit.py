@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from .command.report import expectation, format_bytes, layer_table
-from .errors import InputError
+from .command.report import expectation, layer_table, network_lines
+from .errors import InputError, NotFinite
 from .extras.compiled import quantizer_class
 from .files.runlog import RunLog
+from .method.checks import check_of_model, check_weights
 from .method.weight import MultiBitWeight
-from .training.epoch import (
-    LossFunction,
-    classification,
-    describe,
-    evaluate,
-    frozen_modules,
-    score,
-)
+from .training.epoch import LossFunction, classification, describe, evaluate, score
 from .training.loop import Training, quantized_training, rate_start, size_of, train
 from .training.pruning import expected_size, pruning_plan
 from .training.schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
@@ -59,35 +54,37 @@ def fit(
 
     Returns: bitwidth, storage_bytes, val_loss, val_accuracy (percent, None if not counted), rounds,
     seconds.
-    Raises: InputError for what cannot be done as asked; it names the layer or the value.
+    Raises: InputError for what cannot be done as asked; it names the layer or the value. NotFinite
+    where numbers become NaN or infinite. After an error, or Ctrl-C, model and weights are as after
+    the last good epoch.
     """
-    schedule = schedule or Schedule()
-    _check(weights, train_loader, val_loader)
-    write = RunLog(Path(log)).write if log else _no_log
-    bars = None if progress else False  # None: on a terminal
+    schedule = Schedule() if schedule is None else schedule
+    weights = list(weights)
+    _check(model, weights, train_loader, val_loader, schedule)
+    write = RunLog(Path(log)).write if log else lambda event, **fields: None
     loss = _loss_function(loss, weights[0].parameter.device)
-    optimizer = quantizer_class(compile)
-
-    plan = pruning_plan(schedule, weights, len(train_loader))
-    size = expected_size(plan, weights)
-    write("plan", plan=str(plan), rounds=plan.rounds, expected=size)
+    plan = pruning_plan(schedule, weights, len(train_loader), rounded=False)
+    write("plan", plan=str(plan), rounds=plan.rounds, expected=expected_size(plan, weights))
     if progress:
-        print(expectation(plan, size))
-    frozen = frozen_modules(model)
-    adaptive = quantized_training("alq", model, weights, schedule, loss, plan, optimizer)
-    adaptive.frozen = frozen
-    epochs = alq_schedule(schedule, plan.rounds)
-    train(adaptive, epochs, train_loader, val_loader, write, _do_nothing, progress=bars)
+        print(expectation(plan, weights))
 
-    last = quantized_training("posttrain", model, weights, schedule, loss, optimizer=optimizer)
-    last.frozen = frozen
-    rate_start(last, val_loader, write)
-    best = _Best(last)
-    epochs = posttrain_schedule(schedule)
-    train(last, epochs, train_loader, val_loader, write, best.keep, progress=bars)
-    best.put_back()
+    quantizer = quantizer_class(compile)
+    adaptive = quantized_training("alq", model, weights, schedule, loss, plan, quantizer)
+    last = quantized_training("posttrain", model, weights, schedule, loss, None, quantizer)
+    kept, loaders = _Kept(model, weights), (train_loader, val_loader)
+    bars = None if progress else False  # None: on a terminal
+    try:
+        epochs = alq_schedule(schedule, plan.rounds)
+        train(adaptive, epochs, *loaders, write, kept.after(adaptive), progress=bars)
+        rate_start(last, val_loader, write)
+        epochs = posttrain_schedule(schedule)
+        train(last, epochs, *loaders, write, kept.after(last), progress=bars)
+    except NotFinite as error:
+        raise NotFinite(f"{error}. Model and weights are as they were {kept.when}") from error
+    finally:
+        kept.put_back()
 
-    val = evaluate(model.eval(), val_loader, loss)
+    val = evaluate(model, val_loader, loss)
     result = {
         **size_of(weights),
         "val_loss": val["loss"],
@@ -97,58 +94,60 @@ def fit(
     }
     write("result", **result)
     if progress:
-        print(layer_table(weights), summary(weights, val), sep="\n\n")
+        print(layer_table(weights), network_lines(model, weights), sep="\n\n")
+        print(f"validation {describe(val)}")
     return result
 
 
-class _Best:
-    """The network and its multi-bit weights after the best epoch of `training` so far."""
+class _Kept:
+    """A network and its multi-bit weights as they were last good, which is said in `when`."""
 
-    def __init__(self, training: Training) -> None:
-        self.training = training
-        self.copy = self._copy()
+    def __init__(self, model: nn.Module, weights: list[MultiBitWeight]) -> None:
+        self.model, self.weights = model, weights
+        self._copy("before the first epoch")
 
-    def keep(self, epoch: Epoch, val: dict) -> None:
-        """Copy them if the means `val` are the best so far."""
-        if score(val) > self.training.best:
-            self.training.best, self.copy = score(val), self._copy()
+    def after(self, training: Training) -> Callable[[Epoch, dict], None]:
+        """Return what copies them after an epoch, in post-training only if it is the best."""
+
+        def keep(epoch: Epoch, val: dict) -> None:
+            if training.stage == "alq" or score(val) > training.best:
+                training.best = score(val)
+                self._copy(f"after epoch {training.epochs_done} of {training.stage}")
+
+        return keep
 
     def put_back(self) -> None:
-        """Make them again what they were then."""
-        state, states = self.copy
-        self.training.model.load_state_dict(state)
-        for weight, saved in zip(self.training.weights, states, strict=True):
-            weight.load_state_dict(saved)
+        """Make them again what they were, in eval mode."""
+        self.model.load_state_dict(self.state)
+        for weight, state in zip(self.weights, self.states, strict=True):
+            weight.load_state_dict(state)
+        self.model.eval()
 
-    def _copy(self) -> tuple[dict, list[dict]]:
-        state = {key: value.clone() for key, value in self.training.model.state_dict().items()}
-        return state, [weight.state_dict() for weight in self.training.weights]
+    def _copy(self, when: str) -> None:
+        self.when, self.state = when, copy.deepcopy(self.model.state_dict())
+        self.states = [weight.state_dict() for weight in self.weights]
 
 
-def _check(weights: list[MultiBitWeight], train: Iterable, val: Iterable) -> None:
-    if not weights:
-        raise InputError("weights: none given; pass what alq.quantize(model) returned", "weights")
+def _check(
+    model: nn.Module, weights: list, train: Iterable, val: Iterable, schedule: Schedule
+) -> None:
+    """Raise InputError for what can be seen to be wrong before any work."""
+    check_weights(weights)
+    for weight in weights:
+        check_of_model(weight, model.parameters())
+    if not isinstance(schedule, Schedule):
+        raise InputError(f"schedule: is a {type(schedule).__name__}, no alq.Schedule", "schedule")
     for name, loader in (("train_loader", train), ("val_loader", val)):
-        if not isinstance(loader, Sized) or not len(loader):
-            raise InputError(f"{name}: needs a length, its number of batches, of at least 1", name)
-
-
-def _no_log(event: str, **fields: object) -> None:
-    pass
-
-
-def _do_nothing(epoch: Epoch, val: dict) -> None:
-    pass
-
-
-def summary(weights: list[MultiBitWeight], val: dict) -> str:
-    """Return one line: bitwidth, storage beside float32, score."""
-    size = size_of(weights)
-    full = 4 * sum(weight.grouping.numel for weight in weights)
-    return (
-        f"{size['bitwidth']:.3f} bit a weight, {format_bytes(size['storage_bytes'])} "
-        f"(float32: {format_bytes(full)}), validation {describe(val)}"
-    )
+        try:
+            length = 0 if isinstance(loader, Iterator) else len(loader)
+        except TypeError:  # also of a DataLoader over a data set without length
+            length = 0
+        if not length:
+            raise InputError(
+                f"{name}: needs a length, its number of batches, of at least 1, and to give them "
+                "anew each time; pass a list, or a DataLoader over a data set with a length",
+                name,
+            )
 
 
 def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
@@ -157,9 +156,17 @@ def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
     def on_device(model: nn.Module, batch: object) -> tuple[Tensor, Tensor | None, int]:
         batch = _moved(batch, device)
         result = loss(model, batch)
-        if isinstance(result, Tensor):
-            return result, None, _samples(batch)
-        return result
+        if not isinstance(result, (tuple, list)):
+            result = result, None, _samples(batch)
+        fits = len(result) == 3 and isinstance(result[0], Tensor) and result[2] is not None
+        fits = fits and all(x is None or torch.as_tensor(x).numel() == 1 for x in result)
+        if not fits or (torch.is_grad_enabled() and not result[0].requires_grad):
+            raise InputError(
+                "loss: must return the mean loss, a tensor of one number that depends on what is "
+                "trained; or it, the number of correct answers and that of samples",
+                "loss",
+            )
+        return result[0].reshape(()), *result[1:]
 
     return on_device
 
@@ -180,7 +187,6 @@ def _samples(batch: object) -> int:
     if isinstance(batch, Tensor):
         return len(batch) if batch.dim() else 1
     parts = batch.values() if isinstance(batch, dict) else batch
-    for part in parts if isinstance(parts, Iterable) else ():
-        if isinstance(part, (Tensor, dict, tuple, list)):
-            return _samples(part)
-    return 1
+    nested = parts if isinstance(parts, Iterable) else ()
+    found = (_samples(part) for part in nested if isinstance(part, (Tensor, dict, tuple, list)))
+    return next(found, 1)

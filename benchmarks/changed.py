@@ -20,6 +20,7 @@ from alq.method.nearest import nearest_codes
 from alq.method.optimizer import ALQ
 from alq.method.sketch import sketch
 from alq.method.steps import Groups, choose_pruned, finite_or, solve_coordinates
+from alq.method.weight import MultiBitWeight
 
 
 class Reconstruction(ALQ):
@@ -31,14 +32,13 @@ class Reconstruction(ALQ):
 
     @torch.no_grad()
     def ste_step(self) -> None:
-        for weight, state in self._layers():
+        for weight, state, groups in self._layers():
             if state["w0"] is None:
                 state["w0"] = weight.grouping.to_groups(weight.parameter).clone()
-            state["step"] += 1
-            moments = [state[key] for key in ("m", "v", "v_max")]
-            g = weight.grouping.to_groups(weight.parameter.grad)
-            update_moments(g, *moments, self.amsgrad.betas)
-            p, h = pseudo_gradient_and_hessian(moments[0], moments[2], state["step"], *self.amsgrad)
+            update_moments(groups.g, groups.m, groups.v, groups.v_max, self.amsgrad.betas)
+            p, h = pseudo_gradient_and_hessian(
+                groups.m, groups.v_max, *self.amsgrad.at(state["step"])
+            )
             state["w0"].addcdiv_(p, h, value=-1)
             B, alpha, mask = sketch(state["w0"], weight.I)
             weight.set_form(pack_bits(B.transpose(1, 2) > 0), alpha, mask)
@@ -154,7 +154,7 @@ def basis_step_losing_flips(
 ) -> None:  # fmt: skip
     """Do what `steps.basis_step` does, by `bases_losing_flips`."""
     update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
-    p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, t, *amsgrad)
+    p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, *amsgrad.at(t))
     codes, alpha, product, target = bases_losing_flips(w0, p, h, groups.alpha, groups.live, ridge)
     groups.codes.copy_(codes)
     groups.alpha.copy_(alpha)
@@ -166,12 +166,8 @@ def basis_step_losing_flips(
 class LosingFlips(ALQ):
     """`ALQ` with the authors' defect in its basis steps."""
 
-    arithmetic = SimpleNamespace(
-        BLOCK=steps.BLOCK,
-        basis_step=basis_step_losing_flips,
-        coordinate_gradients=steps.coordinate_gradients,
-        rebuild=steps.rebuild,
-    )
+    def arithmetic(self, weight: MultiBitWeight) -> SimpleNamespace:
+        return SimpleNamespace(**{**vars(steps), "basis_step": basis_step_losing_flips})
 
 
 def choose_by_wrong_values(

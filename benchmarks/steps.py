@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
 from alq.method.codes import sign_table
-from alq.method.loss_model import pseudo_gradient_and_hessian, update_moments
+from alq.method.loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from alq.method.network import quantizable
 from networks import NETWORKS
 from performance_tables import AS_STARTED, steps_tables
@@ -54,13 +54,13 @@ def naive_basis_step(
 
     `at_once` bounds the number of distances in memory.
     """
-    betas, eps = (0.9, 0.999), 1e-8
+    amsgrad = AMSGrad(lr, (0.9, 0.999), 1e-8)
     g = weight.grouping.to_groups(g)  # (G, n)
     w0 = weight.grouping.to_groups(weight.parameter)
-    update_moments(g, *moments, betas)
-    p, h = pseudo_gradient_and_hessian(moments[0], moments[2], 10, lr, betas, eps)
+    update_moments(g, *moments, amsgrad.betas)
+    p, h = pseudo_gradient_and_hessian(moments[0], moments[2], *amsgrad.at(10))
     t = w0 - p / h
-    signs = sign_table(weight.I, t)  # (2^I, I)
+    signs = sign_table(weight.I, t.dtype, t.device)  # (2^I, I)
     ridge = 1e-6 * torch.eye(weight.I, device=t.device)
     groups = max(1, at_once // (weight.n * len(signs))) if at_once else weight.G
     for rows in (slice(k, k + groups) for k in range(0, weight.G, groups)):

@@ -174,7 +174,7 @@ def test_without_a_compiler(monkeypatch, capsys, tmp_path) -> None:
         raise RuntimeError("C++ compile error\nand more")
 
     compiled.require_compiler.cache_clear()
-    monkeypatch.setattr(compiled_steps, "sum_bases", fail)
+    monkeypatch.setattr(compiled_steps, "rebuild", fail)
     with pytest.raises(SystemExit) as stopped:
         lenet5.main(shlex.split(COMPILE.format(tmp_path, tmp_path)))
     error = capsys.readouterr().err

@@ -17,7 +17,7 @@ import lenet5
 import resnet
 import vgg
 from alq.command.flags import MAY_CHANGE
-from alq.command.report import layer_table, parts_line, summary_table
+from alq.command.report import layer_table, network_lines, parts_line, summary_table
 from alq.files.packed import read_packed
 from alq.training.loop import size_of
 from alq.training.schedule import alq_schedule, posttrain_schedule, pretrain_schedule
@@ -126,7 +126,8 @@ def default_runs() -> list[Run]:
 def test_the_readme_shows_what_evaluating_the_small_file_prints(default_runs) -> None:
     """All but the accuracy, which is that of the log, follows from the file."""
     packed = PUBLISHED / "lenet5.alq"
-    weights = alq.load_packed(packed, lenet5.LeNet5())
+    model = lenet5.LeNet5()
+    weights = alq.load_packed(packed, model)
     result = {
         "stage": "packing", "top1_fp": None, "top1": default_runs[0].final["top1"],
         "file_bytes": packed.stat().st_size, **size_of(weights),
@@ -135,6 +136,7 @@ def test_the_readme_shows_what_evaluating_the_small_file_prints(default_runs) ->
     printed = [
         *layer_table(weights).splitlines(),
         *summary_table(result, lenet5.PUBLISHED, numel).splitlines(),
+        *network_lines(model, weights).splitlines(),
         f"{packed.relative_to(ROOT)}: {parts_line(read_packed(packed).sizes)}",
     ]
     assert [line for line in printed if f"    {line}\n" not in readme()] == []

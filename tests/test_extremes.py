@@ -10,7 +10,7 @@ from torch import nn
 
 import alq
 from alq.files.packed import load_packed, save_packed
-from alq.method.loss_model import pseudo_gradient_and_hessian, update_moments
+from alq.method.loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from alq.method.steps import optimise_bases
 from alq.method.structures import STRUCTURES
 from alq.method.weight import prune
@@ -87,7 +87,7 @@ def test_a_basis_step_never_raises_its_quadratic(scale, size, max_bit, seed) -> 
     w0, alpha = weight.w_hat_groups(), weight.live_first(weight.alpha)
     m, v, v_max = (torch.zeros_like(w0) for _ in range(3))
     update_moments(torch.randn_like(w0) * size, m, v, v_max, (0.9, 0.999))
-    p, h = pseudo_gradient_and_hessian(m, v_max, 1, 1e-3, (0.9, 0.999), 1e-8)
+    p, h = pseudo_gradient_and_hessian(m, v_max, *AMSGrad(1e-3, (0.9, 0.999), 1e-8).at(1))
     live = weight.live_first(weight.mask)
     _, _, w_hat, _ = optimise_bases(w0, p, h, alpha, live)
     d = w_hat - w0

@@ -143,7 +143,7 @@ class Interrupted(alq.ALQ):
                 os.kill(os.getpid(), signal.SIGINT)
             steps.basis_step(*arguments)
 
-        self.arithmetic = SimpleNamespace(BLOCK=None, basis_step=basis_step)
+        self.arithmetic = lambda weight: SimpleNamespace(BLOCK=None, basis_step=basis_step)
 
 
 def test_ctrl_c_in_a_step_waits_for_its_end(ctrl_c_raises) -> None:

@@ -79,7 +79,8 @@ def test_only_training_pictures_change_and_only_with_seed_and_epoch(pictures) ->
     assert first[0].shape == (12, 3, 32, 32)
     assert first[0].is_contiguous(memory_format=torch.channels_last)
     held_out = imagenet.read_folder(pictures, "train").samples[int(val_indices[0])]
-    expected = imagenet.test_transform()(torchvision.datasets.folder.default_loader(held_out[0]))
+    picture = torchvision.datasets.folder.default_loader(held_out[0])
+    expected = imagenet.transform(training=False)(picture)
     assert torch.equal(val[0][0], expected)
 
 

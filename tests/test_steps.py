@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import alq
-from alq.method.codes import level_table, sign_table
-from alq.method.loss_model import pseudo_gradient_and_hessian, update_moments
-from alq.method.nearest import nearest_by_definition, nearest_codes
+from alq.method.codes import level_table, pack_bits, sign_table
+from alq.method.loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
+from alq.method.nearest import nearest_codes
 from alq.method.sketch import sketch
 from alq.method.steps import RIDGE, choose_pruned, optimise_bases, solve_coordinates
 from alq.method.weight import prune as remove_coordinates
@@ -107,6 +107,15 @@ def test_sketch_follows_the_plain_reference(I: int) -> None:
     assert not mask[3].any()
 
 
+def nearest_by_definition(
+    target: torch.Tensor, alpha: torch.Tensor, live: torch.Tensor
+) -> torch.Tensor:
+    """The nearest level's code by comparing each target with all; any of levels that coincide."""
+    existing = pack_bits(live).unsqueeze(1).long()  # (G, 1)
+    distance = (target.unsqueeze(2) - level_table(alpha).unsqueeze(1)).abs()  # (G, n, 2^L)
+    return (distance.argmin(2) & existing).int()  # a bit without basis changes no level
+
+
 @pytest.mark.parametrize("I", range(1, 9))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nearest_level_against_brute_force(I: int, dtype: torch.dtype) -> None:
@@ -148,7 +157,7 @@ def test_unconstrained_step_is_amsgrad() -> None:
         adam.param_groups[0]["eps"] = 1e-3 / (1 - 0.999**t) ** 0.5
         adam.step()
         update_moments(g, m, v, v_max, (0.9, 0.999))
-        p, h = pseudo_gradient_and_hessian(m, v_max, t, 0.01, (0.9, 0.999), 1e-3)
+        p, h = pseudo_gradient_and_hessian(m, v_max, *AMSGrad(0.01, (0.9, 0.999), 1e-3).at(t))
         w -= p / h
         torch.testing.assert_close(w, parameter.detach(), atol=1e-12, rtol=0)
 
@@ -167,7 +176,7 @@ def test_coordinate_solve_is_the_weighted_least_squares(ridge: float | None) -> 
     alpha = solve_coordinates(codes, live, w0, p, h, now, ridge)
     for g in range(G):
         k = int(live[g].sum())
-        B = sign_table(L, h)[codes[g], :k].double().numpy()  # (n, k)
+        B = sign_table(L, h.dtype, h.device)[codes[g], :k].double().numpy()  # (n, k)
         # argmin |sqrt(h) (B a - t)|^2 + R |a - pull|^2 as an ordinary least squares problem
         R = RIDGE * float(h[g].sum()) if ridge is None else ridge
         pull = now[g, :k].numpy() if ridge is None else np.zeros(k)

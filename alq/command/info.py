@@ -1,11 +1,8 @@
 """What is in a packed file or a checkpoint, layer by layer: `python -m alq info FILE`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError
 from ..files.checkpoint import load_checkpoint, weights_in
@@ -122,13 +119,9 @@ def info_text(info: Mapping) -> str:
 def align(rows: list[tuple[str, ...]]) -> list[str]:
     """Return lines of columns as wide as they need to be, the numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if k < 3 else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    cells = (f"{{:{'<' if k < 3 else '>'}{width}}}" for k, width in enumerate(widths))
+    line = "  ".join(cells)
+    return [line.format(*row).rstrip() for row in rows]
 
 
 def plot(info: Mapping, path: str | Path) -> None:
@@ -139,33 +132,26 @@ def plot(info: Mapping, path: str | Path) -> None:
     if not layers:
         raise InputError(f"{info['file']} has no multi-bit weights to plot")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    draw_layers(left, layers, info["bitwidth"])
-    draw_histogram(right, layers)
-    save_figure(figure, Path(path), "--plot")
 
-
-def draw_layers(axes: Any, layers: list[dict], mean: float) -> None:
-    """Draw one bar a layer, the first on top, and the network's mean."""
     names = [layer["name"].removesuffix(".weight") for layer in layers]
-    bars = axes.barh(range(len(layers)), [layer["bitwidth"] for layer in layers], **BAR)
-    axes.axvline(mean, color="black", linestyle="--", linewidth=1)
+    bars = left.barh(range(len(layers)), [layer["bitwidth"] for layer in layers], **BAR)
+    left.axvline(info["bitwidth"], color="black", linestyle="--", linewidth=1)
     white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    axes.bar_label(bars, fmt="%.2f", padding=4, fontsize=8, bbox=white)
-    axes.set_yticks(range(len(layers)), names, fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set_xlabel("average bitwidth (bits per weight)")
-    axes.set_title(f"layers; dashed: whole network, {mean:.2f}", fontsize=10)
+    left.bar_label(bars, fmt="%.2f", padding=4, fontsize=8, bbox=white)
+    left.set_yticks(range(len(layers)), names, fontsize=8)
+    left.invert_yaxis()  # the first layer on top
+    left.margins(x=0.12)
+    left.set_xlabel("average bitwidth (bits per weight)")
+    left.set_title(f"layers; dashed: whole network, {info['bitwidth']:.2f}", fontsize=10)
 
-
-def draw_histogram(axes: Any, layers: list[dict]) -> None:
-    """Draw how many of the weights have 0, 1, 2, ... bits."""
     share = weights_by_bits(layers)
-    axes.bar_label(axes.bar(range(len(share)), share, **BAR), fmt="%.1f", padding=2, fontsize=8)
-    axes.margins(y=0.1)
-    axes.set(xticks=range(len(share)), xlabel="bitwidth of the group (bits)")
-    axes.set_ylabel("share of the weights (%)")
-    axes.set_title("weights by bitwidth", fontsize=10)
+    right.bar_label(right.bar(range(len(share)), share, **BAR), fmt="%.1f", padding=2, fontsize=8)
+    right.margins(y=0.1)
+    right.set(xticks=range(len(share)), xlabel="bitwidth of the group (bits)")
+    right.set_ylabel("share of the weights (%)")
+    right.set_title("weights by bitwidth", fontsize=10)
+
+    save_figure(figure, Path(path), "--plot")
 
 
 def weights_by_bits(layers: list[dict]) -> list[float]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..method.network import average_bitwidth, storage_bytes
+from torch import Tensor, nn
+
+from ..method.network import average_bitwidth, storage_bytes, uncompiled
 from ..method.weight import MultiBitWeight
-from ..training.pruning import PruneToTarget, PruningPlan
+from ..training.pruning import PruneToTarget, PruningPlan, expected_size
+from ..training.sizes import Layers, size_in
 
 LAYER = "{:<28} {:<15} {:>7} {:>6} {:>9} {:>12}"
 FAR = 0.15  # of the published storage: beyond that it is said which flag reaches it
+NAMED = 4  # of what is not quantized, the largest
 SUMMARY = "{:<24} {:>9} {:>12} {:>9} {:>9}"
 
 
@@ -27,22 +31,51 @@ def parts_line(parts: Mapping[str, int]) -> str:
 
 
 def expectation(
-    plan: PruningPlan, size: Mapping[str, float], published: Mapping[str, float] | None = None
+    plan: PruningPlan, layers: Layers, published: Mapping[str, float] | None = None
 ) -> str:
-    """Return one line: what `plan` does and leaves, `size` being its `expected_size`.
+    """Return one line: what `plan` does and leaves of the sketched `layers`.
 
-    Where rounds end far from the published row, a second one names the flag that reaches it.
+    Others name the flag that helps where rounding takes half of what a batch should remove, and
+    where rounds end far from the published row.
     """
-    about = "about" if isinstance(plan, PruneToTarget) else "at most about"
-    line = f"{plan}: {about} {size['bitwidth']:.2f} bit ({format_bytes(size['storage_bytes'])})"
-    if published is None or isinstance(plan, PruneToTarget):
-        return line
-    if abs(size["storage_bytes"] / published["storage_bytes"] - 1) <= FAR:
-        return line
+    size = expected_size(plan, layers)
+    about = "at most about" if plan.unit == "coordinates" else "about"
+    lines = [f"{plan}: {about} {size['bitwidth']:.2f} bit ({format_bytes(size['storage_bytes'])})"]
+    if isinstance(plan, PruneToTarget):
+        return lines[0]
+    left = plan.share_left(size_in("coordinates", layers))
+    asked = (1 - plan.pr / plan.prune_batches) ** (plan.rounds * plan.prune_batches)
+    if 1 - left < (1 - asked) / 2:
+        lines.append(
+            f"note: leaves {left:.1%} of the coordinates, not {asked:.1%}, as each batch's count "
+            "is rounded down; take fewer batches (a larger --batch_size), or --target_bit"
+        )
+    if published and abs(size["storage_bytes"] / published["storage_bytes"] - 1) > FAR:
+        lines.append(
+            f"note: the published row has {published['bitwidth']:.2f} bit "
+            f"({format_bytes(published['storage_bytes'])}), which "
+            f"--target_bit {published['bitwidth']} reaches"
+        )
+    return "\n".join(lines)
+
+
+def network_lines(model: nn.Module, weights: Sequence[MultiBitWeight]) -> str:
+    """Return two lines: what weights and whole network take; the largest that is not quantized."""
+    names: dict[Tensor, str] = {weight.parameter: "" for weight in weights}
+    for name, value in uncompiled(model).state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor):
+            names.setdefault(value, name)  # a tied one counts once
+    rest = sorted(filter(names.get, names), key=lambda value: -value.nbytes)
+    size, left = storage_bytes(weights), sum(value.nbytes for value in rest)
+    bits = 8 * left + sum(weight.live_total * weight.n for weight in weights)
+    mean = bits / sum(value.numel() for value in names)
+    listed = ", ".join(names[value] for value in rest[:NAMED]) or "nothing"
+    more = f" and {len(rest) - NAMED} more" if len(rest) > NAMED else ""
     return (
-        f"{line}\nnote: the published row has {published['bitwidth']:.2f} bit "
-        f"({format_bytes(published['storage_bytes'])}), which "
-        f"--target_bit {published['bitwidth']} reaches"
+        f"{average_bitwidth(weights):.3f} bit a weight, {format_bytes(size)}; whole network "
+        f"{mean:.3f} bit, {format_bytes(size + left)} (in full precision "
+        f"{format_bytes(sum(value.nbytes for value in names))})\n"
+        f"not quantized: {format_bytes(left)} in {listed}{more}"
     )
 
 

@@ -128,7 +128,10 @@ class ResumePoints:
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict on the CPU, contiguous."""
+    """Return the state dict on the CPU, contiguous; InputError if it holds more than tensors."""
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name}: is no tensor, and a checkpoint holds nothing else")
     return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
 
 

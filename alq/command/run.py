@@ -23,7 +23,7 @@ from ..training.loop import size_of
 from .arguments import OneLineParser
 from .checks import check_flags
 from .recipe import Recipe
-from .report import layer_table, parts_line, summary_table
+from .report import layer_table, network_lines, parts_line, summary_table
 from .resume import read_point
 from .shared import Run
 from .stages import alq, posttrain, pretrain
@@ -69,7 +69,7 @@ def errors_in_one_line(parser: OneLineParser) -> Iterator[None]:
     try:
         yield
     except NotFinite as error:
-        parser.quit(error.code, str(error))
+        parser.quit(error.code, f"{error}. The files hold what was good before")
     except InputError as error:
         parser.error(f"--{error}" if error.argument else str(error))
     except Stopped as stopped:
@@ -130,6 +130,7 @@ def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
         "packed": args.EVAL,
         "parts": read_packed(args.EVAL).sizes,
         "weights": weights,
+        "model": model,
     }
 
 
@@ -144,5 +145,6 @@ def print_result(recipe: Recipe, result: dict) -> None:
         return
     numel = sum(weight.grouping.numel for weight in weights)
     print(layer_table(weights), summary_table(result, recipe.published, numel), sep="\n\n")
+    print(f"\n{network_lines(result['model'], weights)}")
     if packed:
-        print(f"\n{packed}: {parts_line(result['parts'])}")
+        print(f"{packed}: {parts_line(result['parts'])}")

@@ -20,7 +20,7 @@ from ..machine.interruption import Interruption
 from ..machine.processes import check_batch_norm, is_main
 from ..training.epoch import LossFunction, classification, compute_in_bfloat16, score
 from ..training.loop import Training, size_of
-from ..training.pruning import expected_size, pruning_plan
+from ..training.pruning import pruning_plan
 from .checks import check_data, sketched_layers
 from .recipe import Recipe
 from .report import expectation
@@ -90,8 +90,7 @@ class Run:
             return
         layers = sketched_layers(self.args, self.recipe)
         plan = pruning_plan(self.args, layers, batches)
-        size = expected_size(plan, layers)
-        print(f"--ALQ, {expectation(plan, size, self.recipe.published)}")
+        print(f"--ALQ, {expectation(plan, layers, self.recipe.published)}")
 
     def loss(self, teacher: dict | None = None) -> LossFunction:
         """Return the training loss; --distill reads its teacher from --model_ori if none given."""
@@ -149,4 +148,4 @@ class Run:
         }
         self.log.write("result", **result)
         files = {"file": path, "packed": small, "parts": parts}
-        return {**result, **files, "weights": training.weights}
+        return {**result, **files, "weights": training.weights, "model": training.model}

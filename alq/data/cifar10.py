@@ -24,7 +24,6 @@ def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Ten
 
 
 def load_test(args: Namespace) -> Loader:
-    """Return the loader of the test images alone."""
     return evaluation_loader(args, read_cifar10(args.data)[1], MEAN, STD)
 
 

@@ -4,8 +4,6 @@
 ImageFolder finds them, torch's DataLoader reads them.
 """
 
-from __future__ import annotations
-
 import atexit
 from argparse import Namespace
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -42,11 +40,10 @@ def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Ten
     held_out = set(val_indices.tolist())
     kept = [sample for place, sample in enumerate(train.samples) if place not in held_out]
     val = [train.samples[place] for place in sorted(held_out)]
-    changes = transforms.RandomResizedCrop(CROP), transforms.RandomHorizontalFlip()
     split = Split(
-        train=PictureLoader(kept, normalised(*changes), args, args.seed),
-        val=PictureLoader(val, test_transform(), args),
-        test=PictureLoader(test.samples, test_transform(), args),
+        train=PictureLoader(kept, args, args.seed),
+        val=PictureLoader(val, args),
+        test=PictureLoader(test.samples, args),
         labels=range(len(train.classes)),
         shape=(3, CROP, CROP),
     )
@@ -54,8 +51,7 @@ def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Ten
 
 
 def load_test(args: Namespace) -> Loader:
-    """Return the loader of the test pictures alone."""
-    return PictureLoader(read_folder(args.data, "val").samples, test_transform(), args)
+    return PictureLoader(read_folder(args.data, "val").samples, args)
 
 
 def read_folder(root: Path, part: str) -> ImageFolder:
@@ -82,14 +78,13 @@ def read_folder(root: Path, part: str) -> ImageFolder:
     return found
 
 
-def test_transform() -> Compose:
-    """Return the crop of a picture's middle, for validation, too, and the normalisation."""
-    return normalised(transforms.Resize(RESIZE), transforms.CenterCrop(CROP))
-
-
-def normalised(*changes: nn.Module) -> Compose:
-    """Return the transforms from a picture, by `changes`, to a normalised tensor."""
-    return Compose([*changes, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+def transform(training: bool) -> Compose:
+    """Return what makes a normalised tensor of a picture: of a random part, or of its middle."""
+    if training:
+        cut = [transforms.RandomResizedCrop(CROP), transforms.RandomHorizontalFlip()]
+    else:
+        cut = [transforms.Resize(RESIZE), transforms.CenterCrop(CROP)]
+    return Compose([*cut, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
 
 
 class Pictures(Dataset):
@@ -122,13 +117,14 @@ def read_picture(path: str) -> Image:
 
 
 class PictureLoader(Loader):
-    """Mini-batches of picture files, read by `args.workers` processes, on the training device."""
+    """Mini-batches of picture files, read by `args.workers` processes, on the training device.
 
-    def __init__(
-        self, samples: Samples, transform: Compose, args: Namespace, seed: int | None = None
-    ) -> None:
+    Those with a seed are changed at random.
+    """
+
+    def __init__(self, samples: Samples, args: Namespace, seed: int | None = None) -> None:
         super().__init__(len(samples), args.batch_size, seed)
-        self.pictures = Pictures(samples, transform)
+        self.pictures = Pictures(samples, transform(training=seed is not None))
         self.device, self.workers = args.device, args.workers
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,8 +4,6 @@ Such a data set is moved to the device once, as bytes; a batch is then one gathe
 normalisation there, with no per-image Python.
 """
 
-from __future__ import annotations
-
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,9 +21,10 @@ EVAL_BATCH = 1000  # images per evaluation batch; has no influence on the result
 
 
 class Loader:
-    """Mini-batches (x, y) of a data set; those with a seed come in a new order at every epoch.
+    """Mini-batches of a data set; those with a seed come in a new order at every epoch.
 
-    Of several processes each gets its share of every batch.
+    Iterating yields x (batch, C, H, W) float32 in channels_last and y (batch,) int64, of several
+    processes to each its share of every batch.
 
     Attributes:
         count: images an epoch, over all processes.
@@ -35,15 +34,10 @@ class Loader:
     def __init__(self, count: int, batch_size: int, seed: int | None) -> None:
         self.count, self.seed = count, seed
         self.epoch = self.first = 0
-        training = seed is not None
-        self.shares = share_batches(count, batch_size, training, rank(), process_count())
+        self.shares = share_batches(count, batch_size, seed is not None, rank(), process_count())
 
     def __len__(self) -> int:
         return len(self.shares)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield x (batch, C, H, W) float32 in channels_last and y (batch,) int64."""
-        raise NotImplementedError
 
     def set_epoch(self, epoch: int, first: int = 0) -> None:
         """Choose the order of the next pass, and the batch, from 0, that it begins with."""
@@ -74,6 +68,36 @@ class Split:
     shape: tuple[int, ...]
 
 
+class CropFlip:
+    """torchvision's RandomCrop(size, padding) and RandomHorizontalFlip, each image on its own.
+
+    The image is padded with black by `padding` pixels, cut to its old size at a random place, and,
+    unless `mirror` is off, mirrored with probability 1/2. What happens is drawn on the host, and
+    done on the images' device.
+    """
+
+    def __init__(self, padding: int = 4, mirror: bool = True) -> None:
+        self.padding, self.mirror = padding, mirror
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """Return (count, 3) int64: top and left of the cut in the padded image, and 1 to mirror."""
+        corner = torch.randint(2 * self.padding + 1, (count, 2), generator=generator)
+        mirror = torch.randint(2 if self.mirror else 1, (count, 1), generator=generator)
+        return torch.cat([corner, mirror], dim=1)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Return the images (batch, C, H, W) changed as `draws` (batch, 3), beside them, says."""
+        batch, _, H, W = images.shape
+        padded = F.pad(images, [self.padding] * 4)
+        top, left, mirror = draws.unsqueeze(2).unbind(1)  # (batch, 1) each
+        column = torch.arange(W, device=images.device)
+        rows = top + torch.arange(H, device=images.device)  # (batch, H)
+        columns = left + torch.where(mirror == 1, W - 1 - column, column)  # (batch, W)
+        number = torch.arange(batch, device=images.device).view(-1, 1, 1)
+        cut = padded[number, :, rows.unsqueeze(2), columns.unsqueeze(1)]  # (batch, H, W, C)
+        return cut.permute(0, 3, 1, 2)
+
+
 class TensorLoader(Loader):
     """Mini-batches of a data set held as tensors on one device.
 
@@ -90,20 +114,20 @@ class TensorLoader(Loader):
     ) -> None:  # fmt: skip
         super().__init__(len(labels), batch_size, seed)
         self.images, self.labels, self.augment = images, labels, augment
-        both = torch.tensor([mean, std], dtype=torch.float32, device=images.device)  # (2, C)
-        means, stds = both.view(2, 1, -1, 1, 1)
+        both = torch.tensor([mean, std], dtype=torch.float32, device=images.device)
+        means, stds = both.view(2, 1, -1, 1, 1)  # (1, C, 1, 1) each
         # (x/255 - mean) / std  =  x * scale + shift
         self.scale, self.shift = 1 / (255 * stds), -(means / stds)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order, generator = self.draw_order()
         order = order.to(self.labels.device)
-        if self.augment is not None:
+        if self.augment:
             draws = self.augment.draw(self.count, generator).to(self.labels.device)
         for share in self.shares[self.first :]:
             index = order[share.part]
             images = self.images[index]
-            if self.augment is not None:
+            if self.augment:
                 images = self.augment(images, draws[share.part])
             x = torch.addcmul(self.shift, images.float(), self.scale)
             yield x.contiguous(memory_format=torch.channels_last), self.labels[index]
@@ -153,33 +177,3 @@ def choose_val_indices(count: int, args: Namespace, stored: Tensor | None) -> Te
             f"of {count} training images; give the data it was trained on"
         )
     return stored
-
-
-class CropFlip:
-    """torchvision's RandomCrop(size, padding) and RandomHorizontalFlip, each image on its own.
-
-    The image is padded with black by `padding` pixels, cut to its old size at a random place, and,
-    unless `mirror` is off, mirrored with probability 1/2. What happens is drawn on the host, and
-    done on the images' device.
-    """
-
-    def __init__(self, padding: int = 4, mirror: bool = True) -> None:
-        self.padding, self.mirror = padding, mirror
-
-    def draw(self, count: int, generator: torch.Generator) -> Tensor:
-        """Return (count, 3) int64: top and left of the cut in the padded image, and 1 to mirror."""
-        corner = torch.randint(2 * self.padding + 1, (count, 2), generator=generator)
-        mirror = torch.randint(2 if self.mirror else 1, (count, 1), generator=generator)
-        return torch.cat([corner, mirror], dim=1)
-
-    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """Return the images (batch, C, H, W) changed as `draws` (batch, 3), beside them, says."""
-        batch, _, H, W = images.shape
-        padded = F.pad(images, [self.padding] * 4)
-        top, left, mirror = draws.unsqueeze(2).unbind(1)  # (batch, 1) each
-        column = torch.arange(W, device=images.device)
-        rows = top + torch.arange(H, device=images.device)  # (batch, H)
-        columns = left + torch.where(mirror == 1, W - 1 - column, column)  # (batch, W)
-        number = torch.arange(batch, device=images.device).view(-1, 1, 1)
-        cut = padded[number, :, rows.unsqueeze(2), columns.unsqueeze(1)]  # (batch, H, W, C)
-        return cut.permute(0, 3, 1, 2)

@@ -1,7 +1,5 @@
 """Published full-precision weights, for `resnet.py --DOWNLOAD`: taken instead of training."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import PurePosixPath
 from urllib.error import URLError

@@ -1,26 +1,29 @@
 """`CompiledALQ`: the quantizer with its steps compiled."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 
 import torch
 
 from ..errors import InputError
+from ..method import steps
 from ..method.optimizer import ALQ
+from ..method.weight import MultiBitWeight
 from . import compiled_steps
 
 
 class CompiledALQ(ALQ):
     """`ALQ`, compiled. The first step with each number of live bases L takes seconds to compile."""
 
-    arithmetic = compiled_steps
-
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         if self.weights:
             require_compiler(self.weights[0].parameter.device)
+
+    def arithmetic(self, weight: MultiBitWeight) -> Any:
+        """Return the compiled steps, or the eager ones for what these cannot take."""
+        can_compile = weight.L > 0 and weight.parameter.dtype == torch.float32
+        return compiled_steps if can_compile else steps
 
 
 def quantizer_class(compile: bool) -> type[ALQ]:
@@ -35,7 +38,7 @@ def require_compiler(device: torch.device) -> None:
     w_hat = torch.zeros(4, 64, device=device)
     try:
         # One of the kernels themselves: trivial ones work where vector code cannot be compiled.
-        compiled_steps.sum_bases(codes, torch.ones(4, 1, device=device), w_hat)
+        compiled_steps.rebuild(codes, torch.ones(4, 1, device=device), w_hat)
     except Exception as error:  # whatever is missing: torch has no one class for it
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(

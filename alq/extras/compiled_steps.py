@@ -3,10 +3,9 @@
 An eager step reads and writes a block of weights some 30 times, in cache. Here `torch.compile`
 makes one or two passes of it, with the arithmetic in vector registers; therefore the nearest level
 is searched for by selecting and not by looking up, and a sum by code the sums of +-x that it stands
-for. Values equal those of the eager steps but for the rounding of sums.
+for. Values equal those of the eager steps but for the rounding of sums. The kernels take float32
+alone (as `to_keys` does) and one live basis or more.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, wraps
@@ -15,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..method import steps
 from ..method.codes import DEVICE_BLOCK
-from ..method.loss_model import AMSGrad, bias_corrections, scale_moments, update_moments
+from ..method.loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from ..method.nearest import from_keys, midpoints, positive_levels, sort_rows, to_keys
 from ..method.steps import RIDGE, Groups, finite_or
 
@@ -45,56 +43,27 @@ def basis_step(
     ridge: float | None = None,
 ) -> None:  # fmt: skip
     """Do what `steps.basis_step` does."""
-    if not can_compile(groups):
-        steps.basis_step(groups, w0, w_hat, t, amsgrad, move_base, ridge)
-        return
     tables: tuple[Tensor, ...] = (sort_rows(level_keys(groups.alpha, groups.live)),)
     if groups.live.shape[1] > MAX_INLINE_BASES:
         tables = search_tables(*tables)
     sums = nearest_and_sums(
-        groups.g, groups.m, groups.v, groups.v_max, w0, groups.codes, groups.live, tables,
-        column_of_ones(groups), *amsgrad.betas,
-        *bias_corrections(t, amsgrad.lr, amsgrad.betas), amsgrad.eps, move_base,
+        groups.g, torch.ones_like(groups.g[:, :1]), groups.m, groups.v, groups.v_max, groups.codes,
+        groups.live, w0, tables, *amsgrad.betas, *amsgrad.at(t), move_base,
     )  # fmt: skip
-    alpha = solve_and_rebuild(sums, groups.alpha, groups.live, groups.codes, w_hat, ridge)
-    groups.alpha.copy_(alpha)
+    solve_and_rebuild(sums, groups.alpha, groups.live, groups.codes, w_hat, ridge)
 
 
-def coordinate_gradients(
-    groups: Groups, betas: tuple[float, float], inherit: bool
-) -> tuple[Tensor, ...]:
+def coordinate_gradients(groups: Groups, betas: tuple[float, float]) -> Tensor:
     """Return what `steps.coordinate_gradients` does."""
-    if not can_compile(groups):
-        return steps.coordinate_gradients(groups, betas, inherit)
-    L = groups.live.shape[1]
-    moments = (groups.m, groups.v, groups.v_max)
-    inherited = inherit_moments(*moments, groups.codes, L) if inherit else ()
-    g_a = moments_and_products(groups.g, *moments, groups.codes, column_of_ones(groups), L, *betas)
-    return tuple(torch.where(groups.live, x, 0.0) for x in (g_a, *inherited))
-
-
-def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
-    """Write what `steps.rebuild` does."""
-    if alpha.shape[1] == 0 or alpha.dtype != torch.float32:
-        steps.rebuild(codes, alpha, w_hat)
-    else:
-        sum_bases(codes, alpha, w_hat)
-
-
-def column_of_ones(groups: Groups) -> Tensor:
-    """Return (G, 1) of ones, by which kernels multiply g.
-
-    It keeps (G, n) two dimensions for the compiler, which otherwise updates in a pass of its own.
-    """
-    return torch.ones_like(groups.g[:, :1])
-
-
-def can_compile(groups: Groups) -> bool:
-    """Return whether the kernels can take `groups`: `to_keys` takes no other type than float32."""
-    return groups.live.shape[1] > 0 and groups.g.dtype == torch.float32
+    return moments_and_products(
+        groups.g, torch.ones_like(groups.g[:, :1]), groups.m, groups.v, groups.v_max, groups.codes,
+        groups.live, *betas,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------- kernels
+# Those that sum over n multiply g by `ones`, (G, 1): it keeps (G, n) two dimensions for the
+# compiler, which otherwise updates the moments in a pass of its own.
 
 
 def kernel(function: Callable) -> Callable:
@@ -122,8 +91,7 @@ def level_keys(alpha: Tensor, live: Tensor) -> Tensor:
     """Return the levels >= 0 with their codes as keys to sort (G, 2^(L-1)); both inputs (G, L)."""
     L = alpha.shape[1]
     codes = torch.arange(1, 2**L, 2, device=alpha.device, dtype=torch.int32).unsqueeze(0)
-    existing = live_bits(live)
-    return to_keys(*positive_levels(signed_sum(codes, alpha), codes, existing))
+    return to_keys(*positive_levels(signed_sum(codes, alpha), codes, bits(live)))
 
 
 @kernel
@@ -157,13 +125,13 @@ def nearest_positive(x: Tensor, middle: Tensor, codes: Tensor) -> Tensor:
 
 @kernel
 def nearest_and_sums(
-    g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, w0: Tensor, codes: Tensor, live: Tensor,
-    tables: tuple[Tensor, ...], ones: Tensor, beta1: float, beta2: float, p_scale: float,
-    h_scale: float, eps: float, move_base: bool,
+    g: Tensor, ones: Tensor, m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, live: Tensor,
+    w0: Tensor, tables: tuple[Tensor, ...], beta1: float, beta2: float, p_factor: float,
+    h_factor: float, eps: float, move_base: bool,
 ) -> Tensor:  # fmt: skip
     """Moments, nearest codes, and the sums that the coordinates follow from, in one pass.
 
-    `tables` are `search_tables`, or what these are made of; `ones` is `column_of_ones`.
+    `tables` are `search_tables`, or what these are made of.
     Writes to m, v, v_max, codes and, with `move_base`, t to w0.
     Returns: (G, L + 1 + L(L-1)/2): the sums of x = h*w0 - p times the signs of each basis; of h;
     of h times the signs of every two bases.
@@ -171,14 +139,14 @@ def nearest_and_sums(
     L = live.shape[1]
     g = g * ones
     update_moments(g, m, v, v_max, (beta1, beta2))
-    p, h = scale_moments(m, v_max, p_scale, h_scale, eps)
+    p, h = pseudo_gradient_and_hessian(m, v_max, p_factor, h_factor, eps)
     t = w0 - p / h  # (G, n)
 
     if len(tables) == 1:
         levels, positive = from_keys(*tables)
         tables = midpoints(levels), positive
     code = nearest_positive(t.abs(), *tables)
-    code = torch.where(t < 0, code ^ live_bits(live), code)  # (G, n)
+    code = torch.where(t < 0, code ^ bits(live), code)  # (G, n)
 
     signs = signs_of(code, L)
     x = h * w0 - p
@@ -196,10 +164,10 @@ def nearest_and_sums(
 @kernel
 def solve_and_rebuild(
     sums: Tensor, alpha: Tensor, live: Tensor, codes: Tensor, w_hat: Tensor, ridge: float | None
-) -> Tensor:
+) -> None:
     """Solve for alpha (G, L) with `nearest_and_sums`' sums, as `steps.solve_coordinates` does.
 
-    Writes to w_hat and, as alpha becomes positive, to codes.
+    Writes to alpha, w_hat and, as alpha becomes positive, to codes.
     """
     L = alpha.shape[1]
     exists = live.unbind(1)  # L times (G,)
@@ -213,13 +181,11 @@ def solve_and_rebuild(
     for i in range(L):
         for j in range(i):
             A[i, j] = torch.where(exists[i] & exists[j], next(pairs), 0.0)
-    alpha = finite_or(alpha, torch.stack(solve(A, b), 1) * live)
+    solved = finite_or(alpha, torch.stack(solve(A, b), 1) * live)
     code = codes.int()
-    w_hat.copy_(signed_sum(code, alpha))  # the flip does not change it
-    for l, a in enumerate(alpha.split(1, dim=1)):
-        code = code ^ ((a < 0).int() << l)
-    codes.copy_(code)
-    return alpha.abs()
+    w_hat.copy_(signed_sum(code, solved))  # the flip does not change it
+    codes.copy_(code ^ bits(solved < 0))
+    alpha.copy_(solved.abs())
 
 
 def solve(A: dict[tuple[int, int], Tensor], b: list[Tensor]) -> list[Tensor]:
@@ -227,46 +193,36 @@ def solve(A: dict[tuple[int, int], Tensor], b: list[Tensor]) -> list[Tensor]:
 
     `A` holds the elements (i, j), i >= j, of positive definite matrices, each (G,) as those of b.
     """
-    C: dict[tuple[int, int], Tensor] = {}
+    L = len(b)
     D: list[Tensor] = []
-    for i in range(len(b)):
+    C = A | {(L, j): b[j] for j in range(L)}  # b as one row more, which becomes D^-1 C^-1 b
+    for i in range(L + 1):
         for j in range(i):
-            rest = A[i, j] - sum(C[i, k] * D[k] * C[j, k] for k in range(j))
-            C[i, j] = rest / D[j]
-        D.append(A[i, i] - sum(C[i, k] * C[i, k] * D[k] for k in range(i)))
-    x = list(b)
-    for i in range(len(b)):
-        x[i] = x[i] - sum(C[i, k] * x[k] for k in range(i))
-    x = [value / d for value, d in zip(x, D, strict=True)]
-    for i in reversed(range(len(b))):
-        x[i] = x[i] - sum(C[k, i] * x[k] for k in range(i + 1, len(b)))
+            C[i, j] = (C[i, j] - sum(C[i, k] * D[k] * C[j, k] for k in range(j))) / D[j]
+        if i < L:
+            D.append(A[i, i] - sum(C[i, k] * C[i, k] * D[k] for k in range(i)))
+    x = [C[L, j] for j in range(L)]
+    for i in reversed(range(L)):
+        x[i] = x[i] - sum(C[k, i] * x[k] for k in range(i + 1, L))
     return x
 
 
 @kernel
-def sum_bases(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
-    """Write w_hat = B^T alpha, (G, n) from codes (G, n) and alpha (G, L)."""
+def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
+    """Write w_hat = B^T alpha (G, n) of codes (G, n) and live coordinates (G, L)."""
     w_hat.copy_(signed_sum(codes.int(), alpha))
 
 
 @kernel
 def moments_and_products(
-    g: Tensor, m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, ones: Tensor, L: int,
+    g: Tensor, ones: Tensor, m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, live: Tensor,
     beta1: float, beta2: float,
 ) -> Tensor:  # fmt: skip
-    """Update m, v and v_max, and return B g (G, L), in one pass; `ones` is `column_of_ones`."""
+    """Update m, v and v_max, and return B g (G, L), in one pass."""
     g = g * ones
     update_moments(g, m, v, v_max, (beta1, beta2))
-    return torch.stack([(g * sign).sum(1) for sign in signs_of(codes.int(), L)], 1)
-
-
-@kernel
-def inherit_moments(
-    m: Tensor, v: Tensor, v_max: Tensor, codes: Tensor, L: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums of `steps.alpha_moments`: B m (G, L), those of v and of v_max (G, 1)."""
-    m_a = torch.stack([(m * sign).sum(1) for sign in signs_of(codes.int(), L)], 1)
-    return m_a, v.sum(1, keepdim=True), v_max.sum(1, keepdim=True)
+    products = [(g * sign).sum(1) for sign in signs_of(codes.int(), live.shape[1])]
+    return torch.where(live, torch.stack(products, 1), 0.0)
 
 
 def signs_of(code: Tensor, L: int) -> list[Tensor]:
@@ -282,9 +238,9 @@ def signed_sum(code: Tensor, alpha: Tensor) -> Tensor:
     return total
 
 
-def live_bits(live: Tensor) -> Tensor:
-    """Return the bits of (G, L) bool as (G, 1) int32, as `pack_bits` does."""
-    bits = torch.zeros_like(live[:, :1], dtype=torch.int32)
-    for l, bit in enumerate(live.split(1, dim=1)):
-        bits = bits + (bit.int() << l)
-    return bits
+def bits(flags: Tensor) -> Tensor:
+    """Return (G, 1) int32 with bit l set where `flags` (G, L) bool is, as `pack_bits` does."""
+    total = torch.zeros_like(flags[:, :1], dtype=torch.int32)
+    for l, bit in enumerate(flags.split(1, dim=1)):
+        total = total + (bit.int() << l)
+    return total

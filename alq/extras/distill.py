@@ -3,8 +3,6 @@
 This goes beyond the paper; `--distill` turns it on.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,15 +1,13 @@
 """A quantized network as the flat tensors and the names that `alq.files.packed` lists, and back."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..method.weight import MultiBitWeight, check_form
+from ..method.weight import MultiBitWeight
 
 
 def pack_weights(weights: Sequence[MultiBitWeight]) -> tuple[dict[str, list], dict[str, Tensor]]:
@@ -23,7 +21,9 @@ def pack_weights(weights: Sequence[MultiBitWeight]) -> tuple[dict[str, list], di
         plain |= {"G": weight.G, "I": weight.I, "L": int(bits[-1].max())}
         for key, value in plain.items():
             layers.setdefault(key, []).append(value)
-        signs.append(pack_signs(saved["codes"].numpy(), bits[-1]))
+        flags = np.unpackbits(saved["codes"].numpy()[:, None], axis=1, bitorder="little")
+        live = np.arange(8) < bits[-1][:, None]  # (G, 8), of flags (G, 8, n)
+        signs.append(np.packbits(flags[live], bitorder="little"))
         coordinates.append(saved["alpha"][saved["mask"]])
     return layers, {
         "signs": join_bytes(signs),
@@ -42,8 +42,7 @@ def unpack_weights(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[
     bits = unpack_bitwidths(tensors["bitwidths"], layers)
     live = [int(b.sum()) for b in bits]
     sizes = [math.prod(state["shape"]) // state["G"] for state in states]  # n of each layer
-    in_bytes = [count_bytes(k * n) for k, n in zip(live, sizes, strict=True)]
-    signs = split_exactly(tensors["signs"], in_bytes)
+    signs = split_bits(tensors["signs"], [k * n for k, n in zip(live, sizes, strict=True)])
     coordinates = split_exactly(tensors["coordinates"], live)
     for state, b, n, sign, alpha in zip(states, bits, sizes, signs, coordinates, strict=True):
         G, I, L = (state.pop(key) for key in ("G", "I", "L"))
@@ -52,9 +51,31 @@ def unpack_weights(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[
         state["mask"] = torch.arange(I) < torch.from_numpy(b).unsqueeze(1)  # (G, I)
         state["alpha"] = torch.zeros(G, I)
         state["alpha"][state["mask"]] = alpha
-        state["codes"] = torch.from_numpy(unpack_signs(sign.numpy(), b, n))
+        flags = np.zeros((G, 8, n), np.uint8)
+        flags[np.arange(8) < b[:, None]] = sign.reshape(-1, n)
+        codes = np.packbits(flags, axis=1, bitorder="little")[:, 0]  # (G, n)
+        state["codes"] = torch.from_numpy(codes)
         check_form(state)
     return states
+
+
+def check_form(state: dict) -> None:
+    """ValueError, TypeError and the like if `state` cannot be what a `state_dict` gave."""
+    texts = [state["name"], state["structure"]]
+    counts = [*state["shape"], state["subc"], state.get("transposed", 0)]
+    if {*map(type, texts)} != {str} or {*map(type, counts)} != {int} or min(counts) < 0:
+        raise TypeError("its name, structure, shape, subc or transposed is none")
+    codes, alpha, mask = (state[key] for key in ("codes", "alpha", "mask"))
+    if (codes.dtype, mask.dtype) != (torch.uint8, torch.bool) or not alpha.is_floating_point():
+        raise TypeError(f"types {codes.dtype}, {alpha.dtype}, {mask.dtype}")
+    (G, n), I = codes.shape, mask.shape[-1]
+    whole = G * n == math.prod(state["shape"]) > 0 and 1 <= I <= 8
+    if not (whole and alpha.shape == mask.shape == (G, I)):
+        raise ValueError(f"shapes {codes.shape}, {alpha.shape}, {mask.shape}, {state['shape']}")
+    if not alpha.isfinite().all() or alpha[~mask].any():
+        raise ValueError("coordinates that are not finite, or dead and not 0")
+    if (codes.to(torch.int16) >> mask.sum(1, keepdim=True)).any():
+        raise ValueError("signs of bases that it does not have")
 
 
 def pack_rest(state: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
@@ -92,9 +113,10 @@ def split_exactly(tensor: Tensor, sizes: list[int]) -> list[Tensor]:
     return list(tensor.split(sizes))
 
 
-def count_bytes(bits: int) -> int:
-    """Return how many bytes hold so many bits."""
-    return -(-bits // 8)
+def split_bits(packed: Tensor, counts: list[int]) -> Iterator[np.ndarray]:
+    """Return the bits in pieces of `counts`, each from a new byte; ValueError if they differ."""
+    parts = zip(split_exactly(packed, [-(-count // 8) for count in counts]), counts, strict=True)
+    return (np.unpackbits(part.numpy(), count=n, bitorder="little") for part, n in parts)
 
 
 def join_bytes(parts: Sequence[np.ndarray]) -> Tensor:
@@ -104,34 +126,14 @@ def join_bytes(parts: Sequence[np.ndarray]) -> Tensor:
 
 def pack_bitwidths(bits: Sequence[np.ndarray], layers: dict[str, list]) -> Tensor:
     """Return each layer's (G,) bitwidths as bytes, low bits first, as many as its L needs."""
-    flags = (
-        (b[:, None] >> np.arange(L.bit_length())) & 1
-        for b, L in zip(bits, layers.get("L", ()), strict=True)
-    )
+    places = (np.arange(L.bit_length()) for L in layers.get("L", ()))
+    flags = ((b[:, None] >> place) & 1 for b, place in zip(bits, places, strict=True))
     return join_bytes([np.packbits(part, bitorder="little") for part in flags])
 
 
 def unpack_bitwidths(packed: Tensor, layers: dict[str, list]) -> list[np.ndarray]:
     """Return the bitwidths, (G,) int64 for each layer, that `pack_bitwidths` was given."""
-    widths = [L.bit_length() for L in layers.get("L", ())]
-    sizes = [G * width for G, width in zip(layers.get("G", ()), widths, strict=True)]
-    bits = []
-    parts = split_exactly(packed, [count_bytes(size) for size in sizes])
-    for part, G, size, width in zip(parts, layers.get("G", ()), sizes, widths, strict=True):
-        flags = np.unpackbits(part.numpy(), count=size, bitorder="little").reshape(G, width)
-        bits.append((flags << np.arange(width)).sum(1))
-    return bits
-
-
-def pack_signs(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """Return codes (G, n) as bytes: n bits for each of a group's `bits` bases, group by group."""
-    flags = np.unpackbits(codes[:, None], axis=1, bitorder="little")  # (G, 8, n)
-    return np.packbits(flags[np.arange(8) < bits[:, None]], bitorder="little")
-
-
-def unpack_signs(packed: np.ndarray, bits: np.ndarray, n: int) -> np.ndarray:
-    """Return the codes (G, n) uint8 that `pack_signs` was given."""
-    flags = np.zeros((len(bits), 8, n), np.uint8)
-    live = np.unpackbits(packed, count=int(bits.sum()) * n, bitorder="little")
-    flags[np.arange(8) < bits[:, None]] = live.reshape(-1, n)
-    return np.packbits(flags, axis=1, bitorder="little")[:, 0]
+    sizes = zip(layers.get("G", ()), layers.get("L", ()), strict=True)
+    shapes = [(G, L.bit_length()) for G, L in sizes]
+    flags = zip(split_bits(packed, [G * width for G, width in shapes]), shapes, strict=True)
+    return [(x.reshape(shape) << np.arange(shape[1])).sum(1) for x, shape in flags]

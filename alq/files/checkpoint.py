@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..method.weight import check_form
+from .bits import check_form
 from .disk import read_whole, write_atomically
 
 FORMAT = "alq-checkpoint"

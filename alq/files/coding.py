@@ -10,8 +10,6 @@ The entropy coder is a range coder of bits: those of a number, from the highest,
 probability that the bits before it and the numbers so far suggest.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..method.checks import check_of_model
 from ..method.network import matrix_names, restore, uncompiled
 from ..method.weight import MultiBitWeight
 from .bits import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weights
@@ -81,7 +82,10 @@ def save_packed(
     """
     state = untied_state(model)
     for weight in weights:
-        check_savable(weight, state)
+        check_of_model(weight, [state.get(weight.name)])
+        if weight.parameter.dtype != torch.float32:
+            kind = dtype_name(weight.parameter)
+            raise InputError(f"{weight.name}: is {kind}, and packed files are float32")
         del state[weight.name]
     layers, tensors = pack_weights(weights)
     shapes, rest = pack_rest(state)
@@ -155,26 +159,12 @@ def untied_state(model: nn.Module) -> dict[str, Tensor]:
     matrices = matrix_names(model)
     state: dict[int, tuple[str, Tensor]] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, Tensor):
-            raise InputError(f"{name}: is no tensor, and a packed file holds nothing else")
+        if not isinstance(value, Tensor) or name.endswith("_extra_state"):
+            raise InputError(f"{name}: is no parameter or buffer, and a packed file holds no other")
         taken = state.get(id(value), ("",))[0]
         if not taken or (name in matrices and taken not in matrices):
             state[id(value)] = name, value
     return dict(state.values())
-
-
-def check_savable(weight: MultiBitWeight, state: dict[str, Tensor]) -> None:
-    """Raise InputError unless `weight` is of the model with this state, float32, and written."""
-    parameter = weight.parameter
-    if state.get(weight.name) is not parameter:
-        raise InputError(f"{weight.name}: is not this model's; give the weights of this model")
-    if {parameter.dtype, weight.alpha.dtype} != {torch.float32}:
-        raise InputError(f"{weight.name}: is {dtype_name(parameter)}, and packed files are float32")
-    if not torch.equal(parameter, weight.w_hat()):
-        raise InputError(
-            f"{weight.name}: the parameter does not hold w_hat (it was changed, or is not finite); "
-            "weight.write() puts w_hat there"
-        )
 
 
 def check_same_network(names: dict, state: dict[str, Tensor]) -> None:

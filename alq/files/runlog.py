@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -17,18 +18,25 @@ import numpy
 import torch
 import torchvision
 
+from ..errors import InputError
 from ..machine.processes import is_main, process_count
-from .disk import explain_failed_write
+from .disk import explain_failed_write, read_whole
+
+# What `RunLog` writes: whole lines, then perhaps one that was torn when the process was killed.
+LINE = rb'\{"event": "[^\n]*, "time": "[^"\n]*"\}\n'
+LOG = re.compile(rb'(%b)+[^\n]*|(\{"event": "[^\n]*)?' % LINE)
 
 
 class RunLog:
     """Appends events to `path`, one JSON object a line, each with its time of day.
 
-    Of several processes the main one writes.
+    Of several processes the main one writes. InputError if the file there is no such log.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.is_file() and not LOG.fullmatch(read_whole(path)):
+            raise InputError(f"{path} is no log of ALQ, and a run would add to it; name another")
         self._announced, self._opened = "", False
 
     def announce(self, event: str, **fields: object) -> None:
@@ -56,7 +64,7 @@ class RunLog:
         with explain_failed_write(self.path):
             if not self._opened:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                if self.path.exists():  # cut off what a killed process left of a last line
+                if self.path.is_file():  # cut off what a killed process left of a last line
                     self.truncate(self.path.read_bytes().rfind(b"\n") + 1)
                 self._opened = True
             with open(self.path, "a") as file:

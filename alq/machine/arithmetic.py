@@ -1,7 +1,5 @@
 """How the machine computes: full float32 in the quantizer's steps, and CPUs at their full speed."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 from collections.abc import Callable, Iterator
@@ -64,5 +62,6 @@ def optimizer_step(step: Callable) -> Callable:
         device = self.weights[0].parameter.device
         with torch.no_grad(), delayed_interrupt(), float32_products(device):
             step(self, *arguments, **named)
+        self._opt_called = True  # torch's schedulers look whether a step came before theirs
 
     return guarded

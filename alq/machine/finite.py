@@ -3,8 +3,6 @@
 Asking a device at each step would make the training wait for it, so a watch asks once an epoch.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

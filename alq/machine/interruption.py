@@ -1,7 +1,5 @@
 """SIGTERM and Ctrl-C: the first one asks the run to stop after its step, the second stops it."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -35,7 +33,7 @@ class Interruption:
         self.code, self.signals = 0, signals
         self._handlers: dict[int, Any] = {}  # those before, by signal
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():  # others have no signals
             self._handlers = {number: signal.signal(number, self._note) for number in self.signals}
         return self

@@ -5,8 +5,6 @@ DistributedDataParallel averages the gradients; then all processes take the same
 torchrun there is one process, and everything here does nothing.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -185,10 +183,14 @@ def sum_in_fixed_order() -> Iterator[None]:
 
 
 def check_same(state: object, when: str) -> None:
-    """Raise RuntimeError if a tensor in `state`, nested as it may be, differs between processes."""
+    """Raise RuntimeError if a tensor in `state`, nested as it may be, differs between processes.
+
+    Compared are the sums of its bytes, which one changed bit changes.
+    """
     if process_count() == 1:
         return
-    own = torch.stack([_sum_bits(tensor) for tensor in _tensors_in(state)]).tolist()
+    flat = (tensor.detach().reshape(-1).view(torch.uint8) for tensor in _tensors_in(state))
+    own = torch.stack([x.sum(dtype=torch.int64).cpu() for x in flat]).tolist()
     for other, sums in enumerate(gather_from_all(own)):
         if sums != own:
             different = sum(a != b for a, b in zip(own, sums, strict=True))
@@ -205,11 +207,3 @@ def _tensors_in(state: object) -> Iterator[Tensor]:
     elif isinstance(state, (dict, list, tuple)):
         for value in state.values() if isinstance(state, dict) else state:
             yield from _tensors_in(value)
-
-
-def _sum_bits(tensor: Tensor) -> Tensor:
-    """Return the sum of the bits, int64, which differs where one bit does."""
-    flat = tensor.detach().contiguous()
-    if flat.is_floating_point():
-        flat = flat.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
-    return flat.sum(dtype=torch.int64).cpu()

@@ -12,8 +12,6 @@ number of live bases, and not on max_bit. Bits of bases a group does not have ar
 Sums and look-ups by code replace the products with the (G, L, n) array B, which never exists.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 
@@ -37,13 +35,9 @@ def blocks(codes: Tensor, L: int, size: int | None = None) -> Iterator[slice]:
         yield slice(start, start + count)
 
 
-def sign_table(L: int, like: Tensor) -> Tensor:
-    """Return every code's signs (2^L, L), in the type and on the device of `like`; read-only."""
-    return _sign_table(L, like.dtype, like.device)
-
-
 @cache
-def _sign_table(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def sign_table(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return every code's signs (2^L, L); read-only."""
     code = torch.arange(2**L, device=device)
     bit = torch.arange(L, device=device).unsqueeze(1)
     # Column by column in memory: a CPU then takes half the time for a product with it.
@@ -53,7 +47,7 @@ def _sign_table(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 @cache
 def pair_table(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the products of every two signs of every code (2^L, L*L); read-only."""
-    signs = _sign_table(L, dtype, device)
+    signs = sign_table(L, dtype, device)
     return (signs.unsqueeze(2) * signs.unsqueeze(1)).flatten(1)
 
 
@@ -64,14 +58,10 @@ def live_pairs(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (live.unsqueeze(2) & live.unsqueeze(1)).flatten(1).to(dtype)
 
 
-@cache
-def _place_values(L: int, device: torch.device) -> Tensor:
-    return 2 ** torch.arange(L, device=device, dtype=torch.uint8)
-
-
 def pack_bits(flags: Tensor) -> Tensor:
     """Return (...) uint8 with bit l set where `flags` (..., L) bool is."""
-    return (flags * _place_values(flags.shape[-1], flags.device)).sum(-1, dtype=torch.uint8)
+    place = torch.arange(flags.shape[-1], dtype=torch.uint8, device=flags.device)
+    return (flags << place).sum(-1, dtype=torch.uint8)
 
 
 def level_table(alpha: Tensor) -> Tensor:
@@ -103,4 +93,4 @@ def sum_by_code(x: Tensor, index: Tensor, L: int) -> Tensor:
 def basis_products(x: Tensor, index: Tensor, live: Tensor) -> Tensor:
     """Return B x (G, L) of x (G, n), 0 for the bases a group does not have; `live` is (G, L)."""
     L = live.shape[1]
-    return sum_by_code(x, index, L) @ sign_table(L, x) * live
+    return sum_by_code(x, index, L) @ sign_table(L, x.dtype, x.device) * live

@@ -3,8 +3,6 @@
 Loss(w_hat + d)  ~  Loss(w_hat) + p.d + 1/2 d.(h*d)
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -17,6 +15,11 @@ class AMSGrad(NamedTuple):
     lr: float
     betas: tuple[float, float]
     eps: float
+
+    def at(self, t: int) -> tuple[float, float, float]:
+        """Return lr/(1-beta1^t), 1/sqrt(1-beta2^t) and eps, of the loss model after `t` updates."""
+        beta1, beta2 = self.betas
+        return self.lr / (1 - beta1**t), (1 - beta2**t) ** -0.5, self.eps
 
 
 def update_moments(
@@ -33,26 +36,13 @@ def update_moments(
 
 
 def pseudo_gradient_and_hessian(
-    m: Tensor, v_max: Tensor, t: int, lr: float, betas: tuple[float, float], eps: float
+    m: Tensor, v_max: Tensor, p_factor: float, h_factor: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return p and h after `t` updates, new tensors of m's shape.
+    """Return p and h, new tensors of m's shape; the numbers are `AMSGrad.at(t)`.
 
         p = lr/(1-beta1^t) * m
         h = (sqrt(v_max) + eps) / sqrt(1-beta2^t)
 
     The learning rate sits in p, so that the unconstrained minimum d = -p/h is one AMSGrad step.
     """
-    return scale_moments(m, v_max, *bias_corrections(t, lr, betas), eps)
-
-
-def bias_corrections(t: int, lr: float, betas: tuple[float, float]) -> tuple[float, float]:
-    """Return the factors of m in p, and of sqrt(v_max) + eps in h, after `t` updates."""
-    beta1, beta2 = betas
-    return lr / (1 - beta1**t), (1 - beta2**t) ** -0.5
-
-
-def scale_moments(
-    m: Tensor, v_max: Tensor, p_factor: float, h_factor: float, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Return p and h, new tensors, by the two `bias_corrections`."""
     return m * p_factor, v_max.sqrt().add_(eps).mul_(h_factor)

@@ -6,7 +6,7 @@ What it must equal takes three lines, and 2^L distances a weight:
     distance = |target.unsqueeze(2) - levels.unsqueeze(1)|               (G, n, 2^L)
     codes = distance.argmin(2)                                           (G, n)
 
-(`nearest_by_definition`, which tests hold `nearest_codes` to.) The search needs only L comparisons:
+(Tests hold `nearest_codes` to it.) The search needs only L comparisons:
 
     The levels are symmetric about 0, so |target| is searched among the 2^(L-1) that are not
     negative, and its sign decides between a code and its opposite.
@@ -15,24 +15,12 @@ What it must equal takes three lines, and 2^L distances a weight:
 The rest of the file is what a CPU makes of that; each part says what it buys.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-from .codes import level_table, pack_bits, sign_table
+from .codes import pack_bits, sign_table
 
 COUNTED_TURNS = 3  # of the bisection, by counting: 7 comparisons cost less than 3 look-ups
-
-
-def nearest_by_definition(target: Tensor, alpha: Tensor, live: Tensor) -> Tensor:
-    """Return the nearest level's code by comparing each target with all levels.
-
-    Arguments and result are those of `nearest_codes`; of levels that coincide any may be returned.
-    """
-    existing = pack_bits(live).unsqueeze(1).long()  # (G, 1)
-    distance = (target.unsqueeze(2) - level_table(alpha).unsqueeze(1)).abs()  # (G, n, 2^L)
-    return (distance.argmin(2) & existing).int()  # a bit without basis changes no level
 
 
 def nearest_codes(target: Tensor, alpha: Tensor, live: Tensor) -> Tensor:
@@ -41,33 +29,24 @@ def nearest_codes(target: Tensor, alpha: Tensor, live: Tensor) -> Tensor:
     Arguments: target (G, n); alpha, live (G, L), live coordinates first.
     Returns: (G, n) int32; bits of bases that a group does not have are 0.
     """
-    if alpha.shape[1] == 0:
-        return torch.zeros(target.shape, dtype=torch.int32, device=target.device)
-    middle, positive, existing = search_tables(alpha, live)
-    by_rank = torch.cat([positive, positive ^ existing], dim=1)  # (G, 2^L), negative ones second
-    rank = _count_below(target.abs(), middle)
-    rank.add_(torch.lt(target, 0, out=torch.empty_like(target)), alpha=positive.shape[1])
-    return by_rank.gather(1, _to_index(rank))
-
-
-def search_tables(alpha: Tensor, live: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what |target| is searched in, for alpha and live (G, L), L > 0.
-
-    Returns: the midpoints of neighbours of the 2^(L-1) levels >= 0 (G, 2^(L-1) - 1), ascending;
-    the codes of these levels (G, 2^(L-1)) int32; all live bits (G, 1) int32: code ^ live bits is
-    the code of the opposite level.
-    """
     L = alpha.shape[1]
-    # One of each pair of opposite codes: those with bit 0 set (basis 0 is live if any is).
+    if L == 0:
+        return torch.zeros(target.shape, dtype=torch.int32, device=target.device)
+    # Of each pair of opposite codes take the one with bit 0 set (basis 0 is live if any is), or
+    # the other where its level is negative; then sort by level. (G, 2^(L-1)) each
     codes = torch.arange(1, 2**L, 2, device=alpha.device, dtype=torch.int32)
-    existing = pack_bits(live).unsqueeze(1).int()  # (G, 1)
-    levels, codes = positive_levels(alpha @ sign_table(L, alpha)[1::2].T, codes, existing)
+    existing = pack_bits(live).unsqueeze(1).int()  # (G, 1): code ^ existing is the opposite one
+    levels = alpha @ sign_table(L, alpha.dtype, alpha.device)[1::2].T
+    levels, codes = positive_levels(levels, codes, existing)
     if levels.dtype == torch.float32:
         levels, codes = from_keys(sort_rows(to_keys(levels, codes)))
     else:
         levels, order = levels.sort(dim=1)
         codes = codes.gather(1, order)
-    return midpoints(levels), codes, existing
+    rank = _count_below(target.abs(), midpoints(levels))
+    rank.add_(torch.lt(target, 0, out=torch.empty_like(target)), alpha=levels.shape[1])
+    by_rank = torch.cat([codes, codes ^ existing], dim=1)  # (G, 2^L), negative ones second
+    return by_rank.gather(1, rank.int().long())
 
 
 def positive_levels(levels: Tensor, codes: Tensor, existing: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,15 +85,12 @@ def sort_rows(keys: Tensor) -> Tensor:
     return keys
 
 
-# ---------------------------------------------------------------------------- bisection
-
-
 def _count_below(x: Tensor, middle: Tensor) -> Tensor:
     """Return how many of `middle` (G, 2^D - 1), ascending, are below x (G, n), as floats (G, n).
 
     A turn of bisection is a look-up and a comparison a weight. The first turns count all their
     midpoints instead. Comparisons write 0 or 1 as floats, which a CPU does four times as fast as
-    bools.
+    bools; two conversions by vector instructions make an index of them, faster than one without.
     """
     step = max(1, (middle.shape[1] + 1) >> COUNTED_TURNS)  # distance of the midpoints counted
     if step > middle.shape[1]:
@@ -124,11 +100,6 @@ def _count_below(x: Tensor, middle: Tensor) -> Tensor:
     for other in others:
         rank.add_(torch.gt(x, other, out=above))
     while (step := step // 2) > 0:
-        at = middle[:, step - 1 :: 2 * step].contiguous().gather(1, _to_index(rank))
+        at = middle[:, step - 1 :: 2 * step].contiguous().gather(1, rank.int().long())
         rank = torch.add(at.lt_(x), rank, alpha=2)
     return rank
-
-
-def _to_index(x: Tensor) -> Tensor:
-    """Return floats as int64 by two conversions with vector instructions, not one without."""
-    return x.int().long()

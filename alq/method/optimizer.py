@@ -1,9 +1,6 @@
 """The optimizer of multi-bit weights: its state, around the arithmetic of `alq.method.steps`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -13,23 +10,21 @@ from torch.optim import Optimizer
 from ..errors import InputError
 from ..machine.arithmetic import optimizer_step
 from . import steps
+from .checks import check_weights, read_gradients
 from .codes import blocks
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
-from .steps import Groups, choose_pruned, removal_cost
+from .steps import Groups, alpha_moments, choose_pruned, removal_cost
 from .structures import coordinate_bytes
-from .weight import MultiBitWeight, check_state, prune
+from .weight import MultiBitWeight, check_state, copied, prune
+
+MOMENTS = ("m", "v", "v_max")  # of the weights, (G, n) each
 
 
 class ALQ(Optimizer):
     """Adaptive loss-aware quantization: four steps on multi-bit weights.
 
     Each step reads the parameters' `.grad` (g below, reshaped to (G, n)), updates AMSGrad moments
-    and leaves w_hat in the parameters. With p and h of the loss model (`alq.method.loss_model`):
-
-        basis_step       t = w_hat - p/h;  B = nearest levels to t;  alpha = argmin of the model
-        coordinate_step  g_a = B g + wd*alpha;  alpha = alpha - p_a/h_a;  w_hat = B^T alpha
-        prune_step       f = -p_a*alpha + 1/2*alpha^2*h_a;  remove the cheapest coordinates
-        ste_step         as basis_step from a full-precision copy w0;  then w0 = w0 - p/h
+    and leaves w_hat in the parameters. p and h are those of `alq.method.loss_model`.
 
     Arguments:
         weights: what `alq.quantize` returned.
@@ -39,8 +34,6 @@ class ALQ(Optimizer):
         ridge: of the solve for alpha. None pulls what the bases do not determine to the present
             alpha, by a share of the group's own h; a number is the published ridge, towards 0.
     """
-
-    arithmetic: Any = steps  # a module with BLOCK, basis_step, coordinate_gradients and rebuild
 
     def __init__(
         self,
@@ -63,20 +56,16 @@ class ALQ(Optimizer):
         if ridge is not None and not ridge > 0:
             raise InputError(f"ridge {ridge}: must be above 0, or None for a relative one")
         self.weights = list(weights)
-        if len({weight.parameter for weight in self.weights}) < len(self.weights):
-            raise InputError("weights: one of them is given twice; give each once")
+        check_weights(self.weights)
         self.generator = generator
         self.ridge = ridge
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([weight.parameter for weight in self.weights], defaults)
         for weight in self.weights:
-            m, v, v_max = (weight.alpha.new_zeros(weight.G, weight.n) for _ in range(3))
             self.state[weight.parameter] = {
                 "step": 0,  # t of the moments in the w domain
                 "step_a": 0,  # t of the moments in the alpha domain
-                "m": m,  # (G, n)
-                "v": v,
-                "v_max": v_max,
+                **{key: weight.alpha.new_zeros(weight.G, weight.n) for key in MOMENTS},
                 # (G, I) m_a, v_a, v_a_max; None after a new B, until a step asks for them
                 "alpha_moments": None,
                 "w0": None,  # (G, n): full-precision copy, from the first ste_step on
@@ -90,23 +79,21 @@ class ALQ(Optimizer):
 
         t = w_hat - p/h
         B = the signs of the level nearest to t, weight by weight
-        alpha = argmin_a (B^T a - w_hat).p + 1/2 (B^T a - w_hat).(h*(B^T a - w_hat))
+        alpha = argmin_a d.p + 1/2 d.(h*d),  d = B^T a - w_hat
         """
-        for weight, state in self._layers():
-            w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
-            self._optimise_bases(weight, state, w_hat, w0=w_hat)
+        for layer in self._layers():
+            self._optimise_bases(*layer)
 
     @optimizer_step
     def ste_step(self) -> None:
         """Straight-through: a basis step from the full-precision copy w0, which then moves.
 
-        The basis step with w0 for w_hat; then w0 = t = w0 - p/h
+        The basis step with w0 for w_hat;  then w0 = w0 - p/h
         """
-        for weight, state in self._layers():
-            w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
+        for weight, state, groups in self._layers():
             if state["w0"] is None:
-                state["w0"] = w_hat.clone()
-            self._optimise_bases(weight, state, w_hat, w0=state["w0"])
+                state["w0"] = weight.grouping.to_groups(weight.parameter).clone()  # (G, n)
+            self._optimise_bases(weight, state, groups, w0=state["w0"])
 
     @optimizer_step
     def coordinate_step(self) -> None:
@@ -115,21 +102,16 @@ class ALQ(Optimizer):
         g_a = B g + wd*alpha
         alpha = alpha - p_a/h_a
         """
-        for weight, state in self._layers():
-            p_a, h_a = self._coordinate_loss_model(weight, state)
+        for weight, state, groups in self._layers():
+            p_a, h_a = self._coordinate_loss_model(weight, state, groups)
             weight.alpha = torch.where(weight.mask, weight.alpha - p_a / h_a, 0.0)
             self._rebuild(weight)
 
     @optimizer_step
     def prune_step(
-        self,
-        top_k: float,
-        M_p: float,
-        prices: Sequence[int] | None = None,
-        budget: int = 0,
-        per_byte: bool = False,
-        choose: Callable[..., list[Tensor]] = choose_pruned,
-    ) -> None:
+        self, top_k: float, M_p: float, prices: Sequence[int] | None = None, budget: int = 0,
+        per_byte: bool = False, choose: Callable[..., list[Tensor]] = choose_pruned,
+    ) -> None:  # fmt: skip
         """Remove coordinates, the cheapest over all layers first; alpha does not move.
 
         f = -p_a*alpha + 1/2*alpha^2*h_a
@@ -144,8 +126,8 @@ class ALQ(Optimizer):
         if not (0 < top_k <= 1 and 0 <= M_p <= 1):
             raise InputError(f"top_k {top_k}, M_p {M_p}: are shares, above 0 and at most 1")
         costs, candidates = [], []
-        for weight, state in self._layers():
-            p_a, h_a = self._coordinate_loss_model(weight, state)
+        for weight, state, groups in self._layers():
+            p_a, h_a = self._coordinate_loss_model(weight, state, groups)
             f = removal_cost(weight.alpha, p_a, h_a)
             costs.append(f / coordinate_bytes(weight.n) if per_byte else f)
             share = top_k * weight.live_total
@@ -163,75 +145,67 @@ class ALQ(Optimizer):
     @property
     def amsgrad(self) -> AMSGrad:
         """The numbers of AMSGrad as they are now."""
-        group = self.param_groups[0]
-        return AMSGrad(group["lr"], group["betas"], group["eps"])
+        return AMSGrad(*(self.param_groups[0][key] for key in AMSGrad._fields))
 
-    def _layers(self) -> Iterator[tuple[MultiBitWeight, dict]]:
-        """Yield each weight and its state, once all are known to have a gradient."""
-        for weight in self.weights:
-            _check_ready(weight)
-        for weight in self.weights:
-            yield weight, self.state[weight.parameter]
+    def _layers(self) -> Iterator[tuple[MultiBitWeight, dict, Groups]]:
+        """Yield each weight, its state, in which the step is counted, and its groups.
 
-    def _groups(self, weight: MultiBitWeight, state: dict) -> Groups:
-        """Return what a step reads and writes of one weight, which has a gradient."""
-        gradient = weight.parameter.grad
-        assert gradient is not None  # `_layers` has looked
-        return Groups(
-            g=weight.grouping.to_groups(gradient.to_dense()),
-            m=state["m"],
-            v=state["v"],
-            v_max=state["v_max"],
-            codes=weight.codes,
-            alpha=weight.live_first(weight.alpha),
-            live=weight.live_first(weight.mask),
-        )
+        Raises: InputError before the first, if any has no gradient.
+        """
+        for weight, gradient in zip(self.weights, read_gradients(self.weights), strict=True):
+            state = self.state[weight.parameter]
+            state["step"] += 1
+            state["step_a"] += 1
+            g = weight.grouping.to_groups(gradient.to_dense())
+            m, v, v_max = (state[key] for key in MOMENTS)
+            alpha, live = (weight.live_first(x) for x in (weight.alpha, weight.mask))
+            yield weight, state, Groups(g, m, v, v_max, weight.codes, alpha, live)
+
+    def arithmetic(self, weight: MultiBitWeight) -> Any:
+        """Return a module with the BLOCK, basis_step, coordinate_gradients and rebuild to take."""
+        return steps
 
     def _blocks(self, weight: MultiBitWeight) -> Iterator[slice]:
-        """Yield the groups of one weight, as many at a time as the arithmetic likes."""
-        return blocks(weight.codes, weight.L, self.arithmetic.BLOCK)
+        """Yield the groups of one weight, as many at a time as its arithmetic likes."""
+        return blocks(weight.codes, weight.L, self.arithmetic(weight).BLOCK)
 
     def _optimise_bases(
-        self, weight: MultiBitWeight, state: dict, w_hat: Tensor, w0: Tensor
+        self, weight: MultiBitWeight, state: dict, groups: Groups, w0: Tensor | None = None
     ) -> None:
-        """Take a basis step from the base point `w0` (G, n), which moves if it is a copy."""
-        groups, move_base = self._groups(weight, state), w0 is not w_hat
-        state["step"] += 1
-        state["step_a"] += 1
+        """Take a basis step from the copy `w0` (G, n), which then moves, or else from w_hat."""
+        w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
+        base, move_base = (w_hat, False) if w0 is None else (w0, True)
         state["alpha_moments"] = None
         for block in self._blocks(weight):
-            self.arithmetic.basis_step(
-                groups[block], w0[block], w_hat[block], state["step"], self.amsgrad, move_base,
+            self.arithmetic(weight).basis_step(
+                groups[block], base[block], w_hat[block], state["step"], self.amsgrad, move_base,
                 self.ridge,
             )  # fmt: skip
         weight.alpha = weight.at_own_places(groups.alpha)
         weight.write(w_hat)
 
-    def _coordinate_loss_model(self, weight: MultiBitWeight, state: dict) -> tuple[Tensor, Tensor]:
+    def _coordinate_loss_model(
+        self, weight: MultiBitWeight, state: dict, groups: Groups
+    ) -> tuple[Tensor, Tensor]:
         """Update the moments of the weights and of the coordinates; return p_a and h_a (G, I)."""
-        groups, amsgrad = self._groups(weight, state), self.amsgrad
-        state["step"] += 1
-        state["step_a"] += 1
-        inherit = state["alpha_moments"] is None
-        parts = [
-            self.arithmetic.coordinate_gradients(groups[block], amsgrad.betas, inherit)
-            for block in self._blocks(weight)
-        ]
-        wholes = (torch.cat(part) for part in zip(*parts, strict=True))  # (G, L) each
-        g_a, *inherited = (weight.at_own_places(whole) for whole in wholes)  # (G, I)
-        if inherit:
-            state["alpha_moments"] = inherited
-        g_a = g_a + self.param_groups[0]["weight_decay"] * weight.alpha
+        amsgrad, parts = self.amsgrad, [groups[block] for block in self._blocks(weight)]
+        if state["alpha_moments"] is None:
+            moments = zip(*map(alpha_moments, parts), strict=True)  # (G, L) each, part by part
+            state["alpha_moments"] = [weight.at_own_places(torch.cat(x)) for x in moments]
+        multiply = self.arithmetic(weight).coordinate_gradients
+        products = [multiply(part, amsgrad.betas) for part in parts]
+        decay = self.param_groups[0]["weight_decay"] * weight.alpha
+        g_a = weight.at_own_places(torch.cat(products)) + decay  # (G, I)
         m_a, v_a, v_a_max = state["alpha_moments"]
         update_moments(g_a, m_a, v_a, v_a_max, amsgrad.betas)
-        return pseudo_gradient_and_hessian(m_a, v_a_max, state["step_a"], *amsgrad)
+        return pseudo_gradient_and_hessian(m_a, v_a_max, *amsgrad.at(state["step_a"]))
 
     def _rebuild(self, weight: MultiBitWeight) -> None:
         """Put w_hat of new coordinates into the parameter."""
         w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
         alpha = weight.live_first(weight.alpha)  # (G, L)
         for block in self._blocks(weight):
-            self.arithmetic.rebuild(weight.codes[block], alpha[block], w_hat[block])
+            self.arithmetic(weight).rebuild(weight.codes[block], alpha[block], w_hat[block])
         weight.write(w_hat)
 
     # ------------------------------------------------------------------------ saving
@@ -245,54 +219,22 @@ class ALQ(Optimizer):
         generator = None if self.generator is None else self.generator.get_state()
         return {
             "weights": [weight.state_dict() for weight in self.weights],
-            "state": [_map_tensors(self.state[w.parameter], _copied) for w in self.weights],
+            "state": [copied(self.state[w.parameter], "cpu") for w in self.weights],
             "param_groups": super().state_dict()["param_groups"],
             "generator": generator,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Go back to where `state_dict` was taken; InputError names a layer that does not fit."""
-        if len(state_dict["weights"]) != len(self.weights):
-            count = len(state_dict["weights"])
-            raise InputError(f"the state has {count} layers, the network {len(self.weights)}")
-        for weight, weight_state in zip(self.weights, state_dict["weights"], strict=True):
-            check_state(weight.name, weight.grouping, weight_state)  # before any of them changes
-        saved = zip(self.weights, state_dict["weights"], state_dict["state"], strict=True)
-        for weight, weight_state, state in saved:
-            weight.load_state_dict(weight_state)
-            to_device = partial(torch.Tensor.to, device=weight.parameter.device, copy=True)
-            self.state[weight.parameter] = _map_tensors(state, to_device)
+        forms = state_dict["weights"]
+        if len(forms) != len(self.weights):
+            raise InputError(f"the state has {len(forms)} layers, the network {len(self.weights)}")
+        for weight, form in zip(self.weights, forms, strict=True):
+            check_state(weight.name, weight.grouping, form)  # before any of them changes
+        for weight, form, state in zip(self.weights, forms, state_dict["state"], strict=True):
+            weight.load_state_dict(form)
+            self.state[weight.parameter] = copied(state, weight.parameter.device)
         for group, values in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in values.items() if k != "params"})
         if self.generator is not None and state_dict["generator"] is not None:
             self.generator.set_state(state_dict["generator"])
-
-
-def _check_ready(weight: MultiBitWeight) -> None:
-    """Raise InputError unless the weight has a gradient, and is what it was when quantized."""
-    if weight.parameter.grad is None:
-        raise InputError(
-            f"{weight.name}: no gradient; call backward() before the step, "
-            "or leave the layer out with skip= if no batch reaches it"
-        )
-    now, then = ((x.dtype, x.device) for x in (weight.parameter, weight.alpha))
-    if now != then:
-        raise InputError(
-            f"{weight.name}: was {then[0]} on {then[1]} when it was quantized and is {now[0]} on "
-            f"{now[1]}; convert and move the model before alq.quantize"
-        )
-
-
-def _copied(x: Tensor) -> Tensor:
-    return x.to("cpu", copy=True)
-
-
-def _map_tensors(state: dict, function: Callable[[Tensor], Tensor]) -> dict:
-    """Return `state` with `function` applied to its tensors, also those in lists."""
-
-    def convert(value: object) -> object:
-        if isinstance(value, Tensor):
-            return function(value)
-        return [function(x) for x in value] if isinstance(value, list) else value
-
-    return {key: convert(value) for key, value in state.items()}

@@ -1,16 +1,9 @@
 """Initialisation by structured sketching (docs/method.md, Initialisation)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 RESIDUAL = 1e-6  # |r|^2 / |w|^2 below which a group needs no further basis
-
-
-def exact_dtype(device: torch.device) -> torch.dtype:
-    """Return float64, where the device has it."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def sketch(w: Tensor, I: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -30,26 +23,27 @@ def sketch(w: Tensor, I: int) -> tuple[Tensor, Tensor, Tensor]:
     Returns: B (G, I, n) int8 with dead rows 0, alpha (G, I), mask (G, I) bool; dead ones last.
     """
     G, n = w.shape
-    exact: dict = {"dtype": exact_dtype(w.device), "device": w.device}
+    dtype = torch.float32 if w.device.type == "mps" else torch.float64  # mps has no float64
+    exact: dict = {"dtype": dtype, "device": w.device}
     B = torch.zeros(G, I, n, dtype=torch.int8, device=w.device)
     mask = torch.zeros(G, I, dtype=torch.bool, device=w.device)
     gram = torch.eye(I, **exact).repeat(G, 1, 1)  # (G, I, I): B B^T, identity where no basis is
     Bw = torch.zeros(G, I, **exact)
     alpha = torch.zeros(G, I, **exact)
-    size = w.to(gram.dtype).square().sum(1)  # (G,)
+    size = w.to(dtype).square().sum(1)  # (G,)
     r = w
     for k in range(min(I, n)):
         # I2, I3  groups whose residual is large enough get the basis sign(r)
-        going = (r.to(gram.dtype).square().sum(1) >= RESIDUAL * size) & (size > 0)  # (G,)
+        going = (r.to(dtype).square().sum(1) >= RESIDUAL * size) & (size > 0)  # (G,)
         basis = torch.where(r < 0, -1, 1).to(w.dtype) * going.unsqueeze(1)  # (G, n)
         B[:, k] = basis.to(torch.int8)
         mask[:, k] = going
         # I4  alpha[:k+1] = argmin |w - B^T a|^2
-        row = (B[:, : k + 1].to(w.dtype) @ basis.unsqueeze(2)).squeeze(2).to(gram.dtype)  # (G, k+1)
+        row = (B[:, : k + 1].to(w.dtype) @ basis.unsqueeze(2)).squeeze(2).to(dtype)  # (G, k+1)
         row[:, k] += ~going
         gram[:, k, : k + 1] = row
         gram[:, : k + 1, k] = row
-        Bw[:, k] = (basis * w).sum(1, dtype=gram.dtype)
+        Bw[:, k] = (basis * w).sum(1, dtype=dtype)
         system = gram[:, : k + 1, : k + 1]
         alpha[:, : k + 1] = torch.linalg.solve_ex(system, Bw[:, : k + 1].unsqueeze(2))[0].squeeze(2)
         # I5  r = w - B^T alpha

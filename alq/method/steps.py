@@ -13,22 +13,13 @@ go through all the weights of a group:
 `alq.extras.compiled_steps` has the same three, and `alq.method.optimizer` takes either.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .codes import (
-    basis_products,
-    live_pairs,
-    pack_bits,
-    pair_table,
-    sum_by_code,
-    weights_by_code,
-)
+from .codes import basis_products, live_pairs, pack_bits, pair_table, sum_by_code, weights_by_code
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .nearest import nearest_codes
 
@@ -55,12 +46,9 @@ class Groups:
     alpha: Tensor
     live: Tensor
 
-    def __getitem__(self, block: slice) -> Groups:
+    def __getitem__(self, block: slice) -> "Groups":
         """Return some of the groups, as views: what is written to them is written here."""
         return Groups(*(tensor[block] for tensor in vars(self).values()))
-
-
-# ---------------------------------------------------------------------------- basis and STE steps
 
 
 def basis_step(
@@ -73,7 +61,7 @@ def basis_step(
     """
     # B1  moments of the gradient; p and h of the loss model
     update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
-    p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, t, *amsgrad)
+    p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, *amsgrad.at(t))
     codes, alpha, product, target = optimise_bases(w0, p, h, groups.alpha, groups.live, ridge)
     groups.codes.copy_(codes)
     groups.alpha.copy_(alpha)
@@ -144,45 +132,28 @@ def finite_or(alpha: Tensor, solved: Tensor) -> Tensor:
     return torch.where(solved.isfinite().all(1, keepdim=True), solved, alpha)
 
 
-# ------------------------------------------------------------------- coordinate and prune steps
-
-
-def coordinate_gradients(
-    groups: Groups, betas: tuple[float, float], inherit: bool
-) -> tuple[Tensor, ...]:
-    """Return g_a = B g (G, L), and update the moments of the weights.
-
-    With `inherit` follow the moments m_a, v_a, v_a_max (G, L) that the coordinates take over from
-    the weights after a new B, as they were before this gradient.
-    """
-    index = groups.codes.long()
-    inherited: tuple[Tensor, ...] = ()
-    if inherit:
-        inherited = alpha_moments(groups.m, groups.v, groups.v_max, index, groups.live)
+def coordinate_gradients(groups: Groups, betas: tuple[float, float]) -> Tensor:
+    """Return g_a = B g (G, L), and update the moments of the weights."""
     update_moments(groups.g, groups.m, groups.v, groups.v_max, betas)
-    return basis_products(groups.g, index, groups.live), *inherited
+    return basis_products(groups.g, groups.codes.long(), groups.live)
 
 
-def alpha_moments(
-    m: Tensor, v: Tensor, v_max: Tensor, index: Tensor, live: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def alpha_moments(groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
     """Return the moments that the coordinates inherit from the weights after a new B, each (G, L).
 
         m_a = B m;   v_a = diag(B diag(v) B^T);   v_a_max = diag(B diag(v_max) B^T)
 
     As B is +-1, each of the last two is the group's sum on live coordinates.
     """
-    m_a = basis_products(m, index, live)
-    v_a, v_a_max = (torch.where(live, x.sum(1, keepdim=True), 0.0) for x in (v, v_max))
+    m_a = basis_products(groups.m, groups.codes.long(), groups.live)
+    sums = (x.sum(1, keepdim=True) for x in (groups.v, groups.v_max))  # (G, 1)
+    v_a, v_a_max = (torch.where(groups.live, x, 0.0) for x in sums)
     return m_a, v_a, v_a_max  # 0 where not live, also if a square has overflown
 
 
 def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
     """Write w_hat = B^T alpha (G, n) of codes (G, n) and live coordinates (G, L)."""
     w_hat.copy_(weights_by_code(alpha, codes))
-
-
-# ---------------------------------------------------------------------------- pruning
 
 
 def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:
@@ -194,13 +165,9 @@ def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:
 
 
 def choose_pruned(
-    costs: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    candidates: Sequence[int],
-    M_p: float,
-    prices: Sequence[int] | None = None,
-    budget: int = 0,
-) -> list[Tensor]:
+    costs: Sequence[Tensor], masks: Sequence[Tensor], candidates: Sequence[int], M_p: float,
+    prices: Sequence[int] | None = None, budget: int = 0,
+) -> list[Tensor]:  # fmt: skip
     """Choose what to remove: the cheapest `M_p` share of all layers' candidates together.
 
     Arguments: per layer the costs (G, I), the mask (G, I), the number of candidates (its live
@@ -227,7 +194,5 @@ def choose_pruned(
         gone = freed.cumsum(0) - freed < budget  # what the cheaper ones free
     dead = torch.zeros(offset, dtype=torch.bool, device=masks[0].device)
     dead[torch.cat(places)[chosen]] = gone
-    return [
-        part.view(mask.shape)
-        for part, mask in zip(dead.split([mask.numel() for mask in masks]), masks, strict=True)
-    ]
+    parts = dead.split([mask.numel() for mask in masks])
+    return [part.view(mask.shape) for part, mask in zip(parts, masks, strict=True)]

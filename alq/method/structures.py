@@ -11,8 +11,6 @@ A transposed convolution of g groups holds (g*C, O/g, *kernel) instead:
     weight[k*C + c, o] connects input k*C + c to output k*O/g + o
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -51,7 +49,10 @@ class Grouping:
     @property
     def by_outputs(self) -> tuple[int, ...]:
         """The weight by outputs, (O, C, *kernel)."""
-        return shape_by_outputs(self.shape, self.transposed)
+        O, C, *kernel = self.shape
+        if self.transposed:
+            O, C = C * self.transposed, O // self.transposed
+        return (O, C, *kernel)
 
     @property
     def G(self) -> int:
@@ -84,13 +85,6 @@ class Grouping:
         return swap_channels(groups.reshape(self.by_outputs), self.transposed).reshape(self.shape)
 
 
-def shape_by_outputs(shape: tuple[int, ...], transposed: int) -> tuple[int, ...]:
-    """Return (O, C, *kernel) of a parameter of `shape`; `transposed` as in `Grouping`."""
-    if not transposed:
-        return tuple(shape)
-    return (shape[1] * transposed, shape[0] // transposed, *shape[2:])
-
-
 def swap_channels(weight: Tensor, transposed: int) -> Tensor:
     """Swap (g*C, O/g, *kernel) and (O, C, *kernel), of a transposed convolution of g groups.
 
@@ -99,13 +93,6 @@ def swap_channels(weight: Tensor, transposed: int) -> Tensor:
     if not transposed:
         return weight
     return weight.unflatten(0, (transposed, -1)).transpose(1, 2).flatten(0, 1)
-
-
-def default_structure(shape: tuple[int, ...]) -> str:
-    """Return the structure taken when none is given for (O, C, *kernel): the paper's for such."""
-    if len(shape) == 2:
-        return "subchannelwise"
-    return "pixelwise" if shape[1] >= 16 else "channelwise"
 
 
 def default_subc(row: int, longest: int = 512, shortest: int = 64) -> int:
@@ -122,30 +109,29 @@ def default_subc(row: int, longest: int = 512, shortest: int = 64) -> int:
 
 
 def make_grouping(
-    name: str,
-    shape: tuple[int, ...],
-    structure: str | None,
-    subc: int | None,
-    transposed: int = 0,
+    name: str, shape: tuple[int, ...], structure: str | None, subc: int | None, transposed: int = 0
 ) -> Grouping:
     """Return the grouping of layer `name`; InputError names it when the request does not fit.
 
-    `shape` is the parameter's; `transposed` as in `Grouping`.
+    `shape` is the parameter's; `transposed` as in `Grouping`. None takes the paper's structure for
+    such a layer.
     """
-    by_outputs = shape_by_outputs(shape, transposed)
-    structure = structure or default_structure(by_outputs)
+    _, inputs, *kernel = Grouping("", shape, transposed=transposed).by_outputs
+    if structure is None:
+        convolution = "pixelwise" if inputs >= 16 else "channelwise"
+        structure = convolution if kernel else "subchannelwise"
     if structure not in STRUCTURES:
         raise InputError(
             f"{name}: unknown structure '{structure}'; choose from {', '.join(STRUCTURES)}"
         )
     if structure != "subchannelwise":
-        if len(shape) < 3:
+        if not kernel:
             raise InputError(
                 f"{name}: structure '{structure}' needs a convolution, but the weight has shape "
-                f"{tuple(shape)}; use subchannelwise"
+                f"{shape}; use subchannelwise"
             )
-        return Grouping(structure, tuple(shape), 0, transposed)
-    row = math.prod(by_outputs[1:])
+        return Grouping(structure, shape, 0, transposed)
+    row = inputs * math.prod(kernel)
     if subc is None:
         subc = default_subc(row)
     if subc < 1 or row % subc:
@@ -155,4 +141,4 @@ def make_grouping(
             f"{name}: subc {subc} does not divide its rows of {row} weights into equal pieces; "
             f"use one of {', '.join(divisors[:8])}{more}"
         )
-    return Grouping(structure, tuple(shape), subc, transposed)
+    return Grouping(structure, shape, subc, transposed)

@@ -1,9 +1,7 @@
 """Multi-bit weights: w_hat = sum_i alpha_i B_i, group by group (docs/method.md, Notation)."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +21,13 @@ class MultiBitWeight:
     Attributes:
         name: the parameter's name in the model.
         parameter: the layer's parameter, which holds `w_hat()` after every step.
-        grouping: which weights share coordinates: structure, G, n.
+        grouping: which weights share coordinates.
+        structure, G, n: the grouping's.
         codes: (G, n) uint8, the bases (see `alq.method.codes`).
         alpha: (G, I) float, the coordinates, 0 where dead.
         mask: (G, I) bool, which coordinates exist; `prune` removes some.
         live_total, L: host copies of mask.sum() and of the largest bitwidth, mask.sum(1).max().
-        order: (G, I) int64, the places of each group's coordinates, live ones first.
+        order: (G, L) int64, the places of each group's coordinates, live ones first.
     """
 
     live_total: int
@@ -40,13 +39,15 @@ class MultiBitWeight:
         codes: Tensor, alpha: Tensor, mask: Tensor,
     ) -> None:  # fmt: skip
         self.name, self.parameter, self.grouping = name, parameter, grouping
-        self._hold(codes, alpha, mask)
+        self.structure, self.G, self.n = grouping.structure, grouping.G, grouping.n
+        self.codes, self.alpha, self.mask = codes, alpha, mask
+        count_live([self])
 
     @classmethod
     @torch.no_grad()
     def from_parameter(
         cls, name: str, parameter: nn.Parameter, grouping: Grouping, max_bit: int
-    ) -> MultiBitWeight:
+    ) -> "MultiBitWeight":
         """Sketch the parameter; it is left as it was."""
         if not 1 <= max_bit <= 8:
             raise InputError(f"{name}: max_bit {max_bit} is out of range; it must be 1 to 8")
@@ -59,35 +60,18 @@ class MultiBitWeight:
             raise InputError(f"{name}: has weights that are not finite; train it again")
         w = grouping.to_groups(parameter.detach())
         groups = max(1, SKETCH_BLOCK // (max_bit * grouping.n))
-        codes, alpha, mask = [], [], []
+        parts = []
         for part in w.split(groups):
             with float32_products(w.device):
-                B, part_alpha, part_mask = sketch(part, max_bit)
-            codes.append(pack_bits(B.transpose(1, 2) > 0))
-            alpha.append(part_alpha)
-            mask.append(part_mask)
-        return cls(name, parameter, grouping, torch.cat(codes), torch.cat(alpha), torch.cat(mask))
+                B, alpha, mask = sketch(part, max_bit)
+            parts.append((pack_bits(B.transpose(1, 2) > 0), alpha, mask))
+        return cls(name, parameter, grouping, *map(torch.cat, zip(*parts, strict=True)))
 
     def set_form(self, codes: Tensor, alpha: Tensor, mask: Tensor) -> None:
         """Take other bases and coordinates; the parameter gets their w_hat."""
-        self._hold(codes, alpha, mask)
-        self.write()
-
-    def _hold(self, codes: Tensor, alpha: Tensor, mask: Tensor) -> None:
         self.codes, self.alpha, self.mask = codes, alpha, mask
         count_live([self])
-
-    @property
-    def structure(self) -> str:
-        return self.grouping.structure
-
-    @property
-    def G(self) -> int:
-        return self.grouping.G
-
-    @property
-    def n(self) -> int:
-        return self.grouping.n
+        self.write()
 
     @property
     def I(self) -> int:  # noqa: E743 (the paper's letter)
@@ -96,21 +80,19 @@ class MultiBitWeight:
 
     def live_first(self, x: Tensor) -> Tensor:
         """Return the values of the live coordinates, dead ones behind: (G, I) -> (G, L)."""
-        return x.gather(1, self.order[:, : self.L])
+        return x.gather(1, self.order)
 
     def at_own_places(self, x: Tensor) -> Tensor:
         """Return the inverse of `live_first`, 0 elsewhere: (G, L) -> (G, I)."""
-        return x.new_zeros(self.mask.shape).scatter_(1, self.order[:, : self.L], x)
+        return x.new_zeros(self.mask.shape).scatter_(1, self.order, x)
 
     @property
     def B(self) -> Tensor:
         """(G, I, n) int8 of -1 and +1, dead rows 0; computed when asked for."""
-        bits = (
-            self.codes.unsqueeze(1) >> torch.arange(self.L, device=self.codes.device).unsqueeze(1)
-        ) & 1
-        signs = (bits.to(torch.int8) * 2 - 1) * self.live_first(self.mask).unsqueeze(2)  # (G, L, n)
-        B = torch.zeros(self.G, self.I, self.n, dtype=torch.int8, device=self.codes.device)
-        return B.scatter_(1, self.order[:, : self.L].unsqueeze(2).expand_as(signs), signs)
+        signs = sign_table(self.L, torch.int8, self.codes.device)[self.codes.long()]  # (G, n, L)
+        signs = signs.transpose(1, 2) * self.live_first(self.mask).unsqueeze(2)  # (G, L, n)
+        B = signs.new_zeros(self.G, self.I, self.n)
+        return B.scatter_(1, self.order.unsqueeze(2).expand_as(signs), signs)
 
     def w_hat_groups(self) -> Tensor:
         """Return the quantized weight, group by group (G, n)."""
@@ -144,26 +126,18 @@ class MultiBitWeight:
         return self.live_total * coordinate_bytes(self.n)
 
     def state_dict(self) -> dict:
-        """Tensors and plain values, on the CPU."""
-        return {
-            "name": self.name,
-            "structure": self.structure,
-            "shape": list(self.grouping.shape),
-            "subc": self.grouping.subc,
-            "transposed": self.grouping.transposed,
-            "codes": self.codes.to("cpu", copy=True),
-            "alpha": self.alpha.to("cpu", copy=True),
-            "mask": self.mask.to("cpu", copy=True),
-        }
+        """Return tensors and plain values, on the CPU."""
+        tensors = {key: getattr(self, key) for key in ("codes", "alpha", "mask")}
+        return {**describe(self.name, self.grouping), **copied(tensors, "cpu")}
 
     @classmethod
     def from_state(
         cls, name: str, parameter: nn.Parameter, grouping: Grouping, state: dict
-    ) -> MultiBitWeight:
-        """The weight that gave `state`; InputError says what differs."""
+    ) -> "MultiBitWeight":
+        """Return the weight that gave `state`; InputError says what differs."""
         check_state(name, grouping, state)
-        parts = (state[key].to(parameter.device, copy=True) for key in ("codes", "alpha", "mask"))
-        return cls(name, parameter, grouping, *parts)
+        tensors = [state[key] for key in ("codes", "alpha", "mask")]
+        return cls(name, parameter, grouping, *copied(tensors, parameter.device))
 
     def load_state_dict(self, state: dict) -> None:
         """Take over what `state_dict` gave for the same layer; the parameter gets w_hat.
@@ -172,9 +146,6 @@ class MultiBitWeight:
         """
         saved = self.from_state(self.name, self.parameter, self.grouping, state)
         self.set_form(saved.codes, saved.alpha, saved.mask)
-
-
-# ---------------------------------------------------------------------------- several weights
 
 
 @torch.no_grad()
@@ -200,7 +171,7 @@ def codes_without(weight: MultiBitWeight, dead: Tensor) -> Tensor:
     """Return the codes (G, n) that are left: the bits of live bases move up to fill the gaps."""
     keep = weight.live_first(weight.mask & ~dead)  # (G, L)
     value = keep * 2.0 ** (keep.cumsum(1) - 1)  # (G, L): of its bit from now on
-    bits = (sign_table(weight.L, value) > 0).to(value.dtype)  # (2^L, L)
+    bits = (sign_table(weight.L, value.dtype, value.device) + 1) / 2  # (2^L, L)
     parts = []
     for block in blocks(weight.codes, weight.L):
         new_codes = (value[block] @ bits.T).to(torch.uint8)  # (G, 2^L), of each old code
@@ -216,47 +187,27 @@ def count_live(weights: Sequence[MultiBitWeight]) -> None:
         counts.append(torch.stack([live.sum(), live.max()]))
     for weight, (total, most) in zip(weights, torch.stack(counts).tolist(), strict=True):
         weight.live_total, weight.L = total, most
-        # (G, I): live coordinates first, each kind in its own order
-        weight.order = (~weight.mask).to(torch.uint8).sort(dim=1, stable=True).indices
+        order = (~weight.mask).to(torch.uint8).sort(dim=1, stable=True).indices  # (G, I)
+        weight.order = order[:, :most]  # each kind in its own order
 
 
-# ---------------------------------------------------------------------------- saved states
+def describe(name: str, grouping: Grouping) -> dict:
+    """Return the plain values in the state of layer `name` so grouped."""
+    return {"name": name, **vars(grouping), "shape": list(grouping.shape)}
 
 
-def check_form(state: dict) -> None:
-    """ValueError, TypeError and the like if `state` cannot be what a `state_dict` gave."""
-    if not isinstance(state, dict):
-        raise TypeError("no dict")
-    if not isinstance(state["name"], str) or not isinstance(state["structure"], str):
-        raise TypeError("its name or structure is no text")
-    counts = [*state["shape"], state["subc"], state.get("transposed", 0)]
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise TypeError("its shape, subc or transposed is no number")
-    codes, alpha, mask = (state[key] for key in ("codes", "alpha", "mask"))
-    if (codes.dtype, mask.dtype) != (torch.uint8, torch.bool) or not alpha.is_floating_point():
-        raise TypeError(f"types {codes.dtype}, {alpha.dtype}, {mask.dtype}")
-    G, n = codes.shape
-    I = mask.shape[-1]
-    if not G * n == math.prod(state["shape"]) > 0 or not 1 <= I <= 8:
-        raise ValueError(f"{G} groups of {n} weights at {I} bit, of a shape {state['shape']}")
-    if not alpha.shape == mask.shape == (G, I):
-        raise ValueError(f"shapes {codes.shape}, {alpha.shape}, {mask.shape}")
-    if not alpha.isfinite().all() or alpha[~mask].any():
-        raise ValueError("coordinates that are not finite, or dead and not 0")
-    if (codes.to(torch.int16) >> mask.sum(1, keepdim=True)).any():
-        raise ValueError("signs of bases that it does not have")
+def copied(state: Any, device: str | torch.device) -> Any:
+    """Return `state`, a value, list or dict, with its tensors copied to `device`."""
+    if isinstance(state, Tensor):
+        return state.to(device, copy=True)
+    if isinstance(state, dict):
+        return {key: copied(value, device) for key, value in state.items()}
+    return [copied(value, device) for value in state] if isinstance(state, list) else state
 
 
 def check_state(name: str, grouping: Grouping, state: dict) -> None:
     """InputError if `state`, of `MultiBitWeight.state_dict`, is not of layer `name` so grouped."""
-    own = {
-        "name": name,
-        "structure": grouping.structure,
-        "shape": list(grouping.shape),
-        "subc": grouping.subc,
-        "transposed": grouping.transposed,
-    }
-    for key, value in own.items():
+    for key, value in describe(name, grouping).items():
         if (saved := state.get(key, 0)) != value:  # older files have no "transposed"
             raise InputError(f"{name}: the saved weight has {key} {saved}, this one {value}")
     G, I = grouping.G, state["mask"].shape[-1]

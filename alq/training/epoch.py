@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import InputError
 from ..machine.finite import Watch
 from ..machine.processes import combine_over_processes
 
@@ -59,11 +60,6 @@ def evaluate(
     return totals.means()
 
 
-def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """Return the modules in eval mode of a model in train mode, such as a frozen batch norm."""
-    return [m for m in model.modules() if not m.training] if model.training else []
-
-
 def score(means: dict) -> float:
     """Return what "best by validation" ranks by: the accuracy, or the loss where there is none."""
     return -means["loss"] if means["accuracy"] is None else means["accuracy"]
@@ -92,10 +88,12 @@ class Totals:
         self.count += count
 
     def means(self) -> dict[str, float | None]:
-        """Return {"loss", "accuracy"} over all samples of all processes."""
+        """Return {"loss", "accuracy"} over all samples of all processes; InputError if of none."""
         counted = self.correct is not None
-        sums = [float(self.loss), float(self.correct) if counted else 0.0, self.count]
+        sums = [float(self.loss), float(self.correct) if counted else 0.0, float(self.count)]
         loss, correct, count = combine_over_processes(sum, sums)
+        if not count > 0:
+            raise InputError("no samples were counted: loaders must give batches anew each time")
         return {"loss": loss / count, "accuracy": 100 * correct / count if counted else None}
 
 
@@ -121,9 +119,14 @@ class EpochSoFar:
     began: float = field(default_factory=time.monotonic)
 
     def note_backward(self, loss: Tensor) -> None:
-        """Count a batch whose backward pass is done, and note what in it was not finite."""
+        """Count a batch whose backward pass is done, and note what in it was not finite.
+
+        Raises: NotFinite if it is the first: a step would spoil the network.
+        """
         self.batches += 1
         self.watch.note(self.batches, loss)
+        if self.batches == 1:
+            self.watch.check()
 
     @property
     def place(self) -> tuple[int, int]:

@@ -39,7 +39,7 @@ class Training:
         epochs_done: how many of the stage's epochs are behind it.
         seconds: what they took.
         epoch: the epoch under way.
-        frozen: modules that stay in eval mode.
+        frozen: modules that stay in eval mode, such as a frozen batch norm.
     """
 
     stage: str
@@ -95,6 +95,7 @@ def quantized_training(
     }
     optimizers = [quantizer, torch.optim.Adam(others, lr=schedule.lr)] if others else [quantizer]
     training = Training(stage, model, optimizers, steps, weights, loss)
+    training.frozen = [m for m in model.modules() if model.training and not m.training]
     if plan is not None:
         steps["prune"] = lambda: plan.step(quantizer, *training.epoch.place)
     return training
@@ -159,7 +160,8 @@ def begin_epoch(training: Training, epoch: Epoch, title: str, train_batches: Ite
     set_epoch(train_batches, order, training.epoch.batches)
     training.epoch.round = epoch.round
     training.epoch.batches_before = epoch.part * len(train_batches)
-    training.epoch.watch = Watch(training.model, title, advice(epoch))
+    advice = f"try a lower rate (it was {epoch.lr:g}), or look for such numbers in the data"
+    training.epoch.watch = Watch(training.model, title, advice)
 
 
 def end_epoch(
@@ -179,7 +181,8 @@ def end_epoch(
     bits = f", {size['bitwidth']:.3f} bit" if training.weights else ""
     bar.set_postfix_str(f"loss {means['loss']:.4f}, val {describe(val_means)}{bits}")
     if not math.isfinite(val_means["loss"]):
-        raise NotFinite(f"{title}: the validation loss is {val_means['loss']}; {advice(epoch)}")
+        advice = so_far.watch.advice
+        raise NotFinite(f"{title}: the validation loss is {val_means['loss']}; {advice}")
     seconds = so_far.elapsed()
     training.seconds += seconds
     training.epochs_done += 1
@@ -231,11 +234,6 @@ def progress_bar(title: str, total: int, done: int, progress: bool | None) -> tq
         progress = False
     disable = None if progress is None else not progress
     return tqdm(total=total, initial=done, desc=title, unit="batch", disable=disable)
-
-
-def advice(epoch: Epoch) -> str:
-    """Say what to do when an epoch's numbers are none to go on from."""
-    return f"try a lower rate (it was {epoch.lr:g}). The files hold what was good before"
 
 
 def set_epoch(loader: Iterable, number: int, first: int) -> None:

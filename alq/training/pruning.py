@@ -2,7 +2,8 @@
 
 A batch removes the share M_p*top_k = pr/b of the live coordinates, b being the batches of a round's
 pruning epochs. A round therefore leaves the factor (1 - pr/b)^b, about exp(-pr), and R rounds leave
-its R-th power; rounding counts down leaves a little more, `share_left` says how much.
+its R-th power. The scripts round each batch's count down, as published, which leaves more; where a
+batch should remove less than one coordinate, all. `alq.fit` prunes to the number that is asked for.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from ..method.optimizer import ALQ
 from .schedule import Schedule
 from .sizes import Layers, Unit, bits_in, bits_of_one, coordinate_prices, size_in
 
+# Where none is given: LeNet5's of the paper, or candidates for each coordinate to remove. With one,
+# every layer would lose the same share.
+TOP_K, CANDIDATES = 0.005, 2
+
 
 @dataclass(frozen=True)
 class PruneByRatio:
@@ -27,6 +32,7 @@ class PruneByRatio:
     M_p: float  # share of the candidates removed at each batch
     prune_batches: int  # of a round
     per_byte: bool = False  # rank by cost per byte saved
+    unit = "coordinates"  # that pr is a share of
 
     def __str__(self) -> str:
         return f"{counted_rounds(self.rounds)} at pr {self.pr}"
@@ -53,7 +59,7 @@ class PruneToTarget:
     them in proportion.
 
     Attributes:
-        unit: "target_bit" (average bitwidth) or "target_kb" (storage in 1e3 bytes).
+        unit: "target_bit" (average bitwidth), "target_kb" (storage in 1e3 bytes), "coordinates".
         value, start: the size asked for, and that of the sketched network.
         factor: what a round at ratio `pr` leaves.
         top_k: share of a layer that is a candidate at a batch; more where the aim needs it.
@@ -64,18 +70,12 @@ class PruneToTarget:
     unit: Unit
     value: float
     start: float
+    rounds: int
     pr: float
     factor: float
     top_k: float
     prune_batches: int
     per_byte: bool = False
-
-    @property
-    def rounds(self) -> int:
-        if self.factor == 0:
-            return 1
-        needed = math.log(self.value / self.start) / math.log(self.factor)
-        return max(1, math.ceil(needed - 1e-9))
 
     @property
     def last_pr(self) -> float:
@@ -88,6 +88,8 @@ class PruneToTarget:
         return max(self.value, self.start * self.factor**round)
 
     def __str__(self) -> str:
+        if self.unit == "coordinates":
+            return f"{counted_rounds(self.rounds)} at pr {self.pr}"
         return (
             f"{self.unit} {self.value:g} from {self.start:.4g} in {counted_rounds(self.rounds)}: "
             f"pr {self.pr}, in the last {self.last_pr:.3g}"
@@ -133,35 +135,42 @@ def expected_size(plan: PruningPlan, layers: Layers) -> dict[str, float]:
     }
 
 
-def pruning_plan(schedule: Schedule | Namespace, weights: Layers, batches: int) -> PruningPlan:
+def pruning_plan(
+    schedule: Schedule | Namespace, weights: Layers, batches: int, rounded: bool = True
+) -> PruningPlan:
     """Return what `schedule` asks of the sketched `weights`; `batches` are those of an epoch.
+
+    Rounds at ratio `pr` round each batch's count down, as published, unless `rounded` is False.
 
     Raises: InputError for a target that cannot be had, for too small a `top_k`.
     """
-    b = schedule.epoch_prune * batches
-    target = read_target(schedule, weights)
-    if target is None:
-        M_p = removed_share(schedule, batches)
-        return PruneByRatio(schedule.R, schedule.pr, schedule.top_k, M_p, b, schedule.per_byte)
-    unit, value = target
-    start = size_in(unit, weights)
-    factor = max(0.0, 1 - schedule.pr / b) ** b
-    return PruneToTarget(
-        unit, value, start, schedule.pr, factor, schedule.top_k, b, schedule.per_byte
-    )
+    R, pr, top_k, b = schedule.R, schedule.pr, schedule.top_k, schedule.epoch_prune * batches
+    if top_k is None:
+        top_k = min(1.0, max(TOP_K, CANDIDATES * pr / b))
+    factor, target = max(0.0, 1 - pr / b) ** b, read_target(schedule, weights)
+    if target is not None:
+        unit, value = target
+        start = size_in(unit, weights)
+        R = max(1, math.ceil(math.log(value / start) / math.log(factor) - 1e-9)) if factor else 1
+    else:
+        M_p = removed_share(pr, top_k, b)
+        if rounded:
+            return PruneByRatio(R, pr, top_k, M_p, b, schedule.per_byte)
+        unit, start = "coordinates", size_in("coordinates", weights)
+        value = start * factor**R
+    return PruneToTarget(unit, value, start, R, pr, factor, top_k, b, schedule.per_byte)
 
 
-def removed_share(schedule: Schedule | Namespace, batches: int) -> float:
-    """Return the share M_p of the candidates that a batch removes.
+def removed_share(pr: float, top_k: float, b: int) -> float:
+    """Return the share M_p of the candidates that each of a round's `b` pruning batches removes.
 
     Raises: InputError if `top_k` is too small for `pr`.
     """
-    b = schedule.epoch_prune * batches
-    M_p = (schedule.pr / schedule.top_k) / b
+    M_p = (pr / top_k) / b
     if M_p > 1:
         raise InputError(
-            f"top_k {schedule.top_k}: too few candidates to prune a share pr {schedule.pr} "
-            f"in {b} batches; use top_k {schedule.top_k * M_p:.2g} or more",
+            f"top_k {top_k}: too few candidates to prune a share pr {pr} in {b} batches; "
+            f"use top_k {min(1.0, 1.05 * top_k * M_p):.2g} or more",
             "top_k",
         )
     return M_p

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 
 from ..errors import InputError
 
 # With what number a stage's first epoch shuffles and crops the training data. Each stage counts on
 # from its own, so that none repeats the orders of another.
 FIRST_ORDER = {"pretrain": 0, "alq": 300_000, "posttrain": 600_000}
+# Numbers of a `Schedule` that are above 0, and those that are at most 1, too.
+POSITIVE = ("lr", "R", "epoch_prune", "lr_post_coord")
+SHARES = ("pr", "top_k", "ld_basis", "ld_coord", "ld_ste", "ld_post_coord")
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class Epoch:
 class Schedule:
     """The numbers of quantization and post-training, named as the scripts' flags (-h).
 
-    The scripts pass their flags where a `Schedule` is asked for. Defaults: LeNet5's of the paper.
+    The scripts pass their flags where a `Schedule` is asked for. Defaults: LeNet5's of the paper;
+    without a `top_k` its 0.005, or more where `pr` and the number of batches need it.
     """
 
     lr: float = 1e-3
@@ -45,7 +51,7 @@ class Schedule:
     wd: float = 0.0
     epoch_prune: int = 1
     pr: float = 0.8
-    top_k: float = 0.005
+    top_k: float | None = None
     epoch_ste: int = 50
     ld_ste: float = 0.95
     epoch_post_coord: int = 20
@@ -57,12 +63,17 @@ class Schedule:
     per_byte: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("lr", "pr", "top_k", "R", "epoch_prune"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} {getattr(self, name)}: must be above 0", name)
-        for name in ("pr", "top_k"):
-            if getattr(self, name) > 1:
-                raise InputError(f"{name} {getattr(self, name)}: is a share, at most 1", name)
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if field.type == "bool" or (value is None and "None" in field.type):
+                continue
+            kind, what = (Integral, "whole") if field.type == "int" else (Real, "finite")
+            low = "above 0" if name in POSITIVE + SHARES else "at least 0"
+            number = isinstance(value, kind) and not isinstance(value, bool)
+            if not number or not 0 <= value < math.inf or (value == 0 and low == "above 0"):
+                raise InputError(f"{name} {value!r}: must be {low}, a {what} number", name)
+            if value > 1 and name in SHARES:
+                raise InputError(f"{name} {value}: is a share, at most 1", name)
 
 
 def pretrain_schedule(args: Namespace) -> list[Epoch]:

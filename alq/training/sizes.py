@@ -12,8 +12,8 @@ from typing import Literal
 from ..method.structures import Grouping, coordinate_bytes
 from ..method.weight import MultiBitWeight
 
-# What a size is given in, by the name of the flag: the average bitwidth, or KB of 1e3 bytes.
-Unit = Literal["target_bit", "target_kb"]
+# What a size is given in: average bitwidth, KB of 1e3 bytes (by their flags), or coordinates.
+Unit = Literal["target_bit", "target_kb", "coordinates"]
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,18 @@ Layers = Sequence[MultiBitWeight | SketchedLayer]
 def coordinate_prices(unit: Unit, weights: Layers) -> list[int]:
     """Return the bits that one coordinate of each layer adds to the size.
 
-    The average bitwidth counts those of the basis alone, storage those of the coordinate too.
+    The average bitwidth counts those of the basis alone, storage those of the coordinate too. A
+    size in coordinates takes each for one bit.
     """
     if unit == "target_kb":
         return [int(8 * coordinate_bytes(w.n)) for w in weights]
-    return [w.n for w in weights]
+    return [1 if unit == "coordinates" else w.n for w in weights]
 
 
 def bits_of_one(unit: Unit, weights: Layers) -> int:
-    """Return the bits of one KB; or of an average bitwidth of 1, one for every weight."""
-    return 8000 if unit == "target_kb" else sum(w.grouping.numel for w in weights)
+    """Return the bits of one KB; or of an average bitwidth of 1, one for every weight; or 1."""
+    ones = {"target_kb": 8000, "coordinates": 1}
+    return ones.get(unit) or sum(w.grouping.numel for w in weights)
 
 
 def bits_in(unit: Unit, weights: Layers) -> int:

@@ -1,0 +1,62 @@
+"""What callers can get wrong about multi-bit weights: InputError, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .weight import MultiBitWeight
+
+
+def check_weights(weights: Sequence[MultiBitWeight]) -> None:
+    """Check that these are multi-bit weights, at least one, and each once."""
+    if not weights or not all(isinstance(weight, MultiBitWeight) for weight in weights):
+        what = "not all are multi-bit weights" if weights else "none given"
+        raise InputError(f"weights: {what}; pass what alq.quantize(model) returned", "weights")
+    if len({weight.parameter for weight in weights}) < len(weights):
+        raise InputError("weights: one of them is given twice; give each once", "weights")
+
+
+def read_gradients(weights: Sequence[MultiBitWeight]) -> list[Tensor]:
+    """Return each weight's gradient; check that it has one, and is what it was when quantized."""
+    gradients = []
+    for weight in weights:
+        if weight.parameter.grad is None:
+            if not weight.parameter.requires_grad:
+                why = "its requires_grad is False; set it, or leave the layer out with skip="
+            elif any(other.parameter.grad is not None for other in weights):
+                why = "no batch has reached it; leave the layer out with skip= if none does"
+            else:
+                why = "nor has any other; call backward() first, on this model and not on a copy"
+            raise InputError(f"{weight.name}: no gradient; {why}")
+        check_type(weight)
+        gradients.append(weight.parameter.grad)
+    return gradients
+
+
+def check_type(weight: MultiBitWeight) -> None:
+    """Check that the weight was neither converted nor moved since it was quantized."""
+    now, then = ((x.dtype, x.device) for x in (weight.parameter, weight.alpha))
+    if now != then:
+        raise InputError(
+            f"{weight.name}: was {then[0]} on {then[1]} when it was quantized and is {now[0]} on "
+            f"{now[1]}; convert and move the model before alq.quantize"
+        )
+
+
+def check_of_model(weight: MultiBitWeight, parameters: Iterable[Tensor | None]) -> None:
+    """Check that the weight's is one of the model's `parameters`, and holds w_hat."""
+    if not any(parameter is weight.parameter for parameter in parameters):
+        raise InputError(
+            f"{weight.name}: is not this model's; give the weights of this model (a copy of it, "
+            "and load_state_dict(assign=True), have other parameters)"
+        )
+    check_type(weight)
+    if not torch.equal(weight.parameter, weight.w_hat()):
+        raise InputError(
+            f"{weight.name}: the parameter does not hold w_hat (it was changed, or is not finite); "
+            "weight.write() puts w_hat there"
+        )
