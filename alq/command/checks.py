@@ -22,6 +22,8 @@ from ..training.sizes import SketchedLayer
 from .flags import grouping_options
 from .recipe import Recipe
 
+OWN_ENDINGS = {PACKED_ENDING: "the packed file", ".jsonl": "the log", ".resume": "a resume point"}
+
 
 def check_flags(args: Namespace, recipe: Recipe, stages: list[str]) -> None:
     """Check all that follows from the flags alone; `stages` are those that they name."""
@@ -92,11 +94,12 @@ def check_same_layers(args: Namespace, recipe: Recipe, states: list[dict], held_
 
 def check_files(args: Namespace, stages: list[str]) -> None:
     """Check that no file of the run takes another's place, and that they can be written."""
-    if args.model.suffix == PACKED_ENDING:
-        raise InputError(
-            f"--model {args.model}: {PACKED_ENDING} is the packed file's ending; use .pth"
-        )
     files = RunFiles(args.model_ori, args.model)
+    if kind := OWN_ENDINGS.get(args.model.suffix):
+        raise InputError(
+            f"--model {args.model}: {args.model.suffix} is {kind}'s ending, and the two would be "
+            "one file; use .pth"
+        )
     named = {
         "--model": files.model,
         "--model_ori": files.model_ori,
