@@ -12,6 +12,7 @@ import torch
 
 from ..errors import InputError, NotFinite
 from ..extras.compiled import require_compiler
+from ..files.disk import hold
 from ..files.packed import load_packed, read_packed
 from ..files.paths import RunFiles
 from ..files.runlog import RunLog, describe_run
@@ -48,7 +49,9 @@ def run_stages(recipe: Recipe, parser: OneLineParser, argv: Sequence[str] | None
         with processes.join_processes(args.device):
             if args.EVAL:
                 return print_result(recipe, evaluate_packed(recipe, args))
-            with Interruption() as interruption:
+            files = RunFiles(args.model_ori, args.model)
+            written = [files.model, *(files.target(name.lower()) for name in named)]
+            with hold(written), Interruption() as interruption:
                 run, left = begin_run(recipe, args, interruption, named)
                 for name in left:
                     if code := processes.largest_over_processes(interruption.code):

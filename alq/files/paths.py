@@ -36,6 +36,15 @@ class RunFiles:
         """What --resume goes on from; it stays until the command has finished."""
         return beside(self.model, ending=".resume")
 
+    def target(self, stage: str) -> Path:
+        """Return the checkpoint that `stage` (pretrain, alq, posttrain) writes."""
+        return {"pretrain": self.model_ori, "alq": self.model}.get(stage, self.posttrained)
+
+    def sources(self, stage: str, distill: bool) -> list[Path]:
+        """Return the checkpoints that `stage` reads."""
+        teacher = [self.model_ori] if distill else []
+        return {"alq": [self.model_ori], "posttrain": [self.model, *teacher]}.get(stage, [])
+
 
 def beside(checkpoint: Path, more: str = "", ending: str | None = None) -> Path:
     """Return `checkpoint` with `more` in its name, and `ending` in place of its own if given."""
@@ -47,3 +56,8 @@ def beside(checkpoint: Path, more: str = "", ending: str | None = None) -> Path:
 def packed(checkpoint: Path) -> Path:
     """Return the small file beside `checkpoint`, of the same network."""
     return beside(checkpoint, ending=PACKED_ENDING)
+
+
+def part(checkpoint: Path) -> Path:
+    """Return where `checkpoint` is until its stage has finished."""
+    return beside(checkpoint, ".part")
