@@ -23,7 +23,7 @@ demo: .venv/installed
 
 # One process for each core, one thread each. Shuffled: make test PYTEST=--random-order-seed=1
 test quick: export OMP_NUM_THREADS ?= 1
-RUN_TESTS = $(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadgroup \
+RUN_TESTS = $(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile \
 	--no-loadscope-reorder $(PYTEST)
 METHOD := $(patsubst %,tests/test_%.py,steps any_model golden compiled quantize ridge precision)
 

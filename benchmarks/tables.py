@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,15 +34,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 # ---------------------------------------------------------------------------- runs
 
 
-def spread(values: Iterable[float], form: str) -> str:
-    """Return the mean and, of several runs, the standard deviation."""
-    values = list(values)
-    mean = format(statistics.mean(values), form)
-    return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
-
-
 def results_table(runs: Iterable[Run]) -> str:
-    """Show for each network the published row, and that of the default schedule's runs."""
+    """Show for each network the published row, and mean and spread of the default schedule's runs.
+
+    The spread is the standard deviation over the runs.
+    """
     head = ["network, data", "", "bits", "weights", "top-1 %", "full precision %", "runs", "logs"]
     runs = [run for run in runs if run.default]
     rows = []
@@ -52,23 +48,26 @@ def results_table(runs: Iterable[Run]) -> str:
         top1 = f"{published['top1']:.1f}"
         rows.append([network.title, "published", bits, size, top1, "", "", ""])
         own = [run for run in runs if run.net == net]
-        rows.append(measured_row(own) if own else ["", "here", "not measured", *[""] * 5])
+        rows += measured_rows(own) if own else [["", "here", "not measured", *[""] * 5]]
     return table(head, rows)
 
 
-def measured_row(runs: list[Run]) -> list[str]:
-    """Return the row of one network's runs."""
-    final = [run.final for run in runs]
+def measured_rows(runs: list[Run]) -> list[list[str]]:
+    """Return the rows of one network's runs: their figures, of several the mean and the spread."""
+    logs = ", ".join(f"`{run.log.name}`{differing(run)}" for run in runs)
+    if len(runs) == 1:
+        return [["", "here", *figures(runs, statistics.mean), "1", logs]]
     return [
-        "",
-        "here",
-        spread((f["bitwidth"] for f in final), ".3f"),
-        format_bytes(statistics.mean(f["storage_bytes"] for f in final)),
-        spread((f["top1"] for f in final), ".2f"),
-        spread((f["top1_fp"] for f in final), ".2f"),
-        str(len(runs)),
-        ", ".join(f"`{run.log.name}`{differing(run)}" for run in runs),
+        ["", "here, mean", *figures(runs, statistics.mean), str(len(runs)), logs],
+        ["", "here, spread", *figures(runs, statistics.stdev), "", ""],
     ]
+
+
+def figures(runs: list[Run], summary: Callable[[list[float]], float]) -> list[str]:
+    """Return bits, weights, top-1 and full precision: the `summary` of the runs' final values."""
+    keys = ("bitwidth", "storage_bytes", "top1", "top1_fp")
+    bits, size, top1, full = (summary([run.final[key] for run in runs]) for key in keys)
+    return [f"{bits:.3f}", format_bytes(size), f"{top1:.2f}", f"{full:.2f}"]
 
 
 def differing(run: Run) -> str:

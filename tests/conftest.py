@@ -23,33 +23,27 @@ from alq.errors import InputError  # noqa: E402
 from alq.extras.compiled import require_compiler  # noqa: E402
 
 
-def group(item: pytest.Item) -> str:
-    """Return what xdist runs in one process: a file, for its fixtures, and all that compiles."""
-    return "compiler" if "compiler" in getattr(item, "fixturenames", ()) else item.path.stem
-
-
-class Order:
-    """Sorts after plugins that shuffle.
+def rank(item: pytest.Item) -> int:
+    """Return where in a run the test comes, and with it its file where several processes share.
 
     The tests that fork come first, as torch allows no training in a process forked after compiled
     steps have run; then what compiles, as nothing else takes as long.
     """
+    if item.path.stem == "test_crashes":
+        return 0
+    return 1 if "compiler" in getattr(item, "fixturenames", ()) else 2
 
-    first = ("test_crashes", "compiler")
+
+class Order:
+    """Sorts after plugins that shuffle."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=lambda item: [*self.first, group(item)].index(group(item)))
+        items.sort(key=rank)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Order())
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist looks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import shlex
 from argparse import ArgumentParser
 from functools import reduce
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -16,12 +17,18 @@ import lenet5
 import resnet
 import vgg
 from alq.command.flags import MAY_CHANGE
-from alq.command.report import layer_table
+from alq.command.report import layer_table, parts_line, summary_table
+from alq.files.packed import read_packed
+from alq.training.loop import size_of
+from alq.training.schedule import alq_schedule, posttrain_schedule, pretrain_schedule
+from networks import NETWORKS
+from published_runs import Run, read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data" / "README.md"])
 SCRIPTS = {"lenet5.py": lenet5, "vgg.py": vgg, "resnet.py": resnet}
-FOLDERS = "alq|tests|benchmarks|docs|data|checkpoints/published"  # whose files may be named
+PUBLISHED = ROOT / "checkpoints" / "published"
+FOLDERS = "alq|tests|benchmarks|docs|data|examples|checkpoints/published"  # whose files are named
 
 
 def found(pattern: str) -> list:
@@ -103,7 +110,77 @@ def test_the_flags_that_may_change_on_resuming_are_listed() -> None:
     assert set(re.findall(r"`--(\w+)`", listed)) == set(MAY_CHANGE)
 
 
-def test_the_readme_shows_what_evaluating_the_small_file_prints() -> None:
-    weights = alq.load_packed(ROOT / "checkpoints/published/lenet5.alq", lenet5.LeNet5())
-    readme = (ROOT / "README.md").read_text()
-    assert all(f"    {line}\n" in readme for line in layer_table(weights).splitlines())
+# ---------------------------------------------------------------------------- figures
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def default_runs() -> list[Run]:
+    """The published runs of LeNet5's default schedule."""
+    return [run for run in read_runs(PUBLISHED) if run.default and run.net == "lenet5"]
+
+
+def test_the_readme_shows_what_evaluating_the_small_file_prints(default_runs) -> None:
+    """All but the accuracy, which is that of the log, follows from the file."""
+    packed = PUBLISHED / "lenet5.alq"
+    weights = alq.load_packed(packed, lenet5.LeNet5())
+    result = {
+        "stage": "packing", "top1_fp": None, "top1": default_runs[0].final["top1"],
+        "file_bytes": packed.stat().st_size, **size_of(weights),
+    }  # fmt: skip
+    numel = sum(weight.grouping.numel for weight in weights)
+    printed = [
+        *layer_table(weights).splitlines(),
+        *summary_table(result, lenet5.PUBLISHED, numel).splitlines(),
+        f"{packed.relative_to(ROOT)}: {parts_line(read_packed(packed).sizes)}",
+    ]
+    assert [line for line in printed if f"    {line}\n" not in readme()] == []
+    assert f"from its file of {round(packed.stat().st_size / 1e3)} KB" in readme()
+
+
+def test_the_first_lines_of_the_readme_have_the_row_of_the_logs(default_runs) -> None:
+    bits, size, top1 = (
+        mean(run.final[key] for run in default_runs)
+        for key in ("bitwidth", "storage_bytes", "top1")
+    )
+    first = " ".join(readme().split("\n!")[0].split())
+    assert f"{bits:.3f} bit a weight, {size / 1e3:.1f} KB and {top1:.2f} %" in first
+    assert len(default_runs) == 3 and "mean of three runs" in first
+    paper = lenet5.PUBLISHED
+    row = f"{paper['bitwidth']:.2f} bit, {paper['storage_bytes'] / 1e3:.1f} KB and {paper['top1']}"
+    assert f"the paper has {row} %" in first
+
+
+def test_the_readme_says_how_long_the_commands_train(default_runs) -> None:
+    epochs = []
+    for net in ("lenet5", "vgg", "resnet18"):
+        args = NETWORKS[net].default_flags()
+        stages = [alq_schedule(args, args.R), posttrain_schedule(args)]
+        if net != "resnet18":  # whose command downloads
+            stages.append(pretrain_schedule(args))
+        epochs.append(sum(map(len, stages)))
+    assert "train for {}, {} and {} epochs".format(*epochs) in readme()
+    seconds = (
+        sum(stage.result["seconds"] for stage in run.stages.values()) for run in default_runs
+    )
+    assert f"`lenet5.py` took {mean(seconds) / 3600:.1f} hours" in readme()
+
+
+def test_the_bytes_of_a_smaller_file_are_those_of_the_published_network(tmp_path) -> None:
+    rows = re.findall(r"^\| (.*) \| (\d+) \|$", (ROOT / "docs/small-networks.md").read_text(), re.M)
+    assert [name for name, _ in rows] == ["none", "`--floats float16`", "`--coded`", "both"]
+    model = lenet5.LeNet5()
+    weights = alq.load_packed(PUBLISHED / "lenet5.alq", model)
+    found = []
+    for floats in ("float32", "float16"):  # rounded once, the network stays so
+        if floats == "float16":
+            alq.round_floats(model, weights)
+        for coded in (False, True):
+            sizes = alq.save_packed(tmp_path / "small.alq", model, weights, floats, coded)
+            found.append(sum(sizes.values()))
+    # The names in the file are deflated, not by every zlib to the same byte.
+    found = [found[k] for k in (0, 2, 1, 3)]
+    assert [int(size) for _, size in rows] == pytest.approx(found, abs=16)

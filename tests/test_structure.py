@@ -65,7 +65,7 @@ def test_the_allowed_imports_make_no_circle() -> None:
     )
 
 
-SELF_CONTAINED = ["alq", "benchmarks", "data", "docs", "tests", "README.md"]
+SELF_CONTAINED = ["alq", "benchmarks", "data", "docs", "examples", "tests", "README.md"]
 
 
 @pytest.mark.parametrize("place", SELF_CONTAINED)

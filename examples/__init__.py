@@ -1,0 +1,1 @@
+"""Networks and data for the documents' examples; run from the project's folder."""
