@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
+from torchvision import datasets
 
 import lenet5
 import resnet
@@ -243,3 +245,25 @@ def test_labels_and_pictures_that_do_not_fit_the_network(tmp_path, monkeypatch, 
         said = capsys.readouterr().err
         assert stop.value.code == 2 and re.search(message, said), said
         assert not names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "module", "remedy"),
+    [("lenet5", datasets.mnist, "Use --data {data}, which"), ("vgg", datasets.cifar, "into data")],
+)
+def test_data_that_cannot_be_downloaded(
+    script, module, remedy, tmp_path, monkeypatch, capsys
+) -> None:
+    """Started from another folder, it names the data that the project carries, and leaves none."""
+
+    def no_network(*arguments: object, **named: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "download_and_extract_archive", no_network)
+    with pytest.raises(SystemExit) as stop:
+        SCRIPTS[script](["--PRETRAIN"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1
+    assert "--data data: no " in said and remedy.format(data=ROOT / "data") in said
+    assert not names(tmp_path)

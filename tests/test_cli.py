@@ -362,7 +362,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(finished, tmp_path, capsys) -> 
     assert stop.value.code == 3
     captured = capsys.readouterr().err
     assert "alq 1/6 basis, batch 2: the loss is not finite; try a lower rate" in captured
-    sketched = load(tmp_path / "model.pth")["weights"]
+    sketched = load(tmp_path / "model.part.pth")["weights"]
     assert all(w["alpha"].isfinite().all() for w in sketched)
 
 

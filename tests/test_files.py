@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import nn
 
+import alq
 import fuzz_files
+from alq.command.resume import plain_state
 from alq.errors import InputError
 from alq.files.checkpoint import encode_checkpoint, load_checkpoint, load_model, save_checkpoint
 
@@ -96,6 +98,70 @@ def test_weights_from_before_torch_counted_batches_are_loaded() -> None:
     assert int(model.num_batches_tracked) == 0
     with pytest.raises(InputError, match=r"running_mean is absent there and \(3,\) here"):
         load_model(model, {k: v for k, v in state.items() if k != "running_mean"}, "x.pth")
+
+
+class Counted(nn.Linear):
+    """A layer that saves more than its parameters."""
+
+    def __init__(self, extra: object) -> None:
+        super().__init__(16, 4)
+        self.extra = extra
+
+    def get_extra_state(self) -> object:
+        return self.extra
+
+    def set_extra_state(self, state: object) -> None:
+        self.extra = state
+
+
+def test_extra_state_is_kept_where_it_is_a_tensor(tmp_path) -> None:
+    model, other = Counted(torch.ones(2)), Counted(torch.zeros(2))
+    alq.save_packed(tmp_path / "x.alq", model, alq.quantize(model))
+    alq.load_packed(tmp_path / "x.alq", other)
+    assert torch.equal(other.extra, torch.ones(2)) and torch.equal(other.weight, model.weight)
+    other = Counted(torch.zeros(2))
+    save_checkpoint(tmp_path / "x.pth", {"net": "n", "model": plain_state(model)})
+    load_model(other, load_checkpoint(tmp_path / "x.pth", "n")["model"], "x.pth")
+    assert torch.equal(other.extra, torch.ones(2))
+
+
+@pytest.mark.parametrize("extra", [{"count": 1}, 5, None])
+def test_extra_state_of_other_kinds_is_refused(extra, tmp_path) -> None:
+    model = Counted(extra)
+    weights = alq.quantize(model)
+    for use in (
+        lambda: alq.save_packed(tmp_path / "x.alq", model, weights),
+        lambda: alq.load_packed(tmp_path / "x.alq", model),
+        lambda: plain_state(model),
+        lambda: load_model(model, {"weight": model.weight, "bias": model.bias}, "x.pth"),
+    ):
+        with pytest.raises(InputError, match="_extra_state: is no tensor, and the files hold"):
+            use()
+
+
+def test_a_packed_file_and_the_device_meta(tmp_path) -> None:
+    """A model without memory is refused, and not left half loaded; one with memory is loaded."""
+
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Linear(16, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+
+    def refuse(model: nn.Module) -> None:
+        with pytest.raises(InputError, match=r"has no memory; use model\.to_empty"):
+            alq.load_packed(tmp_path / "x.alq", model)
+
+    source, model = network(), network()
+    alq.save_packed(tmp_path / "x.alq", source, alq.quantize(source, skip=["2.weight"]))
+    with torch.device("meta"):
+        refuse(network())
+        alq.load_packed(tmp_path / "x.alq", model)
+    assert all(map(torch.equal, model.state_dict().values(), source.state_dict().values()))
+    for part in range(3):  # of which some hold no quantized weight
+        model = network()
+        model[part].to("meta")
+        before = [value.clone() for value in model.state_dict().values()]
+        refuse(model)
+        for old, new in zip(before, model.state_dict().values(), strict=True):
+            assert new.is_meta or torch.equal(old, new)
 
 
 def test_readers_withstand_a_short_fuzz(tmp_path) -> None:

@@ -15,12 +15,14 @@ import torch
 
 from ..data.loaders import Split
 from ..errors import InputError
-from ..files.paths import PACKED_ENDING, RunFiles, packed
+from ..files.paths import PACKED_ENDING, RunFiles, packed, part
 from ..method.network import groupings, quantizable
 from ..training.pruning import pruning_plan, read_target
 from ..training.sizes import SketchedLayer
 from .flags import grouping_options
 from .recipe import Recipe
+
+OWN_ENDINGS = {PACKED_ENDING: "the packed file", ".jsonl": "the log", ".resume": "a resume point"}
 
 
 def check_flags(args: Namespace, recipe: Recipe, stages: list[str]) -> None:
@@ -92,30 +94,22 @@ def check_same_layers(args: Namespace, recipe: Recipe, states: list[dict], held_
 
 def check_files(args: Namespace, stages: list[str]) -> None:
     """Check that no file of the run takes another's place, and that they can be written."""
-    if args.model.suffix == PACKED_ENDING:
-        raise InputError(
-            f"--model {args.model}: {PACKED_ENDING} is the packed file's ending; use .pth"
-        )
     files = RunFiles(args.model_ori, args.model)
-    named = {
-        "--model": files.model,
-        "--model_ori": files.model_ori,
-        "the post-trained checkpoint": files.posttrained,
-        "the packed file": packed(files.model),
-        "the packed post-trained file": packed(files.posttrained),
-        "the log": files.log,
-        "the resume point": files.resume_point,
-    }
-    taken: dict[Path, str] = {}
-    for what, path in named.items():
-        place = Path(os.path.abspath(path))
-        if place in taken:
-            flag = "--model_ori" if "--model_ori" in (what, taken[place]) else "--model"
+    if kind := OWN_ENDINGS.get(args.model.suffix):
+        raise InputError(
+            f"--model {args.model}: {args.model.suffix} is {kind}'s ending, and the two would be "
+            "one file; use .pth"
+        )
+    own = [files.model, packed(files.model), files.posttrained, packed(files.posttrained)]
+    own += [part(files.model), part(files.posttrained), files.log, files.resume_point]
+    theirs = {os.path.abspath(path) for path in (args.model_ori, part(args.model_ori))}
+    for path in own:
+        if os.path.abspath(path) in theirs:
+            what = "--model" if path == files.model else f"{path}, which goes with --model,"
             raise InputError(
-                f"{flag} {named[flag]}: {taken[place]} and {what} would be one file, {path}; "
-                "give another name"
+                f"--model_ori {args.model_ori}: {what} and --model_ori would be one file; give "
+                "another name"
             )
-        taken[place] = what
     if "PRETRAIN" in stages:
         check_writable("--model_ori", args.model_ori)
     check_writable("--model", args.model)  # in whose folder all else goes

@@ -22,7 +22,7 @@ MAY_CHANGE = (
     "floats", "coded",
 )  # fmt: skip
 # What a command does, which its resumption may do the rest of.
-NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "DOWNLOAD", "EVAL", "resume")
+NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "EVAL", "resume")
 
 
 def number(parse: object, metavar: str, text: str, default: float | None = None) -> dict:

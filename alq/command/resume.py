@@ -1,54 +1,95 @@
 """Going on after an interruption: a stage's state, saved while it runs.
 
 A command has one resume point, the last: saved when a stage begins, after each of its epochs, every
---save_every minutes within one, and when the run is asked to stop. Its result files are written
-before it, so that whatever was killed in between is done again, and comes out the same.
+--save_every minutes within one, and when the run is asked to stop. It holds all that the rest of
+the stage depends on, so that whatever was done since is done again, and comes out the same.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from argparse import Namespace
-from pathlib import Path
+from collections.abc import Collection, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError
 from ..files.checkpoint import load_checkpoint, load_model, read_checksum, save_checkpoint
-from ..files.runlog import RunLog, plain_flags
+from ..files.paths import RunFiles, part
+from ..files.runlog import plain_flags
 from ..machine import processes
-from ..machine.interruption import Interruption, Stopped
+from ..machine.interruption import Stopped
 from ..training.epoch import EpochSoFar
 from ..training.loop import Training
 from .flags import MAY_CHANGE, NOT_COMPARED
+from .shared import Run, plain_state
 
 SAVE = 1  # what a process wishes after a step: this, an exit code (above 128), or nothing
 
 
-def read_point(path: Path, args: Namespace, net: str, stages: list[str]) -> dict | None:
-    """Return the resume point that the interrupted command left at `path`, None if there is none.
+def what_is_left(
+    files: RunFiles, args: Namespace, net: str, stages: list[str]
+) -> tuple[dict | None, list[str]]:
+    """Return the resume point of the interrupted run, None without one, and what it has to do.
 
-    Raises: InputError names what differs from the interrupted run.
+    Raises: InputError names what differs from that run, or from one that has finished.
     """
-    if not path.exists():
-        return None
-    point = load_checkpoint(path, net)
-    if "epochs_done" not in point:
-        raise InputError(f"{path} is no resume point; delete it to start anew")
-    if point["stage"].upper() not in stages:
-        raise InputError(
-            f"--resume: the run to resume was in --{point['stage'].upper()}; name that stage, or "
-            "start anew without --resume"
-        )
+    path, last = files.resume_point, stages[-1].lower()
+    if path.exists():
+        point = load_checkpoint(path, net)
+        if "target" not in point:  # older versions' have none
+            raise InputError(f"{path} is no resume point; delete it to start anew")
+        stage, target = point["stage"].upper(), name_of_target(files, point["stage"])
+        if stage not in stages:
+            raise or_anew(f"--resume: the run to resume was in --{stage}; name that stage")
+        if point["target"] != target:
+            theirs = f"{path} is of a run that writes {point['target']}, not {target}"
+            raise or_anew(f"--resume: {theirs}; name that, give another --model")
+        check_same_run(point, files, args, "the run to resume", MAY_CHANGE)
+        return point, stages[stages.index(stage) :]
+    made = files.target(last)
+    found = load_checkpoint(made, net) if made.exists() else {}
+    if found.get("stage") != last or not found.get("finished"):
+        note(f"no resume point {path}; starting anew")
+        return None, stages
+    may_change = {*MAY_CHANGE, "processes"} - {"floats", "coded"}
+    check_same_run(found, files, args, f"the run that made {made}", may_change)
+    note(f"nothing to resume: {made} is finished; without --resume it is made anew")
+    return None, []
+
+
+def name_of_target(files: RunFiles, stage: str) -> str:
+    """Return what `stage` writes, seen from the resume point, with which it may be moved."""
+    return os.path.relpath(files.target(stage), files.resume_point.parent)
+
+
+def check_same_run(
+    saved: Mapping, files: RunFiles, args: Namespace, whose: str, but: Collection[str]
+) -> None:
+    """Raise InputError unless the run that `saved` this had these flags, `but` some, and files."""
+    stage, flags = saved["stage"], saved.get("flags", {})
+    but = {*but, *NOT_COMPARED, *(["DOWNLOAD"] if stage != "pretrain" else [])}
     for flag, value in compared_flags(args).items():
-        saved = point["flags"].get(flag)
-        if flag not in (*MAY_CHANGE, *NOT_COMPARED) and value != saved:
-            raise InputError(
-                f"--{flag} {value}: the run to resume had {saved}; give that, or start anew "
-                "without --resume"
-            )
-    return point
+        if flag not in but and value != flags.get(flag):
+            raise or_anew(f"--{flag} {value}: {whose} had {flags.get(flag)}; give that")
+    sources = files.sources(stage, args.distill)
+    for path, checksum in zip(sources, saved.get("sources", ()), strict=False):
+        if path.exists() and read_checksum(path) != checksum:
+            raise or_anew(f"{path} is not the file that {whose} started from; put that back")
+
+
+def or_anew(text: str) -> InputError:
+    """Return the error that ends in the way out which always works."""
+    return InputError(f"{text}, or start anew without --resume")
+
+
+def note(text: str) -> None:
+    """Print a line on stderr, of several processes in the main one."""
+    if processes.is_main():
+        print(f"note: {text}", file=sys.stderr)
 
 
 def compared_flags(args: Namespace) -> dict:
@@ -57,22 +98,17 @@ def compared_flags(args: Namespace) -> dict:
 
 
 class ResumePoints:
-    """Saves the resume points of one stage, and puts it back to one."""
+    """Saves the resume points of one stage, and puts it back to one.
 
-    def __init__(
-        self,
-        path: Path,
-        args: Namespace,
-        net: str,
-        training: Training,
-        log: RunLog,
-        interruption: Interruption,
-        source: Path | None,
-    ) -> None:
-        """`source` is the checkpoint that the stage started from, if from one."""
-        self.path, self.args, self.net = path, args, net
-        self.training, self.log, self.interruption = training, log, interruption
-        self.source = source
+    Attributes:
+        sources: the checksums of the checkpoints that the stage reads.
+    """
+
+    def __init__(self, run: Run, training: Training) -> None:
+        self.run, self.training = run, training
+        self.part = part(run.files.target(training.stage))
+        paths = run.files.sources(training.stage, run.args.distill)
+        self.sources = [read_checksum(path) for path in paths]
         self.saved = time.monotonic()
 
     def save_if_due(self, between_epochs: bool) -> None:
@@ -81,8 +117,8 @@ class ResumePoints:
         Raises: Stopped in the last case.
         """
         minutes = (time.monotonic() - self.saved) / 60
-        due = between_epochs or 0 < self.args.save_every <= minutes
-        wish = processes.largest_over_processes(self.interruption.code or due * SAVE)
+        due = between_epochs or 0 < self.run.args.save_every <= minutes
+        wish = processes.largest_over_processes(self.run.interruption.code or due * SAVE)
         if wish:
             self.save()
         if wish > SAVE:
@@ -94,45 +130,41 @@ class ResumePoints:
         The order and the augmentation of an epoch follow from the seed and its number.
         """
         self.training.check_finite()
+        run, stage, main = self.run, self.training.stage, processes.is_main()
         state = {
-            "net": self.net,
-            "stage": self.training.stage,
-            "flags": compared_flags(self.args),
-            "source": self.source and read_checksum(self.source),
-            "log_size": self.log.size() if processes.is_main() else 0,
+            "net": run.recipe.net,
+            "stage": stage,
+            "target": name_of_target(run.files, stage),
+            "part": load_checkpoint(self.part, None) if main and self.part.exists() else None,
+            "flags": compared_flags(run.args),
+            "sources": self.sources,
+            "log_size": run.log.size() if main else 0,
             "generators": generator_states(),
             **training_state(self.training),
         }
-        save_checkpoint(self.path, state)
+        save_checkpoint(run.files.resume_point, state)
         self.saved = time.monotonic()
 
-    def restore(self, point: dict | None) -> bool:
-        """Put training, generators and log back to where `point` was saved.
+    def restore(self) -> bool:
+        """Put training, generators, log and part file back to where the run's point was saved.
 
-        Returns: whether it was; a point of another stage, or none, changes nothing.
+        Returns: whether they were; without a point of this stage it begins anew.
         """
-        if point is None or point["stage"] != self.training.stage:
+        point = self.run.point
+        resumed = point is not None and point["stage"] == self.training.stage
+        if resumed and point["part"] is not None:
+            save_checkpoint(self.part, point["part"])
+        elif processes.is_main():
+            self.part.unlink(missing_ok=True)
+        if not resumed:
             return False
-        if point["source"] != (self.source and read_checksum(self.source)):
-            raise InputError(
-                f"{self.source} is not the file that the run to resume started from; put that "
-                "back, or start anew without --resume"
-            )
         load_training(self.training, point)
         torch.set_rng_state(point["generators"]["cpu"])
         if "cuda" in point["generators"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(point["generators"]["cuda"])
         if processes.is_main():
-            self.log.truncate(point["log_size"])
+            self.run.log.truncate(point["log_size"])
         return True
-
-
-def plain_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict on the CPU, contiguous; InputError if it holds more than tensors."""
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise InputError(f"{name}: is no tensor, and a checkpoint holds nothing else")
-    return {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
 
 
 def training_state(training: Training) -> dict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 
 from ..errors import InputError, NotFinite
 from ..extras.compiled import require_compiler
+from ..files.disk import hold
 from ..files.packed import load_packed, read_packed
 from ..files.paths import RunFiles
 from ..files.runlog import RunLog, describe_run
@@ -24,7 +24,7 @@ from .arguments import OneLineParser
 from .checks import check_flags
 from .recipe import Recipe
 from .report import layer_table, network_lines, parts_line, summary_table
-from .resume import read_point
+from .resume import note, what_is_left
 from .shared import Run
 from .stages import alq, posttrain, pretrain
 
@@ -48,8 +48,10 @@ def run_stages(recipe: Recipe, parser: OneLineParser, argv: Sequence[str] | None
         with processes.join_processes(args.device):
             if args.EVAL:
                 return print_result(recipe, evaluate_packed(recipe, args))
-            with Interruption() as interruption:
-                run, left = begin_run(recipe, args, interruption, named)
+            files = RunFiles(args.model_ori, args.model)
+            written = [files.model, *(files.target(name.lower()) for name in named)]
+            with hold(written), Interruption() as interruption:
+                run, left = begin_run(recipe, args, files, interruption, named)
                 for name in left:
                     if code := processes.largest_over_processes(interruption.code):
                         raise Stopped(code)
@@ -59,8 +61,9 @@ def run_stages(recipe: Recipe, parser: OneLineParser, argv: Sequence[str] | None
                         print(f"{result['stage']}: {seconds}, saved {result['file']}")
                 processes.wait_for_all()
                 if processes.is_main():
-                    run.files.resume_point.unlink(missing_ok=True)
-            print_result(recipe, result)
+                    files.resume_point.unlink(missing_ok=True)
+            if left:
+                print_result(recipe, result)
 
 
 @contextmanager
@@ -91,16 +94,14 @@ def set_arithmetic(args: Namespace) -> None:
 
 
 def begin_run(
-    recipe: Recipe, args: Namespace, interruption: Interruption, named: list[str]
+    recipe: Recipe, args: Namespace, files: RunFiles, interruption: Interruption, named: list[str]
 ) -> tuple[Run, list[str]]:
     """Return the run of the stages `named`, and those that are left to do if it is resumed."""
-    files = RunFiles(args.model_ori, args.model)
     if args.compile:
         require_compiler(args.device)
-    point = read_point(files.resume_point, args, recipe.net, named) if args.resume else None
-    if args.resume and not point and processes.is_main():
-        print(f"note: no resume point {files.resume_point}; starting anew", file=sys.stderr)
-    left = named[named.index(point["stage"].upper()) :] if point else named
+    point, left = None, named
+    if args.resume:
+        point, left = what_is_left(files, args, recipe.net, named)
     run = Run(recipe, args, files, RunLog(files.log), interruption, point)
     check_sources(run, left)
     event = "resume" if point else "start"
@@ -113,8 +114,8 @@ def check_sources(run: Run, left: list[str]) -> None:
     for name, (flag, maker) in SOURCES.items():
         if name in left and maker not in left:
             path = getattr(run.args, flag)
-            if not run.require(path, maker, flag).get("finished", True) and processes.is_main():
-                print(f"note: the stage that saved {path} was interrupted", file=sys.stderr)
+            if not run.require(path, maker, flag).get("finished", True):
+                note(f"the stage that saved {path} was interrupted")
 
 
 def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:

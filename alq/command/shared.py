@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ..data.loaders import Split
 from ..errors import InputError
 from ..extras.distill import distillation
-from ..files.checkpoint import load_checkpoint, load_model, save_checkpoint
+from ..files.checkpoint import load_checkpoint, load_model, save_checkpoint, tensors_of
 from ..files.packed import save_packed
-from ..files.paths import RunFiles, packed
+from ..files.paths import RunFiles, packed, part
 from ..files.runlog import RunLog, plain_flags
 from ..machine.interruption import Interruption
 from ..machine.processes import check_batch_norm, is_main
@@ -24,7 +24,6 @@ from ..training.pruning import pruning_plan
 from .checks import check_data, sketched_layers
 from .recipe import Recipe
 from .report import expectation
-from .resume import ResumePoints, plain_state
 
 # Whose checkpoints serve where a stage's are asked for: post-training may go on from itself.
 MADE_BY = {"PRETRAIN": {"pretrain"}, "ALQ": {"alq", "posttrain"}}
@@ -103,15 +102,11 @@ class Run:
         load_model(model, teacher, f"--model_ori {path}")
         return distillation(model, self.args.distill, self.args.temperature)
 
-    def resume_points(self, training: Training, source: Path | None = None) -> ResumePoints:
-        """Return what saves and restores the stage of `training`, begun from file `source`."""
-        return ResumePoints(
-            self.files.resume_point, self.args, self.recipe.net, training, self.log,
-            self.interruption, source,
-        )  # fmt: skip
-
     def save(self, path: Path, training: Training, finished: bool, **more: object) -> None:
-        """Save the network, its multi-bit weights and what the next stage needs to know."""
+        """Save the network, its multi-bit weights and what the next stage needs to know.
+
+        Until the stage is `finished`, `path` stays as it was: the part file beside it gets this.
+        """
         flags = plain_flags(self.args)
         for about_interruptions in ("resume", "save_every"):  # of which the result holds no trace
             del flags[about_interruptions]
@@ -123,7 +118,9 @@ class Run:
             "model": plain_state(training.model),
             "weights": [weight.state_dict() for weight in training.weights],
         }
-        save_checkpoint(path, {**content, **more})
+        save_checkpoint(path if finished else part(path), {**content, **more})
+        if finished and is_main():
+            part(path).unlink(missing_ok=True)
 
     def save_if_best(self, path: Path, training: Training, val: dict, **more: object) -> None:
         """Save where the means `val` on the validation images are the stage's best so far."""
@@ -149,3 +146,8 @@ class Run:
         self.log.write("result", **result)
         files = {"file": path, "packed": small, "parts": parts}
         return {**result, **files, "weights": training.weights, "model": training.model}
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state dict on the CPU, contiguous."""
+    return {k: v.detach().cpu().contiguous() for k, v in tensors_of(model).items()}

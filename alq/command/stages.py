@@ -7,6 +7,7 @@ import torch
 from ..extras.compiled import quantizer_class
 from ..files.checkpoint import load_checkpoint, load_model, weights_in
 from ..files.coding import round_floats
+from ..files.paths import part
 from ..method.network import quantize, restore
 from ..training.epoch import evaluate
 from ..training.loop import Training, quantized_training, rate_start, size_of, train
@@ -14,6 +15,7 @@ from ..training.pruning import expected_size, pruning_plan
 from ..training.schedule import Epoch, alq_schedule, posttrain_schedule, pretrain_schedule
 from .checks import check_same_layers
 from .flags import grouping_options
+from .resume import ResumePoints
 from .shared import Run
 
 
@@ -27,8 +29,8 @@ def pretrain(run: Run) -> dict:
         run.announce_pruning(len(data.train))
     optimizer = run.recipe.pretrain_optimizer(model.parameters(), args)
     training = Training("pretrain", model, [optimizer], {"pretrain": optimizer.step})
-    points = run.resume_points(training)
-    points.restore(run.point)
+    points = ResumePoints(run, training)
+    points.restore()
 
     fetched = run.recipe.fetch(args)
     if fetched is None:
@@ -42,7 +44,7 @@ def pretrain(run: Run) -> dict:
 
     train(training, epochs, data.train, data.val, run.log.write, keep_best, points.save_if_due)
     if epochs:
-        load_model(model, load_checkpoint(target, run.recipe.net)["model"], "--model_ori")
+        load_model(model, load_checkpoint(part(target), run.recipe.net)["model"], "--model_ori")
     top1 = evaluate(model, data.test)["accuracy"]
     run.save(target, training, True, val_indices=val_indices, top1_fp=top1)
     return run.finish(training, target, top1_fp=top1, top1=None)
@@ -61,10 +63,10 @@ def alq(run: Run) -> dict:
     plan = pruning_plan(args, weights, len(data.train))
     loss, optimizer = run.loss(source["model"]), quantizer_class(args.compile)
     training = quantized_training("alq", model, weights, args, loss, plan, optimizer)
-    kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
-    epochs = alq_schedule(args, plan.rounds)
-    points = run.resume_points(training, run.files.model_ori)
-    if not points.restore(run.point):
+    points, epochs = ResumePoints(run, training), alq_schedule(args, plan.rounds)
+    top1_fp = source.get("top1_fp")
+    kept = {"val_indices": val_indices, "top1_fp": top1_fp, "sources": points.sources}
+    if not points.restore():
         size = expected_size(plan, weights)
         run.log.write("plan", plan=str(plan), rounds=plan.rounds, expected=size)
         run.save(target, training, False, **kept)
@@ -80,7 +82,7 @@ def alq(run: Run) -> dict:
     if args.floats == "float16" and not args.POSTTRAIN:
         round_floats(model, weights)
     top1 = evaluate(model, data.test)["accuracy"]
-    return run.finish(training, target, top1_fp=kept["top1_fp"], top1=top1)
+    return run.finish(training, target, top1_fp=top1_fp, top1=top1)
 
 
 def posttrain(run: Run) -> dict:
@@ -99,9 +101,10 @@ def posttrain(run: Run) -> dict:
     training = quantized_training(
         "posttrain", model, weights, args, run.loss(), optimizer=optimizer
     )
-    kept = {"val_indices": val_indices, "top1_fp": source.get("top1_fp")}
-    points = run.resume_points(training, run.files.model)
-    if not points.restore(run.point):
+    points = ResumePoints(run, training)
+    top1_fp = source.get("top1_fp")
+    kept = {"val_indices": val_indices, "top1_fp": top1_fp, "sources": points.sources}
+    if not points.restore():
         rate_start(training, data.val, run.log.write)
         run.save(target, training, False, **kept)
 
@@ -110,11 +113,11 @@ def posttrain(run: Run) -> dict:
 
     epochs = posttrain_schedule(args)
     train(training, epochs, data.train, data.val, run.log.write, keep_best, points.save_if_due)
-    best = load_checkpoint(target, run.recipe.net)
+    best = load_checkpoint(part(target), run.recipe.net)
     load_model(model, best["model"], str(target))
     training.weights = restore(model, best["weights"])
     if args.floats == "float16":
         round_floats(model, training.weights)
     run.save(target, training, True, **kept)
     top1 = evaluate(model, data.test)["accuracy"]
-    return run.finish(training, target, top1_fp=kept["top1_fp"], top1=top1)
+    return run.finish(training, target, top1_fp=top1_fp, top1=top1)

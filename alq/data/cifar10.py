@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from urllib.error import URLError
@@ -34,10 +35,12 @@ def read_cifar10(root: str | Path) -> tuple[Labelled, Labelled]:
     torchvision's class checks the files in `root`, unpacks the archive if only that is there and
     downloads it if nothing is.
     """
-    kind = datasets.CIFAR10
+    kind, new = datasets.CIFAR10, not Path(root).exists()
     try:
         sets = [kind(root, train=train, download=True) for train in (True, False)]
     except (URLError, OSError, RuntimeError) as error:
+        if new:
+            shutil.rmtree(root, ignore_errors=True)
         raise InputError(
             f"--data {root}: no intact CIFAR-10 in {Path(root) / kind.base_folder}, and it could "
             f"not be downloaded ({error}); put {kind.filename} from {kind.url} into {root}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import shutil
 import zlib
 from argparse import Namespace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..errors import InputError
 from ..machine.processes import main_first
 from .loaders import CropFlip, Labelled, Loader, Split, evaluation_loader, split_tensors
 
+CARRIED = Path(__file__).resolve().parents[2] / "data"  # with a checkout
 MEAN, STD = (0.1307,), (0.3081,)  # of the pixels in 0..1
 SHA256 = {  # of the unpacked files
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -49,12 +51,15 @@ def read_mnist(root: str | Path) -> tuple[Labelled, Labelled]:
         if not (raw / name).exists() and (raw / f"{name}.gz").exists():
             _unpack(raw / f"{name}.gz")
     if not all((raw / name).exists() for name in SHA256):
+        new = not root.exists()
         try:
             datasets.MNIST(root, download=True)
         except (URLError, OSError, RuntimeError) as error:
+            if new:
+                shutil.rmtree(root, ignore_errors=True)
             raise InputError(
                 f"--data {root}: no MNIST in {raw}, and it could not be downloaded ({error}). Use "
-                f"--data data, which the project carries, or put the four .gz files into {raw}"
+                f"--data {CARRIED}, which the project carries, or put the four .gz files into {raw}"
             ) from error
     for name, checksum in SHA256.items():
         found = hashlib.sha256((raw / name).read_bytes()).hexdigest()

@@ -63,7 +63,7 @@ def load_checkpoint(path: str | Path, net: str | None) -> dict:
 
 def read_checksum(path: Path) -> str:
     """Return the checksum that the checkpoint `path` ends in, which tells it from any other."""
-    return path.read_bytes()[-CHECKSUM_LENGTH:].decode("ascii", "replace")
+    return read_whole(path)[-CHECKSUM_LENGTH:].decode("ascii", "replace")
 
 
 def encode_checkpoint(content: dict) -> bytes:
@@ -125,13 +125,22 @@ def weights_in(content: dict, source: str) -> list[dict]:
     return states
 
 
+def tensors_of(model: nn.Module, keep_vars: bool = False) -> dict[str, Tensor]:
+    """Return the model's state dict; InputError names what in it no file can hold."""
+    state = model.state_dict(keep_vars=keep_vars)
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name}: is no tensor, and the files hold nothing else")
+    return state
+
+
 def load_model(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Put a state dict from file `source` into `model`; InputError names the first difference.
 
     Where a file of an old release of torch lacks batch norm's count of batches, the model's stays.
     """
     saved = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
     own = {k: v for k, v in own.items() if k in saved or not k.endswith("num_batches_tracked")}
     if difference := first_difference(saved, own):
         name, there, here = difference

@@ -35,7 +35,7 @@ from ..method.checks import check_of_model
 from ..method.network import matrix_names, restore, uncompiled
 from ..method.weight import MultiBitWeight
 from .bits import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weights
-from .checkpoint import first_difference
+from .checkpoint import first_difference, tensors_of
 from .coding import compress, expand
 from .disk import read_whole, write_atomically
 
@@ -110,9 +110,7 @@ def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
     content = read_packed(path, state)
     with explain_damage(path):
         weights = restore(model, content.weights)
-    with torch.no_grad():
-        for name, tensor in content.rest.items():
-            state[name].copy_(tensor)
+    uncompiled(model).load_state_dict(content.rest, strict=False)  # all that is not in `weights`
     return weights
 
 
@@ -123,7 +121,7 @@ def read_packed(path: str | Path, state: dict[str, Tensor] | None = None) -> Pac
     """
     content = read_whole(path)
     tensors = decode_container(content, path)
-    with explain_damage(path):
+    with torch.device("cpu"), explain_damage(path):  # whatever the caller's default device
         sizes = part_sizes(tensors, len(content))
         names = inflate_json(tensors["names"])
         if state is not None:
@@ -158,9 +156,9 @@ def untied_state(model: nn.Module) -> dict[str, Tensor]:
     model = uncompiled(model)
     matrices = matrix_names(model)
     state: dict[int, tuple[str, Tensor]] = {}
-    for name, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, Tensor) or name.endswith("_extra_state"):
-            raise InputError(f"{name}: is no parameter or buffer, and a packed file holds no other")
+    for name, value in tensors_of(model, keep_vars=True).items():
+        if value.is_meta:
+            raise InputError(f"{name}: has no memory; use model.to_empty(device=...) first")
         taken = state.get(id(value), ("",))[0]
         if not taken or (name in matrices and taken not in matrices):
             state[id(value)] = name, value
@@ -203,7 +201,7 @@ def encode_container(tensors: dict[str, Tensor], version: int = VERSION) -> byte
 def decode_container(content: bytes, path: str | Path) -> dict[str, Tensor]:
     """Return the tensors in `content` of the file `path`; InputError if it is no packed file."""
     if content[8:9] != b"{":
-        raise InputError(f"{path} is not an ALQ packed file; --POSTTRAIN makes one, ending .alq")
+        raise InputError(f"{path} is not an ALQ packed file; --POSTTRAIN writes one, ending .alq")
     try:
         tensors = safetensors.torch.load(content)
         length = int.from_bytes(content[:8], "little")

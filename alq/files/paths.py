@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKED_ENDING = ".alq"
+CHECKPOINT_ENDINGS = (".pth", ".pt")  # any other dot is part of a name, as in bits0.5
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,40 @@ class RunFiles:
     @property
     def posttrained(self) -> Path:
         """The checkpoint of --POSTTRAIN, which leaves --model as --ALQ made it."""
-        return self.model.with_name(f"{self.model.stem}_posttrained{self.model.suffix}")
+        return beside(self.model, "_posttrained")
 
     @property
     def log(self) -> Path:
         """The log, to which every stage appends."""
-        return self.model.with_suffix(".jsonl")
+        return beside(self.model, ending=".jsonl")
 
     @property
     def resume_point(self) -> Path:
         """What --resume goes on from; it stays until the command has finished."""
-        return self.model.with_name(f"{self.model.stem}.resume")
+        return beside(self.model, ending=".resume")
+
+    def target(self, stage: str) -> Path:
+        """Return the checkpoint that `stage` (pretrain, alq, posttrain) writes."""
+        return {"pretrain": self.model_ori, "alq": self.model}.get(stage, self.posttrained)
+
+    def sources(self, stage: str, distill: bool) -> list[Path]:
+        """Return the checkpoints that `stage` reads."""
+        teacher = [self.model_ori] if distill else []
+        return {"alq": [self.model_ori], "posttrain": [self.model, *teacher]}.get(stage, [])
+
+
+def beside(checkpoint: Path, more: str = "", ending: str | None = None) -> Path:
+    """Return `checkpoint` with `more` in its name, and `ending` in place of its own if given."""
+    own = checkpoint.suffix if checkpoint.suffix in CHECKPOINT_ENDINGS else ""
+    ending = own if ending is None else ending
+    return checkpoint.with_name(checkpoint.name.removesuffix(own) + more + ending)
 
 
 def packed(checkpoint: Path) -> Path:
-    """The small file beside `checkpoint`, of the same network."""
-    return checkpoint.with_suffix(PACKED_ENDING)
+    """Return the small file beside `checkpoint`, of the same network."""
+    return beside(checkpoint, ending=PACKED_ENDING)
+
+
+def part(checkpoint: Path) -> Path:
+    """Return where `checkpoint` is until its stage has finished."""
+    return beside(checkpoint, ".part")
