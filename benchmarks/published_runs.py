@@ -16,6 +16,7 @@ STAGES = ("pretrain", "alq", "posttrain")
 MAY_DIFFER = {
     "PRETRAIN", "ALQ", "POSTTRAIN", "DOWNLOAD", "EVAL", "data", "model", "model_ori",
     "seed", "device", "threads", "workers", "deterministic", "resume", "save_every",
+    "tensorboard",
 }  # fmt: skip
 NEEDED = {
     "start": ("net", "stages", "flags", "device", "threads", "time"),

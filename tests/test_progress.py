@@ -13,12 +13,19 @@ import torch
 from torch import nn
 
 import alq
+import lenet5
 from alq.errors import InputError
+from alq.files.checkpoint import load_checkpoint
 from alq.files.scalars import Scalars
 from alq.training.progress import RECENT, Progress
 from alq.training.schedule import Epoch
 
-DEMO = Path(__file__).resolve().parent.parent / "checkpoints/published/path_checks/demo.jsonl"
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "checkpoints" / "published" / "path_checks" / "demo.jsonl"
+SCRIPT = (
+    "--val_size 100 --batch_size 100 --epoch_pretrain 1 --R 1 --epoch_basis 1 --epoch_coord 0 "
+    "--epoch_ste 1 --epoch_post_coord 0 --top_k 0.5 --max_bit 2 --threads 1"
+).split()
 SHORT = alq.Schedule(
     R=2, epoch_basis=1, epoch_coord=1, pr=0.5, top_k=0.5, epoch_ste=1, epoch_post_coord=1
 )
@@ -164,6 +171,40 @@ def test_fit_writes_the_numbers_of_its_log(points, tmp_path) -> None:
     assert points("result", "bitwidth") == [(3, result["bitwidth"])]
     without_log = fit(progress=False, tensorboard=tmp_path / "board")
     assert {**without_log, "seconds": 0} == {**result, "seconds": 0}
+
+
+def script(folder: Path, *flags: str) -> None:
+    files = ["--model_ori", str(folder / "ori.pth"), "--model", str(folder / "model.pth")]
+    lenet5.main([*SCRIPT, *files, "--data", str(ROOT / "data"), *flags])
+
+
+def test_the_scripts_write_theirs_and_say_what_will_happen(
+    sliver, points, tmp_path, capsys
+) -> None:
+    stages = ("--PRETRAIN", "--ALQ", "--POSTTRAIN")
+    script(tmp_path, *stages, "--tensorboard", str(tmp_path / "board"))
+    out = capsys.readouterr().out
+    assert out.startswith("epochs: pretrain 1, alq 2, posttrain 1\n--ALQ, 1 round at pr 0.8: ")
+    events = [json.loads(line) for line in (tmp_path / "model.jsonl").read_text().splitlines()]
+    own = [e for e in events if e["event"] == "epoch" and e["stage"] == "alq"]
+    assert points("alq", "loss") == [(1, own[0]["loss"]), (2, own[1]["loss"])]
+    tops = [e["top1"] for e in events if e["event"] == "result" and e["stage"] != "pretrain"]
+    assert points("result", "top1") == [(2, tops[0]), (3, tops[1])]
+
+    (tmp_path / "plain").mkdir()
+    script(tmp_path / "plain", *stages)  # and the results hold no trace of it
+    small = "model_posttrained.alq"
+    assert (tmp_path / small).read_bytes() == (tmp_path / "plain" / small).read_bytes()
+    assert "tensorboard" not in load_checkpoint(tmp_path / "model.pth", "lenet5")["flags"]
+
+
+def test_the_scripts_name_a_missing_package(sliver, monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SystemExit) as ended:
+        script(tmp_path, "--PRETRAIN", "--tensorboard", str(tmp_path / "board"))
+    assert ended.value.code == 2
+    assert "--tensorboard: needs the package of that name" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.jsonl")) and not list(tmp_path.glob("*.pth"))
 
 
 def test_a_missing_package_is_named_before_any_work(monkeypatch, tmp_path) -> None:
