@@ -1,7 +1,5 @@
 """What an epoch is measured by: the loss of a batch, the means of an epoch, evaluation."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
