@@ -1,6 +1,7 @@
 """Tools beside the scripts.
 
 `python -m alq info FILE` looks into a packed file or a checkpoint;
+`python -m alq plot LOG...` draws a run, or compares several, from their logs, also while they run;
 `python -m alq table` prints the tables of results from the logs of published runs. It needs the
 checkout, for the logs, the scripts and `benchmarks/` are no part of the package.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from .command.arguments import OneLineParser
 from .command.info import info_text, inspect, plot
+from .command.plot import plot_logs
 from .errors import InputError
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"  # of the checkout
@@ -25,6 +27,11 @@ def show_info(args: Namespace) -> None:
     if args.plot:
         plot(found, args.plot)
     print(json.dumps(found, indent=1) if args.json else info_text(found))
+
+
+def show_plot(args: Namespace) -> None:
+    """Draw the runs of some logs, and print the picture's name."""
+    print(plot_logs(args.logs, args.output))
 
 
 def show_tables(args: Namespace) -> None:
@@ -48,6 +55,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     info.add_argument(
         "--plot", type=Path, metavar="PNG", help="draw the bitwidths into this file (matplotlib)"
     )
+    drawing = commands.add_parser("plot", help="a picture of a run, or of several (matplotlib)")
+    drawing.set_defaults(show=show_plot, parser=drawing)
+    drawing.add_argument("logs", type=Path, nargs="+", metavar="LOG", help="of a run (.jsonl)")
+    drawing.add_argument(
+        "-o", "--output", type=Path, metavar="PNG",
+        help="the picture, .png, .svg or .pdf (default: beside the log; of several compared.png)",
+    )  # fmt: skip
     table = commands.add_parser("table", help="the tables of results, from logs")
     table.set_defaults(show=show_tables, parser=table)
     table.add_argument(

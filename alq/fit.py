@@ -13,10 +13,12 @@ from .command.report import expectation, layer_table, network_lines
 from .errors import InputError, NotFinite
 from .extras.compiled import quantizer_class
 from .files.runlog import RunLog
+from .files.scalars import Scalars
 from .method.checks import check_of_model, check_weights
 from .method.weight import MultiBitWeight
 from .training.epoch import LossFunction, classification, describe, evaluate, score
 from .training.loop import Training, quantized_training, rate_start, size_of, train
+from .training.progress import Progress
 from .training.pruning import expected_size, pruning_plan
 from .training.schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
 
@@ -31,6 +33,7 @@ def fit(
     log: str | Path | None = None,
     progress: bool = True,
     compile: bool = False,
+    tensorboard: str | Path | None = None,
 ) -> dict:
     """Run the stages --ALQ and --POSTTRAIN on a model that `quantize` has sketched.
 
@@ -51,6 +54,7 @@ def fit(
         log: a file that gets one JSON line per epoch.
         progress: shows bars and prints the result.
         compile: the quantizer's steps by `torch.compile` (`CompiledALQ`); the model is yours.
+        tensorboard: a folder that gets the log's numbers for TensorBoard.
 
     Returns: bitwidth, storage_bytes, val_loss, val_accuracy (percent, None if not counted), rounds,
     seconds.
@@ -61,24 +65,24 @@ def fit(
     schedule = Schedule() if schedule is None else schedule
     weights = list(weights)
     _check(model, weights, train_loader, val_loader, schedule)
-    write = RunLog(Path(log)).write if log else lambda event, **fields: None
+    write = _writer(log, tensorboard)
     loss = _loss_function(loss, weights[0].parameter.device)
     plan = pruning_plan(schedule, weights, len(train_loader), rounded=False)
     write("plan", plan=str(plan), rounds=plan.rounds, expected=expected_size(plan, weights))
+    bars = Progress(None if progress else False)  # None: on a terminal
+    alq_epochs, posttrain_epochs = alq_schedule(schedule, plan.rounds), posttrain_schedule(schedule)
+    bars.stages = {"alq": alq_epochs, "posttrain": posttrain_epochs}
     if progress:
-        print(expectation(plan, weights))
+        print(bars, expectation(plan, weights), sep="\n")
 
     quantizer = quantizer_class(compile)
     adaptive = quantized_training("alq", model, weights, schedule, loss, plan, quantizer)
     last = quantized_training("posttrain", model, weights, schedule, loss, None, quantizer)
     kept, loaders = _Kept(model, weights), (train_loader, val_loader)
-    bars = None if progress else False  # None: on a terminal
     try:
-        epochs = alq_schedule(schedule, plan.rounds)
-        train(adaptive, epochs, *loaders, write, kept.after(adaptive), progress=bars)
+        train(adaptive, alq_epochs, *loaders, write, kept.after(adaptive), progress=bars)
         rate_start(last, val_loader, write)
-        epochs = posttrain_schedule(schedule)
-        train(last, epochs, *loaders, write, kept.after(last), progress=bars)
+        train(last, posttrain_epochs, *loaders, write, kept.after(last), progress=bars)
     except NotFinite as error:
         raise NotFinite(f"{error}. Model and weights are as they were {kept.when}") from error
     finally:
@@ -97,6 +101,14 @@ def fit(
         print(layer_table(weights), network_lines(model, weights), sep="\n\n")
         print(f"validation {describe(val)}")
     return result
+
+
+def _writer(log: str | Path | None, tensorboard: str | Path | None) -> Callable[..., None]:
+    """Return what writes an event wherever it is asked for."""
+    scalars = Scalars(tensorboard) if tensorboard else None
+    if log:
+        return RunLog(Path(log), scalars).write
+    return scalars or (lambda event, **fields: None)
 
 
 class _Kept:

@@ -33,6 +33,7 @@ from alq.extras.compiled import quantizer_class
 from alq.files.checkpoint import load_checkpoint
 from alq.training.epoch import classification
 from alq.training.loop import Training, quantized_training, train
+from alq.training.progress import Progress
 from alq.training.pruning import PruneByRatio
 from alq.training.schedule import Epoch
 from networks import NETWORKS
@@ -119,7 +120,7 @@ def measure(kind: str, flags: Namespace, batches: Sequence) -> dict[str, float]:
     val = list(itertools.islice(batches, 1))
     train(
         training, [epoch], TimedBatches(batches, clock), val, log=lambda *_, **__: None,
-        after_epoch=lambda *_: None, save=clock.after_step, progress=False,
+        after_epoch=lambda *_: None, save=clock.after_step, progress=Progress(False),
     )  # fmt: skip
     return {part: clock.seconds[part] for part in PARTS}
 

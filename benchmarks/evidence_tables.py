@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
+from alq.files.history import History, read_events
 from networks import NETWORKS
-from published_runs import read_events, read_run
+from published_runs import read_run
 from tables import table
 
 # Claim -> the logs that are compared in it, and what documents and figures call them.
@@ -45,21 +46,14 @@ def quantized_epochs(log: Path) -> list[dict]:
     return [epoch for epoch in events(log, "epoch") if epoch["bitwidths"]]
 
 
-def prunings(logs: Path) -> list[dict]:
-    """Return of the default run the first quantized epoch, and each that prunes."""
-    quantized = quantized_epochs(logs / DEFAULT_RUN)
-    return [quantized[0], *(epoch for epoch in quantized if epoch["kind"] == "prune")]
-
-
 def layers_table(logs: Path) -> str:
     """Show the average bitwidth of each layer after each round of the default run."""
-    epochs = prunings(logs)
+    columns = History(logs / DEFAULT_RUN).bits_by_layer()
     rows = [
-        [name.removesuffix(".weight"), *(f"{epoch['bitwidths'][name]:.2f}" for epoch in epochs)]
-        for name in epochs[0]["bitwidths"]
+        [name.removesuffix(".weight"), *(f"{bits[name]:.2f}" for bits in columns.values())]
+        for name in columns["sketch"]
     ]
-    rows.append(["network", *(f"{epoch['bitwidth']:.2f}" for epoch in epochs)])
-    rounds = (f"round {k}" for k in range(1, len(epochs)))
+    rounds = (f"round {k}" for k in range(1, len(columns)))
     return table(["bits of layer", "sketch", *rounds], rows)
 
 

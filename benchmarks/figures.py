@@ -23,9 +23,12 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from alq.command.plot import draw, line_style, plain_ticks
+from alq.files.history import History
 from evidence_tables import (
     COMPARED,
     DEFAULT_RUN,
@@ -33,20 +36,11 @@ from evidence_tables import (
     bits_a_weight,
     events,
     evidence_tables,
-    prunings,
 )
 from tables import PUBLISHED_RUNS
 
 HERE = Path(__file__).resolve().parent / "figures"
-STYLES = [
-    {"color": color, "linestyle": line, "marker": marker, "markersize": 5, "linewidth": 1.4}
-    for color, line, marker in (
-        ("black", "-", "o"),
-        ("tab:blue", "--", "s"),
-        ("tab:red", "-.", "^"),
-        ("tab:green", ":", "D"),
-    )
-]
+STYLES = [line_style(number) for number in range(4)]
 # LeNet5 on MNIST, weights only, in bytes and percent, as published.
 CITED = [
     ("Deep Compression (Han et al., 2016)", 44e3, 99.26, "P"),
@@ -60,55 +54,9 @@ def axes(rows: int = 1, columns: int = 1, height: float = 3.2, **more: object) -
     )
 
 
-# ---------------------------------------------------------------------------- a run
-
-
 def run(logs: Path) -> Figure:
-    """Draw accuracy and bitwidth over the default schedule, stages marked."""
-    epochs = events(logs / DEFAULT_RUN, "epoch")
-    figure, ((accuracy,), (bits,)) = axes(2, height=2.3, sharex=True)
-    x = range(1, len(epochs) + 1)
-    plain = {"linewidth": 1.2}
-    accuracy.plot(x, [e["train_accuracy"] for e in epochs], "k:", label="training", **plain)
-    accuracy.plot(x, [e["val_accuracy"] for e in epochs], "k-", label="validation", **plain)
-    accuracy.set(ylim=(96, 100.1), ylabel="accuracy (%)")
-    accuracy.legend(loc="lower left", frameon=True)
-    bits.plot(x, [e["bitwidth"] or 32 for e in epochs], "k-", **plain)
-    bits.set(yscale="log", ylabel="average bitwidth (bit)", xlabel="epoch", xlim=(0, len(epochs)))
-    ticks = [0.3, 1, 3, 10, 32]
-    bits.set_yticks(ticks, [str(tick) for tick in ticks])
-    bits.minorticks_off()
-    for n, (name, start, end) in enumerate(stages(epochs)):
-        for ax in (accuracy, bits):
-            ax.axvspan(start, end, color="0.5", alpha=0.18 if n % 2 else 0, linewidth=0)
-        accuracy.text((start + end) / 2, 100.25, name, ha="center", va="bottom", fontsize=8)
-    return figure
-
-
-def stages(epochs: Sequence[dict]) -> list[tuple[str, int, int]]:
-    """Return (name, first epoch, last epoch) of each stage, and of each of ALQ's rounds."""
-    spans, start = [], 0
-    for (stage, number), group in groupby(epochs, lambda e: (e["stage"], e["round"])):
-        end = start + len(list(group))
-        names = {"pretrain": "pretraining", "posttrain": "post-training", "alq": f"round {number}"}
-        spans.append((names[stage], start, end))
-        start = end
-    return spans
-
-
-def layers(logs: Path) -> Figure:
-    """Draw each layer's bitwidth after each pruning round."""
-    epochs = prunings(logs)
-    figure, ((ax,),) = axes()
-    for name, style in zip(epochs[0]["bitwidths"], STYLES, strict=True):
-        values = [epoch["bitwidths"][name] for epoch in epochs]
-        ax.plot(range(len(values)), values, label=name.removesuffix(".weight"), **style)
-    average = [epoch["bitwidth"] for epoch in epochs]
-    ax.plot(range(len(average)), average, color="0.5", linewidth=3, label="network", zorder=0)
-    ax.set(xlabel="pruning rounds done", ylabel="average bitwidth (bit)")
-    ax.set_xticks(range(len(average)))
-    ax.legend()
-    return figure
+    """Draw the default run."""
+    return draw([History(logs / DEFAULT_RUN)])
 
 
 # ---------------------------------------------------------------------------- ablations
@@ -147,20 +95,12 @@ def against_bits(logs: Path, arms: dict[str, str]) -> Figure:
             ax.plot(bits, errors, label=label, **style)
     for ax, title in ((cut, "right after pruning"), (trained, "after 3 more epochs")):
         ax.set(xscale="log", yscale="log", xlabel="average bitwidth (bit)", title=title)
-        plain_ticks(ax.xaxis, ax.get_xlim())
+        plain_ticks(ax.xaxis)
     cut.set_ylabel("test error (%)")
-    plain_ticks(cut.yaxis, cut.get_ylim())
+    plain_ticks(cut.yaxis)
     lines = trained.get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
     return figure
-
-
-def plain_ticks(axis: Axis, limits: tuple[float, float]) -> None:
-    """Mark 1, 2, 5 and their tens on a logarithmic axis, in plain numbers."""
-    ticks = [m * 10.0**power for power in range(-2, 4) for m in (1, 2, 5)]
-    ticks = [tick for tick in ticks if limits[0] <= tick <= limits[1]]
-    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
-    axis.set_ticks([], minor=True)
 
 
 def structures(logs: Path) -> Figure:
@@ -200,7 +140,7 @@ def size(logs: Path) -> Figure:
         ax.plot(count / 1e3, top1, marker, color="0.45", markersize=9, label=f"cited: {name}")
     ax.set(xscale="log", xlabel="size (KB of 1e3 bytes; ours: the file on disk)", ylim=(95, 99.5))
     ax.set(ylabel="test accuracy (%)")
-    plain_ticks(ax.xaxis, ax.get_xlim())
+    plain_ticks(ax.xaxis)
     ax.grid(color="0.9")
     ax.legend(fontsize=8, loc="lower right")
     return figure
@@ -219,7 +159,7 @@ def file_bytes(log: Path, final: dict) -> int:
 
 
 FIGURES: dict[str, Callable[[Path], Figure]] = {
-    **{draw.__name__: draw for draw in (run, layers, loss_aware, structures, size)},
+    **{draw.__name__: draw for draw in (run, loss_aware, structures, size)},
     **{name: partial(against_bits, arms=arms) for name, arms in COMPARED.items()},
 }
 

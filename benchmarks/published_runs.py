@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from alq.errors import InputError
+from alq.files.history import read_events
 from alq.files.runlog import plain_flags
 from networks import NETWORKS
 
@@ -16,6 +16,7 @@ STAGES = ("pretrain", "alq", "posttrain")
 MAY_DIFFER = {
     "PRETRAIN", "ALQ", "POSTTRAIN", "DOWNLOAD", "EVAL", "data", "model", "model_ori",
     "seed", "device", "threads", "workers", "deterministic", "resume", "save_every",
+    "tensorboard",
 }  # fmt: skip
 NEEDED = {
     "start": ("net", "stages", "flags", "device", "threads", "time"),
@@ -78,27 +79,6 @@ class Run:
             for name in STAGES[STAGES.index(named[0]) if named else 0 :]:
                 self.stages.pop(name, None)
         self.stages.update({name: Stage([command]) for name in named})
-
-
-def read_events(log: Path) -> list[dict]:
-    """Return the events in a log; a torn last line, of a killed process, is left out.
-
-    Raises: InputError names the file and the line that is none of a log.
-    """
-    try:
-        lines = log.read_text(errors="replace").split("\n")
-    except OSError as error:
-        raise InputError(f"{log} cannot be read: {error.strerror or error}") from error
-    events = []
-    for number, line in enumerate(lines[:-1] or lines, 1):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            event = None
-        if not isinstance(event, dict) or "event" not in event:
-            raise InputError(f"{log}, line {number}: no line of a run's log (JSON with an 'event')")
-        events.append(event)
-    return events
 
 
 def read_run(log: Path) -> Run:

@@ -19,7 +19,7 @@ from . import arguments as a
 # coded are the packed file's; all others change nothing.
 MAY_CHANGE = (
     "data", "model", "model_ori", "device", "threads", "workers", "compile", "save_every",
-    "floats", "coded",
+    "floats", "coded", "tensorboard",
 )  # fmt: skip
 # What a command does, which its resumption may do the rest of.
 NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "EVAL", "resume")
@@ -139,6 +139,7 @@ MACHINE = {
         a.at_least_0, "MINUTES",
         "resume point within an epoch, besides that after each; 0 for none", 10.0,
     ),
+    "tensorboard": number(Path, "DIR", "write the log's numbers there too, for TensorBoard"),
     "resume": switch(
         "go on from the last resume point; the flags must be those of the run, but for "
         f"{', '.join(f'--{flag}' for flag in MAY_CHANGE)}; stages that are done may be left out"

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..files.checkpoint import load_checkpoint, weights_in
-from ..files.disk import read_whole, write_atomically
+from ..files.disk import read_whole
 from ..files.packed import read_packed
 from ..method.structures import coordinate_bytes
+from .plot import new_figure, save_figure
 from .report import format_bytes, parts_line
 
 HEADINGS = ("layer", "shape", "structure", "groups", "n", "bits", "storage")
@@ -125,15 +126,11 @@ def align(rows: list[tuple[str, ...]]) -> list[str]:
 
 def plot(info: Mapping, path: str | Path) -> None:
     """Draw the bitwidth of each layer and the histogram of the weights' bitwidths into `path`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("--plot needs matplotlib: pip install matplotlib") from error
-    path, layers = Path(path), info["layers"]
+    layers = info["layers"]
+    height = max(3.2, 0.8 + 0.22 * len(layers))  # inches
+    figure = new_figure("--plot", figsize=(9.5, height))
     if not layers:
         raise InputError(f"{info['file']} has no multi-bit weights to plot")
-    height = max(3.2, 0.8 + 0.22 * len(layers))  # inches
-    figure = Figure(figsize=(9.5, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
 
     names = [layer["name"].removesuffix(".weight") for layer in layers]
@@ -154,10 +151,7 @@ def plot(info: Mapping, path: str | Path) -> None:
     right.set_ylabel("share of the weights (%)")
     right.set_title("weights by bitwidth", fontsize=10)
 
-    ending = path.suffix[1:] or "png"
-    if ending not in figure.canvas.get_supported_filetypes():
-        raise InputError(f"--plot {path}: '.{ending}' is no kind of picture; use .png or .svg")
-    write_atomically(path, lambda file: figure.savefig(file, format=ending, dpi=150))
+    save_figure(figure, Path(path), "--plot")
 
 
 def weights_by_bits(layers: list[dict]) -> list[float]:

@@ -15,6 +15,7 @@ from ..files.disk import hold
 from ..files.packed import load_packed, read_packed
 from ..files.paths import RunFiles
 from ..files.runlog import RunLog, describe_run
+from ..files.scalars import Scalars
 from ..machine import processes
 from ..machine.arithmetic import settle_cpu
 from ..machine.interruption import Interruption, Stopped
@@ -99,10 +100,12 @@ def begin_run(
     """Return the run of the stages `named`, and those that are left to do if it is resumed."""
     if args.compile:
         require_compiler(args.device)
+    scalars = Scalars(args.tensorboard) if args.tensorboard else None
     point, left = None, named
     if args.resume:
         point, left = what_is_left(files, args, recipe.net, named)
-    run = Run(recipe, args, files, RunLog(files.log), interruption, point)
+    log = RunLog(files.log, scalars)
+    run = Run(recipe, args, files, log, interruption, point)
     check_sources(run, left)
     event = "resume" if point else "start"
     run.log.announce(event, net=recipe.net, stages=named, **describe_run(args))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,7 +20,9 @@ from ..machine.interruption import Interruption
 from ..machine.processes import check_batch_norm, is_main
 from ..training.epoch import LossFunction, classification, compute_in_bfloat16, score
 from ..training.loop import Training, size_of
+from ..training.progress import Progress
 from ..training.pruning import pruning_plan
+from ..training.schedule import alq_schedule, posttrain_schedule, pretrain_schedule
 from .checks import check_data, sketched_layers
 from .recipe import Recipe
 from .report import expectation
@@ -40,6 +42,7 @@ class Run:
         log: gets an event a line.
         interruption: whether the run is to stop.
         point: the resume point of the first stage that it runs, None to start it anew.
+        progress: the bars.
     """
 
     recipe: Recipe
@@ -48,6 +51,7 @@ class Run:
     log: RunLog
     interruption: Interruption
     point: dict | None = None
+    progress: Progress = field(default_factory=Progress)
 
     def new_network(self) -> nn.Module:
         """Return an untrained network on the device, in channels_last, the fastest layout."""
@@ -80,16 +84,25 @@ class Run:
         check_data(self.args, self.recipe, data)
         return data, val_indices
 
-    def announce_pruning(self, batches: int) -> None:
-        """Print what --ALQ will leave in rounds of `batches` an epoch, known from the counts.
+    def announce(self, batches: int) -> None:
+        """Print, once, the epochs of each stage, and what --ALQ will leave; known from the counts.
 
-        A run that goes on has said it when it began.
+        `batches` are those of an epoch. A run that goes on has said it when it began.
         """
-        if self.point or not is_main():
+        args, stages, lines = self.args, self.progress.stages, []
+        if stages:
             return
-        layers = sketched_layers(self.args, self.recipe)
-        plan = pruning_plan(self.args, layers, batches)
-        print(f"--ALQ, {expectation(plan, layers, self.recipe.published)}")
+        if args.PRETRAIN:
+            stages["pretrain"] = [] if getattr(args, "DOWNLOAD", False) else pretrain_schedule(args)
+        if args.ALQ:
+            layers = sketched_layers(args, self.recipe)
+            plan = pruning_plan(args, layers, batches)
+            stages["alq"] = alq_schedule(args, plan.rounds)
+            lines = [f"--ALQ, {expectation(plan, layers, self.recipe.published)}"]
+        if args.POSTTRAIN:
+            stages["posttrain"] = posttrain_schedule(args)
+        if is_main() and not self.point:
+            print(self.progress, *lines, sep="\n")
 
     def loss(self, teacher: dict | None = None) -> LossFunction:
         """Return the training loss; --distill reads its teacher from --model_ori if none given."""
@@ -108,8 +121,8 @@ class Run:
         Until the stage is `finished`, `path` stays as it was: the part file beside it gets this.
         """
         flags = plain_flags(self.args)
-        for about_interruptions in ("resume", "save_every"):  # of which the result holds no trace
-            del flags[about_interruptions]
+        for flag in ("resume", "save_every", "tensorboard"):  # of which the result holds no trace
+            del flags[flag]
         content = {
             "net": self.recipe.net,
             "stage": training.stage,

@@ -25,8 +25,7 @@ def pretrain(run: Run) -> dict:
     torch.manual_seed(args.seed)
     model = run.new_network()
     data, val_indices = run.load_data(model, None)
-    if args.ALQ:
-        run.announce_pruning(len(data.train))
+    run.announce(len(data.train))
     optimizer = run.recipe.pretrain_optimizer(model.parameters(), args)
     training = Training("pretrain", model, [optimizer], {"pretrain": optimizer.step})
     points = ResumePoints(run, training)
@@ -42,7 +41,8 @@ def pretrain(run: Run) -> dict:
     def keep_best(epoch: Epoch, val: dict) -> None:
         run.save_if_best(target, training, val, val_indices=val_indices)
 
-    train(training, epochs, data.train, data.val, run.log.write, keep_best, points.save_if_due)
+    saves = keep_best, points.save_if_due
+    train(training, epochs, data.train, data.val, run.log.write, *saves, run.progress)
     if epochs:
         load_model(model, load_checkpoint(part(target), run.recipe.net)["model"], "--model_ori")
     top1 = evaluate(model, data.test)["accuracy"]
@@ -57,8 +57,7 @@ def alq(run: Run) -> dict:
     model = run.new_network()
     load_model(model, source["model"], f"--model_ori {args.model_ori}")
     data, val_indices = run.load_data(model, source.get("val_indices"))
-    if not args.PRETRAIN:
-        run.announce_pruning(len(data.train))
+    run.announce(len(data.train))
     weights = quantize(model, **grouping_options(args))
     plan = pruning_plan(args, weights, len(data.train))
     loss, optimizer = run.loss(source["model"]), quantizer_class(args.compile)
@@ -78,7 +77,8 @@ def alq(run: Run) -> dict:
             run.log.write("round", round=epoch.round, top1=top1, **size_of(weights))
             run.save(target, training, finished, **kept)
 
-    train(training, epochs, data.train, data.val, run.log.write, save_round, points.save_if_due)
+    saves = save_round, points.save_if_due
+    train(training, epochs, data.train, data.val, run.log.write, *saves, run.progress)
     if args.floats == "float16" and not args.POSTTRAIN:
         round_floats(model, weights)
     top1 = evaluate(model, data.test)["accuracy"]
@@ -97,6 +97,7 @@ def posttrain(run: Run) -> dict:
     model = run.new_network()
     load_model(model, source["model"], f"--model {args.model}")
     data, val_indices = run.load_data(model, source.get("val_indices"))
+    run.announce(len(data.train))
     weights, optimizer = restore(model, states), quantizer_class(args.compile)
     training = quantized_training(
         "posttrain", model, weights, args, run.loss(), optimizer=optimizer
@@ -112,7 +113,8 @@ def posttrain(run: Run) -> dict:
         run.save_if_best(target, training, val, **kept)
 
     epochs = posttrain_schedule(args)
-    train(training, epochs, data.train, data.val, run.log.write, keep_best, points.save_if_due)
+    saves = keep_best, points.save_if_due
+    train(training, epochs, data.train, data.val, run.log.write, *saves, run.progress)
     best = load_checkpoint(part(target), run.recipe.net)
     load_model(model, best["model"], str(target))
     training.weights = restore(model, best["weights"])

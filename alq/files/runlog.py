@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
@@ -31,10 +32,13 @@ class RunLog:
     """Appends events to `path`, one JSON object a line, each with its time of day.
 
     Of several processes the main one writes. InputError if the file there is no such log.
+
+    Attributes:
+        also: is called with each event as `write` is.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, also: Callable[..., None] | None = None) -> None:
+        self.path, self.also = path, also
         if path.is_file() and not LOG.fullmatch(read_whole(path)):
             raise InputError(f"{path} is no log of ALQ, and a run would add to it; name another")
         self._announced, self._opened = "", False
@@ -47,6 +51,8 @@ class RunLog:
         """Append the event, and before it the announced one."""
         if is_main():
             self._append(format_event(event, fields))
+            if self.also:
+                self.also(event, **fields)
 
     def size(self) -> int:
         """Return the bytes of the log, with all that was announced."""

@@ -20,6 +20,7 @@ from ..method.network import average_bitwidth, storage_bytes
 from ..method.optimizer import ALQ
 from ..method.weight import MultiBitWeight
 from .epoch import EpochSoFar, LossFunction, classification, describe, evaluate, score
+from .progress import Progress
 from .pruning import PruningPlan
 from .schedule import FIRST_ORDER, Epoch, Schedule
 
@@ -109,16 +110,17 @@ def train(
     log: Callable[..., None],  # takes an event's name and its fields
     after_epoch: Callable[[Epoch, dict], None],  # takes the epoch and its means on `val_batches`
     save: Callable[[bool], None] = lambda between_epochs: None,  # called also after every step
-    progress: bool | None = None,  # None shows a bar where the output is a terminal
+    progress: Progress | None = None,  # of all stages; None: a bar where output is a terminal
 ) -> None:
     """Train through what is left of `epochs`; raise NotFinite, which names epoch and batch."""
-    network = processes.average_gradients(training.model)
+    network, progress = processes.average_gradients(training.model), progress or Progress()
     save(True)
     for epoch in epochs[training.epochs_done :]:
         title = f"{training.stage} {training.epochs_done + 1}/{len(epochs)} {epoch.kind}"
         begin_epoch(training, epoch, title, train_batches)
-        so_far = training.epoch
-        with progress_bar(title, len(train_batches), so_far.batches, progress) as bar:
+        so_far, seconds_before = training.epoch, training.seconds
+        left = progress.left(training.stage, epochs[training.epochs_done :])
+        with progress.bar(title, left, len(train_batches), so_far.batches) as bar:
             for batch, factor in batches_left(train_batches, so_far.batches):
                 loss, correct, count = training.loss(network, batch)
                 training.model.zero_grad(set_to_none=True)
@@ -136,6 +138,7 @@ def train(
                 save(False)
             check_length(train_batches, so_far.batches)
             val_means = end_epoch(training, epoch, title, val_batches, log, bar)
+        progress.note(epoch, training.seconds - seconds_before)
         after_epoch(epoch, val_means)
         save(True)
 
@@ -226,14 +229,6 @@ def check_length(train_batches: Iterable, came: int) -> None:
             f"train_loader: its length is {length}, but it gave {came} batches; its length must "
             "hold, and it must start anew each time"
         )
-
-
-def progress_bar(title: str, total: int, done: int, progress: bool | None) -> tqdm:
-    """Return a bar over an epoch's batches; it stays open for what `evaluate` then finds."""
-    if not processes.is_main():
-        progress = False
-    disable = None if progress is None else not progress
-    return tqdm(total=total, initial=done, desc=title, unit="batch", disable=disable)
 
 
 def set_epoch(loader: Iterable, number: int, first: int) -> None:
