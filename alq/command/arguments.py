@@ -1,7 +1,5 @@
 """How a command line is read: the parser that refuses in one line, and the types of the flags."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

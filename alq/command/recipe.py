@@ -1,7 +1,5 @@
 """What one entry script brings: its network, its data and the paper's row."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass

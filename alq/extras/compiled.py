@@ -17,8 +17,7 @@ class CompiledALQ(ALQ):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        if self.weights:
-            require_compiler(self.weights[0].parameter.device)
+        require_compiler(self.weights[0].parameter.device)
 
     def arithmetic(self, weight: MultiBitWeight) -> Any:
         """Return the compiled steps, or the eager ones for what these cannot take."""

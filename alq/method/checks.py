@@ -1,7 +1,5 @@
 """What callers can get wrong about multi-bit weights: InputError, in one line."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

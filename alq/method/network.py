@@ -1,7 +1,5 @@
 """Whole networks: which of their parameters are quantized, and all of them at once."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Collection, Sequence

@@ -1,7 +1,5 @@
 """What an epoch is measured by: the loss of a batch, the means of an epoch, evaluation."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -83,7 +81,8 @@ class Totals:
 
     def add(self, loss: Tensor, correct: Tensor | None, count: int) -> None:
         """Count in a batch of `count` samples: its mean loss, its number of correct answers."""
-        self.loss = self.loss + loss.double() * count
+        wide = torch.float32 if loss.device.type == "mps" else torch.float64  # mps has no float64
+        self.loss = self.loss + loss.to(wide) * count
         self.correct = None if correct is None else self.correct + correct
         self.count += count
 

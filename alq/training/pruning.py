@@ -6,8 +6,6 @@ its R-th power. The scripts round each batch's count down, as published, which l
 batch should remove less than one coordinate, all. `alq.fit` prunes to the number that is asked for.
 """
 
-from __future__ import annotations
-
 import math
 from argparse import Namespace
 from dataclasses import dataclass

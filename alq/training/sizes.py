@@ -3,8 +3,6 @@
 Counts are all that it takes, so that it is known before there are any weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
