@@ -49,6 +49,7 @@ class History:
     def __init__(self, log: Path) -> None:
         self.name = log.name.removesuffix(".jsonl")
         self.epochs: list[dict] = []
+        self.starts: dict[str, int] = {}
         for number, event in enumerate(read_events(log), 1):
             try:
                 self._take(event)
