@@ -65,9 +65,9 @@ class Schedule:
     def __post_init__(self) -> None:
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
-            if field.type == "bool" or (value is None and "None" in field.type):
+            if isinstance(field.default, bool) or value is field.default is None:
                 continue
-            kind, what = (Integral, "whole") if field.type == "int" else (Real, "finite")
+            kind, what = (Integral, "whole") if type(field.default) is int else (Real, "finite")
             low = "above 0" if name in POSITIVE + SHARES else "at least 0"
             number = isinstance(value, kind) and not isinstance(value, bool)
             if not number or not 0 <= value < math.inf or (value == 0 and low == "above 0"):
