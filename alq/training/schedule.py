@@ -2,8 +2,9 @@
 
 import math
 from argparse import Namespace
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import get_type_hints
 
 from ..errors import InputError
 
@@ -61,11 +62,11 @@ class Schedule:
     per_byte: bool = False
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if field.type == "bool" or (value is None and "None" in field.type):
+        for name, kind in get_type_hints(Schedule).items():
+            value = getattr(self, name)
+            if kind is bool or (value is None and kind == float | None):
                 continue
-            kind, what = (Integral, "whole") if field.type == "int" else (Real, "finite")
+            kind, what = (Integral, "whole") if kind is int else (Real, "finite")
             low = "above 0" if name in POSITIVE + SHARES else "at least 0"
             number = isinstance(value, kind) and not isinstance(value, bool)
             if not number or not 0 <= value < math.inf or (value == 0 and low == "above 0"):
