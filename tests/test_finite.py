@@ -12,7 +12,6 @@ from torch import nn
 import lenet5
 from alq.errors import NotFinite
 from alq.files.checkpoint import load_checkpoint
-from alq.files.paths import part
 from alq.machine.finite import Watch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +67,7 @@ def test_the_run_stops_with_the_last_good_files(
     said = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 3 and message in said, said
     assert said.endswith(" in the data. The files hold what was good before")
-    best = part(Path("ori.pth")) if stage == "PRETRAIN" else "ori.pth"
+    best = "ori.part.pth" if stage == "PRETRAIN" else "ori.pth"
     for name in (best, "model.resume"):
         content = load_checkpoint(name, "lenet5")
         assert all(tensor.isfinite().all() for tensor in content["model"].values())

@@ -2,9 +2,8 @@
 
 import math
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import get_type_hints
 
 from ..errors import InputError
 
@@ -62,11 +61,11 @@ class Schedule:
     per_byte: bool = False
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(Schedule).items():
-            value = getattr(self, name)
-            if kind is bool or (value is None and kind == float | None):
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if isinstance(field.default, bool) or value is field.default is None:
                 continue
-            kind, what = (Integral, "whole") if kind is int else (Real, "finite")
+            kind, what = (Integral, "whole") if type(field.default) is int else (Real, "finite")
             low = "above 0" if name in POSITIVE + SHARES else "at least 0"
             number = isinstance(value, kind) and not isinstance(value, bool)
             if not number or not 0 <= value < math.inf or (value == 0 and low == "above 0"):
