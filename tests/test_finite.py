@@ -66,7 +66,7 @@ def test_the_run_stops_with_the_last_good_files(
         lenet5.main([f"--{stage}", *SHORT, *files, "--save_every", save_every])
     said = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 3 and message in said, said
-    for name in ("ori.pth", "model.resume"):
+    for name in ("ori.pth" if stage == "ALQ" else "ori.part.pth", "model.resume"):
         content = load_checkpoint(name, "lenet5")
         assert all(tensor.isfinite().all() for tensor in content["model"].values())
     assert (content["epochs_done"], content["batches"]) == (1, 2 if save_every == "1e-9" else 0)
