@@ -55,20 +55,20 @@ def test_nothing_is_said_before_an_epoch_of_each_kind_or_one_like_it_was_seen() 
     }
     assert progress.left("pretrain", progress.stages["pretrain"]) == ""
     progress.note(Epoch("pretrain", 0.1), 60)
-    assert progress.left("pretrain", epochs("pretrain")) == "01:00 left of the stage"
+    assert progress.left("pretrain", epochs("pretrain")) == "left: stage 01:00"
     assert progress.left("alq", progress.stages["alq"]) == ""
     progress.note(Epoch("basis", 0.1), 100)
     progress.note(Epoch("coordinate", 0.1), 50)  # like which pruning is taken to be
-    assert progress.left("alq", epochs("prune")) == "00:50 left of the stage, 03:20 left of all"
+    assert progress.left("alq", epochs("prune")) == "left: stage 00:50, all 03:20"
     progress.note(Epoch("ste", 0.1), 3600)
-    assert progress.left("posttrain", epochs("ste", "coordinate")) == "1:00:50 left of the stage"
+    assert progress.left("posttrain", epochs("ste", "coordinate")) == "left: stage 1:00:50"
 
 
 def test_an_epoch_lasts_as_long_as_the_last_ones_of_its_kind() -> None:
     progress = Progress(False)
     for seconds in (500, *[10] * RECENT, 90):  # the first compiles, the last was disturbed
         progress.note(Epoch("basis", 0.1), seconds)
-    assert progress.left("alq", epochs("basis", "basis")) == "00:20 left of the stage"
+    assert progress.left("alq", epochs("basis", "basis")) == "left: stage 00:20"
 
 
 def test_fit_says_what_will_happen_and_shows_the_time_left(capsys, monkeypatch) -> None:
@@ -82,8 +82,8 @@ def test_fit_says_what_will_happen_and_shows_the_time_left(capsys, monkeypatch) 
     out, err = capsys.readouterr()
     assert out.startswith("epochs: alq 6, posttrain 2\n2 rounds at pr 0.5: ")
     assert shown[:2] == ["", ""] and len(shown) == 8
-    assert all("left of all" in text for text in shown[2:6])
-    assert "left of the stage, " in err and "left of all" in err
+    assert all(", all " in text for text in shown[3:6])
+    assert "left: stage " in err
 
 
 # ---------------------------------------------------------------------------- TensorBoard

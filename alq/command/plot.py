@@ -14,7 +14,7 @@ import numpy
 
 from ..errors import InputError
 from ..files.disk import write_atomically
-from ..files.history import STAGES, History
+from ..files.history import STAGES, History, align
 
 # What a panel shows of each epoch, of several runs the first alone, and the name of its axis.
 ACCURACY, BITS = ("val_accuracy", "train_accuracy"), ("bitwidth",)
@@ -63,23 +63,21 @@ def draw(runs: Sequence[History]) -> Any:
     Of one run the layers' bits are those after each round; of several, each one's last. Stages of
     several runs begin together.
     """
-    alone, starts, done = len(runs) == 1, {}, 0
-    for stage in STAGES:
-        starts[stage] = done
-        done += max(max(run.epochs.get(stage, (0,))) for run in runs)
-    panels = [keys for keys in PANELS if any(run.series(keys[0], starts)[0] for run in runs)]
-    layers = runs[0].bits_by_layer() if alone else last_bits(runs, starts)
+    align(runs)
+    alone = runs[0] if len(runs) == 1 else None
+    panels = [keys for keys in PANELS if any(run.series(keys[0]).size for run in runs)]
+    layers = alone.bits_by_layer() if alone else last_bits(runs)
     table = 0.9 + 0.17 * max(map(len, layers.values()), default=0)
     heights = [1.8] * len(panels) + [table] * bool(layers)
     figure = new_figure("plot", figsize=(WIDTH, sum(heights) + 0.5))
     axes = figure.subplots(len(heights), height_ratios=heights, squeeze=False)[:, 0]
     for ax, keys in zip(axes, panels, strict=False):
         for k, run in enumerate(runs):
-            draw_alone(ax, run, keys, starts) if alone else draw_among(ax, run, keys, starts, k)
+            draw_alone(ax, run, keys) if alone else draw_among(ax, run, keys[0], k)
         ax.sharex(axes[0])
         scale(ax, keys)
-    draw_stages(axes[: len(panels)], [run.names(starts, rounds=alone) for run in runs])
-    lines, title = axes[0].get_legend_handles_labels(), runs[0].name if alone else None
+    draw_stages(axes[: len(panels)], runs)
+    lines, title = axes[0].get_legend_handles_labels(), alone and alone.name
     figure.legend(*lines, title=title, loc="outside upper center", ncols=3 if alone else 2)
     if layers:
         draw_layers(axes[-1], layers)
@@ -87,30 +85,30 @@ def draw(runs: Sequence[History]) -> Any:
     return figure
 
 
-def last_bits(runs: Sequence[History], starts: Mapping[str, int]) -> dict[str, dict]:
+def last_bits(runs: Sequence[History]) -> dict[str, dict]:
     """Return the last bits by layer of each run, by its name and its last accuracy in a test."""
     found = {}
     for run in runs:
-        tests = [f"\ntest {test:.2f} %" for test in run.series("test", starts)[1][-1:]]
+        tests = [f"\ntest {test:.2f} %" for test in run.series("test")[1][-1:]]
         for bits in list(run.bits_by_layer().values())[-1:]:
             found["".join([run.name, *tests])] = bits
     return found
 
 
-def draw_alone(ax: Any, run: History, keys: tuple, starts: Mapping[str, int]) -> None:
+def draw_alone(ax: Any, run: History, keys: tuple) -> None:
     """Draw a line for each of the keys, and the accuracies in tests."""
     for key, line in zip(keys, "-:", strict=False):
-        x, y = run.series(key, starts)
+        x, y = run.series(key)
         look = {"linewidth": 1.2, "marker": "." if len(x) <= FEW else None}
         ax.plot(x, y, f"k{line}", label="training" if key in keys[1:] else "validation", **look)
-    x, y = run.series("test", starts)
-    if keys == ACCURACY and x:
+    x, y = run.series("test")
+    if keys == ACCURACY and len(x):
         ax.plot(x, y, "ko", markerfacecolor="white", label="test", clip_on=False, zorder=3)
 
 
-def draw_among(ax: Any, run: History, keys: tuple, starts: Mapping[str, int], k: int) -> None:
-    """Draw the line of the first key, as run number `k`."""
-    x, y = run.series(keys[0], starts)
+def draw_among(ax: Any, run: History, key: str, k: int) -> None:
+    """Draw the line of the key, as run number `k`."""
+    x, y = run.series(key)
     every = max(1, len(x) // 12)
     gaps = numpy.flatnonzero(numpy.diff(x) > 1) + 1  # where other runs' stages are longer
     x, y = numpy.insert(x, gaps, 0), numpy.insert(y, gaps, numpy.nan)
@@ -156,9 +154,13 @@ def plain_ticks(axis: Any, choices: Sequence = DECIMAL, best: float = 0) -> None
     axis.set_ticks([], minor=True)
 
 
-def draw_stages(axes: Any, runs: Sequence[dict[int, str]]) -> None:
-    """Shade every other stage or round of the runs' epochs, and name those that are wide enough."""
-    names = {epoch: run[epoch] for run in runs for epoch in run}
+def draw_stages(axes: Any, runs: Sequence[History]) -> None:
+    """Shade every other stage, and of one run its rounds; name those that are wide enough."""
+    names = {}
+    for run in runs:
+        for epoch in (epoch for epoch in run.epochs if epoch["epoch"]):
+            name = f"round {epoch['round']}" if epoch["round"] and len(runs) == 1 else None
+            names[run.starts[epoch["stage"]] + epoch["epoch"]] = name or STAGES[epoch["stage"]]
     parts = [list(part) for _, part in groupby(sorted(names), names.__getitem__)]
     first, last = parts[0][0] - 1, parts[-1][-1]
     axes[-1].set(xlim=(first, last + 0.01 * (last - first)), xlabel="epoch")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy
 
 from ..errors import InputError
 
 STAGES = {"pretrain": "pretraining", "alq": "ALQ", "posttrain": "post-training"}
+ORDER = list(STAGES)
 FULL_PRECISION = 32  # bits of a weight that is not quantized
 
 
@@ -38,77 +41,69 @@ class History:
 
     Attributes:
         name: the log's, without its ending.
-        epochs: by stage and number, the events of the epochs; number 0 has what was there before.
-            The last of a round or a stage also has the accuracy on the test set, "test".
+        epochs: the events of the epochs; number 0 has what was there before the first. The last of
+            a round or a stage also has the accuracy on the test set, "test".
+        starts: how many epochs there were before each stage.
     """
 
     def __init__(self, log: Path) -> None:
         self.name = log.name.removesuffix(".jsonl")
-        self.epochs: dict[str, dict[int, dict]] = {}
+        self.epochs: list[dict] = []
+        self.starts: dict[str, int] = {}
         for number, event in enumerate(read_events(log), 1):
             try:
                 self._take(event)
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"{log}, line {number}: is not as a run logs it") from error
-        if not any(map(any, self.epochs.values())):
+        if not any(epoch["epoch"] for epoch in self.epochs):
             raise InputError(f"{log}: tells of no epoch; the first is logged at its end")
+        align([self])
 
     def _take(self, event: Mapping) -> None:
         kind, stage = event["event"], event.get("stage")
         stage = stage if stage in STAGES else "alq"
         if kind == "plan":
-            self._forget("alq")
+            self._forget("alq", 0)
         elif kind == "start" and event.get("stages"):
-            self._forget(min((s.lower() for s in event["stages"]), key=list(STAGES).index))
+            self._forget(min((name.lower() for name in event["stages"]), key=ORDER.index), 0)
         elif kind in ("before", "epoch"):
-            number = int(event["epoch"]) if kind == "epoch" else 0
-            self._forget(stage, number)
-            if number and event["bitwidth"] is None:
-                event = {**event, "bitwidth": FULL_PRECISION}
-            self.epochs.setdefault(stage, {})[number] = dict(event)
+            epoch = {"epoch": 0, "round": 0, **event, "stage": stage}
+            if kind == "epoch" and event["bitwidth"] is None:
+                epoch["bitwidth"] = FULL_PRECISION
+            self._forget(stage, epoch["epoch"])
+            self.epochs.append(epoch)
         elif kind in ("round", "result"):
-            epochs = self.epochs.setdefault(stage, {0: {}})
-            epochs[max(epochs)]["test"] = event.get("top1_fp" if stage == "pretrain" else "top1")
+            if not self.epochs or self.epochs[-1]["stage"] != stage:
+                self.epochs.append({"epoch": 0, "stage": stage})
+            self.epochs[-1]["test"] = event.get("top1_fp" if stage == "pretrain" else "top1")
 
-    def _forget(self, stage: str, number: int = 0) -> None:
+    def _forget(self, stage: str, number: int) -> None:
         """Drop epoch `number` of the stage and all that came after it: that is void."""
-        kept = {n: e for n, e in self.epochs.get(stage, {}).items() if n < number}
-        for later in list(STAGES)[list(STAGES).index(stage) :]:
-            self.epochs.pop(later, None)
-        if kept:
-            self.epochs[stage] = kept
+        end = ORDER.index(stage), number
+        self.epochs = [e for e in self.epochs if (ORDER.index(e["stage"]), e["epoch"]) < end]
 
-    def series(self, key: str, starts: Mapping[str, int]) -> tuple[list[int], list[float]]:
-        """Return the numbers of epochs done at which `key` is known, and its values.
-
-        `starts` are the numbers of epochs before each stage.
-        """
-        points = [
-            (starts[stage] + number, float(epoch[key]))
-            for stage, number, epoch in self._all()
-            if epoch.get(key) is not None
-        ]
-        return [x for x, _ in points], [y for _, y in points]
-
-    def names(self, starts: Mapping[str, int], rounds: bool) -> dict[int, str]:
-        """Return what each epoch is part of: a stage or, where `rounds` are asked for, a round."""
-        return {
-            starts[stage] + n: f"round {e['round']}" if rounds and e["round"] else STAGES[stage]
-            for stage, n, e in self._all()
-            if n
-        }
+    def series(self, key: str) -> numpy.ndarray:
+        """Return the numbers of epochs done at which `key` is known, and its values."""
+        known = [epoch for epoch in self.epochs if epoch.get(key) is not None]
+        points = [(self.starts[epoch["stage"]] + epoch["epoch"], epoch[key]) for epoch in known]
+        return numpy.array(points, float).reshape(-1, 2).T
 
     def bits_by_layer(self) -> dict[str, dict[str, float]]:
         """Return the layers' and the "network"'s bits as sketched, and after each round."""
         found: dict[str, dict] = {}
-        for stage, _, epoch in self._all():
-            if layers := epoch.get("bitwidths"):
-                pruned = epoch["kind"] == "prune"
-                if pruned or not found:
-                    sketched = stage == "alq" and epoch["round"] <= 1
-                    column = str(epoch["round"]) if pruned else "sketch" if sketched else "start"
-                    found[column] = {**layers, "network": epoch["bitwidth"]}
+        for epoch in (epoch for epoch in self.epochs if epoch.get("bitwidths")):
+            pruned, first = epoch["kind"] == "prune", epoch["stage"] == "alq" and epoch["round"] < 2
+            if pruned or not found:
+                column = str(epoch["round"]) if pruned else "sketch" if first else "start"
+                found[column] = {**epoch["bitwidths"], "network": epoch["bitwidth"]}
         return found
 
-    def _all(self) -> list[tuple[str, int, dict]]:
-        return [(s, n, self.epochs[s][n]) for s in STAGES for n in sorted(self.epochs.get(s, ()))]
+
+def align(runs: Sequence[History]) -> None:
+    """Let each stage of the runs start together, after the longest of the stages before."""
+    starts, done = {}, 0
+    for stage in STAGES:
+        starts[stage] = done
+        done += max([e["epoch"] for run in runs for e in run.epochs if e["stage"] == stage] or [0])
+    for run in runs:
+        run.starts = starts

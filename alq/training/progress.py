@@ -35,10 +35,9 @@ class Progress:
     def bar(self, title: str, left: str, batches: int, done: int) -> tqdm:
         """Return a bar over an epoch's batches; it stays open for what `evaluate` then finds."""
         disable = True if not is_main() else None if self.show is None else not self.show
-        bar = tqdm(total=batches, initial=done, desc=title, unit="batch", disable=disable)
-        if left:
-            bar.set_postfix_str(left)
-        return bar
+        return tqdm(
+            total=batches, initial=done, desc=title, unit="batch", disable=disable, postfix=left
+        )
 
     def note(self, epoch: Epoch, seconds: float) -> None:
         """Take into account how long an epoch took."""
@@ -52,12 +51,9 @@ class Progress:
         names = list(self.stages)
         later = names[names.index(stage) + 1 :] if stage in names else []
         rest = [epoch for name in later for epoch in self.stages[name]]
-        said = [self._time(epochs)] + [self._time([*epochs, *rest])] * bool(rest)
-        return ", ".join(
-            f"{time} left of {what}"
-            for time, what in zip(said, ("the stage", "all"), strict=False)
-            if time
-        )
+        times = {"stage": self._time(epochs), "all": self._time([*epochs, *rest]) if rest else ""}
+        said = ", ".join(f"{what} {time}" for what, time in times.items() if time)
+        return said and f"left: {said}"
 
     def _time(self, epochs: Sequence[Epoch]) -> str:
         """Return about how long the epochs take; "" without a basis to tell."""

@@ -1,5 +1,7 @@
 """The three stages as lists of epochs: what each epoch does, and at what rate (docs/method.md)."""
 
+from __future__ import annotations  # a Schedule checks its fields by what their types are called
+
 import math
 from argparse import Namespace
 from dataclasses import dataclass, fields
