@@ -1,19 +1,14 @@
 """CIFAR-10, for VGG: 50 000 training and 10 000 test images, as tensors on the device."""
 
-from __future__ import annotations
-
-import shutil
 from argparse import Namespace
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor
 from torchvision import datasets
 
-from ..errors import InputError
 from ..machine.processes import main_first
-from .loaders import CropFlip, Labelled, Loader, Split, evaluation_loader, split_tensors
+from .loaders import CropFlip, Labelled, Loader, Split, downloads, evaluation_loader, split_tensors
 
 # Of the pixels in 0..1, red, green and blue.
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -35,16 +30,10 @@ def read_cifar10(root: str | Path) -> tuple[Labelled, Labelled]:
     torchvision's class checks the files in `root`, unpacks the archive if only that is there and
     downloads it if nothing is.
     """
-    kind, new = datasets.CIFAR10, not Path(root).exists()
-    try:
+    kind = datasets.CIFAR10
+    lacking = f"no intact CIFAR-10 in {Path(root) / kind.base_folder}"
+    with downloads(root, lacking, f"You can put {kind.filename} from {kind.url} into {root}"):
         sets = [kind(root, train=train, download=True) for train in (True, False)]
-    except (URLError, OSError, RuntimeError) as error:
-        if new:
-            shutil.rmtree(root, ignore_errors=True)
-        raise InputError(
-            f"--data {root}: no intact CIFAR-10 in {Path(root) / kind.base_folder}, and it could "
-            f"not be downloaded ({error}); put {kind.filename} from {kind.url} into {root}"
-        ) from error
     images = (torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous() for data in sets)
     train, test = zip(images, (torch.tensor(data.targets) for data in sets), strict=True)
     return train, test

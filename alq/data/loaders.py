@@ -4,9 +4,13 @@ Such a data set is moved to the device once, as bytes; a batch is then one gathe
 normalisation there, with no per-image Python.
 """
 
+import shutil
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
 
 import torch
 from torch import Tensor
@@ -158,6 +162,20 @@ def split_tensors(
         shape=tuple(images.shape[1:]),
     )
     return split, val_indices
+
+
+@contextmanager
+def downloads(root: str | Path, lacking: str, advice: str) -> Iterator[None]:
+    """Turn a download that fails within `with` into an InputError; leave no new folder `root`."""
+    new = not Path(root).exists()
+    try:
+        yield
+    except (URLError, OSError, RuntimeError) as error:
+        if new:
+            shutil.rmtree(root, ignore_errors=True)
+        raise InputError(
+            f"--data {root}: {lacking}, and it could not be downloaded ({error}). {advice}"
+        ) from error
 
 
 def choose_val_indices(count: int, args: Namespace, stored: Tensor | None) -> Tensor:

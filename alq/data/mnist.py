@@ -1,22 +1,18 @@
 """MNIST, for LeNet5: 60 000 training and 10 000 test images, as tensors on the device."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import os
-import shutil
 import zlib
 from argparse import Namespace
 from pathlib import Path
-from urllib.error import URLError
 
 from torch import Tensor
 from torchvision import datasets
 
 from ..errors import InputError
 from ..machine.processes import main_first
-from .loaders import CropFlip, Labelled, Loader, Split, evaluation_loader, split_tensors
+from .loaders import CropFlip, Labelled, Loader, Split, downloads, evaluation_loader, split_tensors
 
 CARRIED = Path(__file__).resolve().parents[2] / "data"  # with a checkout
 MEAN, STD = (0.1307,), (0.3081,)  # of the pixels in 0..1
@@ -51,16 +47,9 @@ def read_mnist(root: str | Path) -> tuple[Labelled, Labelled]:
         if not (raw / name).exists() and (raw / f"{name}.gz").exists():
             _unpack(raw / f"{name}.gz")
     if not all((raw / name).exists() for name in SHA256):
-        new = not root.exists()
-        try:
+        advice = f"Use --data {CARRIED}, which the project carries, or put the four .gz files there"
+        with downloads(root, f"no MNIST in {raw}", advice):
             datasets.MNIST(root, download=True)
-        except (URLError, OSError, RuntimeError) as error:
-            if new:
-                shutil.rmtree(root, ignore_errors=True)
-            raise InputError(
-                f"--data {root}: no MNIST in {raw}, and it could not be downloaded ({error}). Use "
-                f"--data {CARRIED}, which the project carries, or put the four .gz files into {raw}"
-            ) from error
     for name, checksum in SHA256.items():
         found = hashlib.sha256((raw / name).read_bytes()).hexdigest()
         if found != checksum:
