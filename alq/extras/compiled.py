@@ -20,7 +20,7 @@ class CompiledALQ(ALQ):
         require_compiler(self.weights[0].parameter.device)
 
     def arithmetic(self, weight: MultiBitWeight) -> Any:
-        """Return the compiled steps, or the eager ones for what these cannot take."""
+        """Return the compiled steps; the eager ones without live bases or in another type."""
         can_compile = weight.L > 0 and weight.parameter.dtype == torch.float32
         return compiled_steps if can_compile else steps
 

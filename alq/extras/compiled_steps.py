@@ -3,8 +3,7 @@
 An eager step reads and writes a block of weights some 30 times, in cache. Here `torch.compile`
 makes one or two passes of it, with the arithmetic in vector registers; therefore the nearest level
 is searched for by selecting and not by looking up, and a sum by code the sums of +-x that it stands
-for. Values equal those of the eager steps but for the rounding of sums. The kernels take float32
-alone (as `to_keys` does) and one live basis or more.
+for. Values equal those of the eager steps but for the rounding of sums.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from ..method.nearest import from_keys, midpoints, positive_levels, sort_rows, t
 from ..method.steps import RIDGE, Groups, finite_or
 
 BLOCK = DEVICE_BLOCK
-
 # All sums over a group belong into one loop; by default the compiler starts another after 16. Its
 # loops that share a buffer also fail to compile in torch 2.14 ("KeyError: 'buf0'"). Nor may it
 # write a long expression's parts to memory, of which it would make further loops. Multiplying and
@@ -89,8 +87,7 @@ def kernel(function: Callable) -> Callable:
 @kernel
 def level_keys(alpha: Tensor, live: Tensor) -> Tensor:
     """Return the levels >= 0 with their codes as keys to sort (G, 2^(L-1)); both inputs (G, L)."""
-    L = alpha.shape[1]
-    codes = torch.arange(1, 2**L, 2, device=alpha.device, dtype=torch.int32).unsqueeze(0)
+    codes = torch.arange(1, 2 ** alpha.shape[1], 2, device=alpha.device, dtype=torch.int32)
     return to_keys(*positive_levels(signed_sum(codes, alpha), codes, bits(live)))
 
 
@@ -171,12 +168,11 @@ def solve_and_rebuild(
     """
     L = alpha.shape[1]
     exists = live.unbind(1)  # L times (G,)
-    products = list(sums[:, :L].unbind(1))
     total, pairs = sums[:, L], iter(sums[:, L + 1 :].unbind(1))  # (G,) each
     R = total * RIDGE if ridge is None else torch.full_like(total, ridge)  # (G,)
-    if ridge is None:
-        products = [x + R * a for x, a in zip(products, alpha.unbind(1), strict=True)]
-    b = [torch.where(e, x, 0.0) for e, x in zip(exists, products, strict=True)]
+    pull = alpha if ridge is None else torch.zeros_like(alpha)
+    terms = zip(exists, sums[:, :L].unbind(1), pull.unbind(1), strict=True)
+    b = [torch.where(e, x + R * a, 0.0) for e, x, a in terms]
     A = {(i, i): torch.where(exists[i], total + R, 1.0) for i in range(L)}
     for i in range(L):
         for j in range(i):
@@ -221,8 +217,16 @@ def moments_and_products(
     """Update m, v and v_max, and return B g (G, L), in one pass."""
     g = g * ones
     update_moments(g, m, v, v_max, (beta1, beta2))
-    products = [(g * sign).sum(1) for sign in signs_of(codes.int(), live.shape[1])]
-    return torch.where(live, torch.stack(products, 1), 0.0)
+    return _products(g, codes, live)
+
+
+def _products(x: Tensor, codes: Tensor, live: Tensor) -> Tensor:
+    """Return B x (G, L) of x (G, n), as `codes.basis_products` does."""
+    sums = [(x * sign).sum(1) for sign in signs_of(codes.int(), live.shape[1])]
+    return torch.where(live, torch.stack(sums, 1), 0.0)
+
+
+basis_products = kernel(_products)
 
 
 def signs_of(code: Tensor, L: int) -> list[Tensor]:
@@ -231,7 +235,7 @@ def signs_of(code: Tensor, L: int) -> list[Tensor]:
 
 
 def signed_sum(code: Tensor, alpha: Tensor) -> Tensor:
-    """Return the levels of codes (G, n) or (1, n), added in the order of `level_table`."""
+    """Return the levels of codes (G, n) or (n,), added in the order of `level_table`."""
     total = torch.zeros_like(alpha[:, :1])
     for a, sign in zip(alpha.split(1, dim=1), signs_of(code, alpha.shape[1]), strict=True):
         total = total + sign * a

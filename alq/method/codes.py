@@ -90,7 +90,7 @@ def sum_by_code(x: Tensor, index: Tensor, L: int) -> Tensor:
     return x.new_zeros(x.shape[0], 2**L).scatter_add_(1, index, x)
 
 
-def basis_products(x: Tensor, index: Tensor, live: Tensor) -> Tensor:
+def basis_products(x: Tensor, codes: Tensor, live: Tensor) -> Tensor:
     """Return B x (G, L) of x (G, n), 0 for the bases a group does not have; `live` is (G, L)."""
     L = live.shape[1]
-    return sum_by_code(x, index, L) @ sign_table(L, x.dtype, x.device) * live
+    return sum_by_code(x, codes.long(), L) @ sign_table(L, x.dtype, x.device) * live

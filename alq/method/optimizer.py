@@ -162,7 +162,7 @@ class ALQ(Optimizer):
             yield weight, state, Groups(g, m, v, v_max, weight.codes, alpha, live)
 
     def arithmetic(self, weight: MultiBitWeight) -> Any:
-        """Return a module with the BLOCK, basis_step, coordinate_gradients and rebuild to take."""
+        """Return the module whose BLOCK and four functions (`alq.method.steps`) a step takes."""
         return steps
 
     def _blocks(self, weight: MultiBitWeight) -> Iterator[slice]:
@@ -188,12 +188,15 @@ class ALQ(Optimizer):
         self, weight: MultiBitWeight, state: dict, groups: Groups
     ) -> tuple[Tensor, Tensor]:
         """Update the moments of the weights and of the coordinates; return p_a and h_a (G, I)."""
-        amsgrad, parts = self.amsgrad, [groups[block] for block in self._blocks(weight)]
-        if state["alpha_moments"] is None:
-            moments = zip(*map(alpha_moments, parts), strict=True)  # (G, L) each, part by part
-            state["alpha_moments"] = [weight.at_own_places(torch.cat(x)) for x in moments]
-        multiply = self.arithmetic(weight).coordinate_gradients
-        products = [multiply(part, amsgrad.betas) for part in parts]
+        amsgrad, arithmetic = self.amsgrad, self.arithmetic(weight)
+        moments, products = [], []  # of blocks, (G, L)
+        for part in (groups[block] for block in self._blocks(weight)):
+            if state["alpha_moments"] is None:
+                moments.append(alpha_moments(part, arithmetic.basis_products))
+            products.append(arithmetic.coordinate_gradients(part, amsgrad.betas))
+        if moments:
+            wholes = map(torch.cat, zip(*moments, strict=True))
+            state["alpha_moments"] = [weight.at_own_places(whole) for whole in wholes]
         decay = self.param_groups[0]["weight_decay"] * weight.alpha
         g_a = weight.at_own_places(torch.cat(products)) + decay  # (G, I)
         m_a, v_a, v_a_max = state["alpha_moments"]

@@ -3,17 +3,18 @@
 Comments such as B4 name the lines of pseudocode there.
 
 A step sees `Groups`: G groups of n weights with their bases and coordinates, live ones first (see
-`alq.method.codes`). It does not matter which layer they come from, nor how many. Three functions
+`alq.method.codes`). It does not matter which layer they come from, nor how many. Four functions
 go through all the weights of a group:
 
     basis_step             moments, then B, alpha and w_hat            basis and STE steps
     coordinate_gradients   moments, then B g                           coordinate and prune steps
+    basis_products         B m, once after a new B                     coordinate and prune steps
     rebuild                w_hat = B^T alpha                           coordinate and prune steps
 
-`alq.extras.compiled_steps` has the same three, and `alq.method.optimizer` takes either.
+`alq.extras.compiled_steps` has the same four, and `alq.method.optimizer` takes either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,17 +136,18 @@ def finite_or(alpha: Tensor, solved: Tensor) -> Tensor:
 def coordinate_gradients(groups: Groups, betas: tuple[float, float]) -> Tensor:
     """Return g_a = B g (G, L), and update the moments of the weights."""
     update_moments(groups.g, groups.m, groups.v, groups.v_max, betas)
-    return basis_products(groups.g, groups.codes.long(), groups.live)
+    return basis_products(groups.g, groups.codes, groups.live)
 
 
-def alpha_moments(groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
+def alpha_moments(groups: Groups, product: Callable[..., Tensor]) -> tuple[Tensor, ...]:
     """Return the moments that the coordinates inherit from the weights after a new B, each (G, L).
 
         m_a = B m;   v_a = diag(B diag(v) B^T);   v_a_max = diag(B diag(v_max) B^T)
 
-    As B is +-1, each of the last two is the group's sum on live coordinates.
+    As B is +-1, each of the last two is the group's sum on live coordinates. `product` is
+    `basis_products`.
     """
-    m_a = basis_products(groups.m, groups.codes.long(), groups.live)
+    m_a = product(groups.m, groups.codes, groups.live)
     sums = (x.sum(1, keepdim=True) for x in (groups.v, groups.v_max))  # (G, 1)
     v_a, v_a_max = (torch.where(groups.live, x, 0.0) for x in sums)
     return m_a, v_a, v_a_max  # 0 where not live, also if a square has overflown
