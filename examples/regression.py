@@ -1,8 +1,10 @@
-"""A regression with a loss of one's own, at one bit a weight: `python examples/regression.py`.
+"""A regression, by a loss of one's own: `python examples/regression.py [SEED COUNT]`.
 
 The data are real and come with scikit-learn: age, sex, body mass, blood pressure and six blood
 values of 442 patients, and how far their diabetes had gone a year later (Efron et al., Least Angle
-Regression, 2004). Noise is the larger part: a linear model explains about half of the variance.
+Regression, 2004). They are few and noisy: of the variance among the test patients a linear model
+explains 59 %. Here, with seeds 0, 1 and 2: 57.8, 57.9, 56.8 % in full precision, and 57.0, 57.3,
+55.8 % at one bit a weight; 6 s of one core.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""A text classifier, an embedding and a GRU, at one bit a weight: `python examples/text.py`.
+"""Text by an embedding and a GRU at one bit a weight: `python examples/text.py [SEED COUNT]`.
 
-The text is real and in every Python: the names of 12 435 characters, those of Unicode 3.2. From a
-name, such as GREEK SMALL LETTER ALPHA, the network tells which of 26 general categories the
-character has: here Ll, lowercase letter. Two of five are Lo, a letter without case. Ideographs and
-Hangul are left out, as a formula makes their names.
+Every Python holds the text: the names of 12 435 characters, of Unicode 3.2 (without ideographs and
+Hangul, whose names follow a formula). From GREEK SMALL LETTER ALPHA the network is to tell Ll, a
+lowercase letter; of the 26 general categories, the largest has two names in five. Seeds 0, 1, 2:
+95.9, 95.6, 95.5 % in full precision, 95.5, 95.2, 95.2 % after; 32 s of one core.
 """
 
 import random
@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 import alq
+from alq.machine.arithmetic import settle_cpu
 
 FILE = Path("checkpoints/text.alq")
 seed, count = map(int, sys.argv[1:] or (0, 10_000))  # names to train on
@@ -55,14 +56,14 @@ y = torch.tensor([categories.index(category) for _, category in named])
 train = DataLoader(TensorDataset(x[:count], y[:count]), batch_size=100, shuffle=True)
 val = DataLoader(TensorDataset(x[10_000:11_200], y[10_000:11_200]), batch_size=400)
 
+settle_cpu()  # the quantizer is faster then, on a CPU
 torch.manual_seed(seed)
 model = Classifier(2 + len(place), len(categories))
 optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-for _ in range(10):
-    for names, answers in train:
-        optimizer.zero_grad()
-        F.cross_entropy(model(names), answers).backward()
-        optimizer.step()
+for names, answers in (batch for _ in range(10) for batch in train):
+    optimizer.zero_grad()
+    F.cross_entropy(model(names), answers).backward()
+    optimizer.step()
 before = accuracy(model)
 
 weights = alq.quantize(model, max_bit=3)
