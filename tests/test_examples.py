@@ -1,7 +1,5 @@
 """The examples, as a user runs them, on a sliver of their data."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import sys
