@@ -1,7 +1,8 @@
 """A small vision transformer on MNIST: `python examples/vision_transformer.py [SEED COUNT]`.
 
 The network is torchvision's, the data lie in data/. A picture of 28x28 pixels is 16 patches of
-7x7. Seed 0 had 96.47 % right in full precision, and 96.54 % at 1.5 bit a weight; 84 s of one core.
+7x7. Seeds 0, 1, 2: 96.47, 96.51, 96.49 % right in full precision, and 96.54, 96.41, 95.78 % at 1.5
+bit a weight; about 80 s of one core.
 """
 
 import sys
