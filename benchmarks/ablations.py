@@ -40,7 +40,7 @@ from alq.training.loop import Training, quantized_training, size_of, train
 from alq.training.schedule import Epoch, Schedule
 from published_runs import read_events
 
-TRAINED = Path("checkpoints/published/lenet5_model_ori.pth")
+TRAINED = Path("checkpoints/published/ablations/lenet5_model_ori.pth")
 LOGS = Path("checkpoints/ablations")
 
 

@@ -125,7 +125,8 @@ def test_several_runs_are_compared_stage_by_stage(tmp_path) -> None:
     assert list(accuracy.lines[1].get_xdata()) == [101, 102]
     assert texts(accuracy) == ["pretraining", "ALQ", "post-training"]
     columns = [label.get_text() for label in layers.get_xticklabels()]
-    assert columns == ["lenet5_seed0\ntest 99.10 %", "short"]
+    top1 = json.loads(SEEDS[0].read_text().splitlines()[-1])["top1"]
+    assert columns == [f"lenet5_seed0\ntest {top1:.2f} %", "short"]
 
 
 def test_a_loss_without_accuracies_is_drawn_alone(tmp_path) -> None:
