@@ -1,7 +1,5 @@
 """Adaptive quantization and post-training of any network, with any loss and any form of batch."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 All raise InputError, whose message names the flag, the value, what is allowed and what to do.
 """
 
-from __future__ import annotations
-
 import os
 from argparse import Namespace
 from collections.abc import Sized

@@ -3,8 +3,6 @@
 Each group is a table of argparse's options by flag. Most defaults are each script's own.
 """
 
-from __future__ import annotations
-
 import argparse
 from argparse import Namespace
 from pathlib import Path

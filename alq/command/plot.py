@@ -3,8 +3,6 @@
 Lines differ in style and marker: they can be told apart in black and white.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The tables at the end of a run: which layer got how many bits, what it takes, how good it is."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn

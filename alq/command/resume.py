@@ -5,8 +5,6 @@ A command has one resume point, the last: saved when a stage begins, after each 
 the stage depends on, so that whatever was done since is done again, and comes out the same.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

@@ -1,7 +1,5 @@
 """From the command line to the table at the end: what the entry scripts call."""
 
-from __future__ import annotations
-
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence

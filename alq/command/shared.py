@@ -1,7 +1,5 @@
 """What the three stages share: a command's flags, files and log, what is read and saved."""
 
-from __future__ import annotations
-
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The three stages of the paper. Each starts from files, so each works in its own process."""
 
-from __future__ import annotations
-
 import torch
 
 from ..extras.compiled import quantizer_class

@@ -4,8 +4,6 @@ A file is the zip archive that `torch.save` makes; the archive's comment is the 
 bytes before it. `torch.load(path, weights_only=True)` and any zip tool read it as it is.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

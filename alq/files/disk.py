@@ -3,8 +3,6 @@
 What the system refuses becomes an InputError that names the file.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import os

@@ -1,7 +1,5 @@
 """What logs tell of runs: the events of a log, and the epochs that count."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -15,8 +15,6 @@ In signs and bitwidths each layer starts a new byte. The checksum is the SHA-256
 with the checksum's own digits as zeros.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import zlib

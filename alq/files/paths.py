@@ -1,7 +1,5 @@
 """The names of a run's files, which all follow from --model_ori and --model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

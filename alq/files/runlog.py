@@ -1,7 +1,5 @@
 """The log of a run, its evidence: one JSON line per event, in a file beside the checkpoint."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

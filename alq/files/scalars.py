@@ -1,7 +1,5 @@
 """The numbers of a run for TensorBoard, from the events of its log."""
 
-from __future__ import annotations
-
 import weakref
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The training loop: one for all stages, for the scripts and for `alq.fit`."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from argparse import Namespace

@@ -1,7 +1,5 @@
 """The bars of a run, and how long the rest of it will take."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import median
 
