@@ -268,7 +268,8 @@ def test_an_installed_package_says_that_the_table_needs_the_checkout(tmp_path) -
 @pytest.fixture(scope="module")
 def test_set() -> TensorLoader:
     _, (images, labels) = read_mnist(ROOT / "data")
-    return TensorLoader(images, labels, EVAL_BATCH, mnist.MEAN, mnist.STD)
+    kind = mnist.SETS["mnist"]
+    return TensorLoader(images, labels, EVAL_BATCH, kind.mean, kind.std)
 
 
 @pytest.mark.parametrize("name, log", [("lenet5", "lenet5_seed0"), ("lenet5_10kb", "lenet5_10kb")])

@@ -2,7 +2,8 @@
 
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,9 @@ class Recipe:
 
     Attributes:
         net: name of the network, as checkpoints record it.
-        network: makes it, untrained.
+        dataset: name of the data set, as checkpoints and packed files record it.
+        paper_dataset: the paper's, which is meant by files that record none.
+        network: makes the network, untrained.
         load_data: (flags, indices of the held-out images or None to draw them) -> loaders, indices.
         load_test: flags -> the loader of the test set, which needs no other images.
         pretrain_optimizer: (parameters, flags) -> optimizer of the full-precision training.
@@ -26,12 +29,21 @@ class Recipe:
     """
 
     net: str
-    network: Callable[[], nn.Module]
+    dataset: str
+    paper_dataset: str
+    network: Callable[..., nn.Module]
     load_data: Callable[[Namespace, Tensor | None], tuple[Split, Tensor]]
     load_test: Callable[[Namespace], Loader]
     pretrain_optimizer: Callable[..., Optimizer]
     published: dict[str, float] | None = None
     fetch: Callable[[Namespace], dict | None] = lambda args: None
+
+    def on(self, dataset: str, classes: int) -> "Recipe":
+        """Return the recipe for a data set of so many classes; another than its own has no row."""
+        if dataset == self.dataset:
+            return self
+        network = partial(self.network, classes=classes)
+        return replace(self, dataset=dataset, network=network, published=None)
 
     def shapes(self) -> nn.Module:
         """Return the network on the device "meta": shapes without values, for checks."""

@@ -1,4 +1,4 @@
-"""MNIST, for LeNet5: 60 000 training and 10 000 test images, as tensors on the device."""
+"""MNIST and Fashion-MNIST, for LeNet5: each 60 000 training and 10 000 test images, as tensors."""
 
 import gzip
 import hashlib
@@ -12,54 +12,89 @@ from torchvision import datasets
 
 from ..errors import InputError
 from ..machine.processes import main_first
-from .loaders import CropFlip, Labelled, Loader, Split, downloads, evaluation_loader, split_tensors
+from .loaders import (
+    CropFlip,
+    DataSet,
+    Labelled,
+    Loader,
+    Split,
+    downloads,
+    evaluation_loader,
+    split_tensors,
+)
 
-CARRIED = Path(__file__).resolve().parents[2] / "data"  # with a checkout
-MEAN, STD = (0.1307,), (0.3081,)  # of the pixels in 0..1
-SHA256 = {  # of the unpacked files
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+CARRIED = Path(__file__).resolve().parents[2] / "data"  # with a checkout, and only MNIST
+SETS = {  # the paper's first
+    "mnist": DataSet("MNIST", datasets.MNIST, 10, (0.1307,), (0.3081,)),
+    "fashion_mnist": DataSet("Fashion-MNIST", datasets.FashionMNIST, 10, (0.2860,), (0.3530,)),
+}
+FILES = (
+    "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
+)  # fmt: skip
+SHA256 = {  # of the unpacked FILES
+    "mnist": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "fashion_mnist": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
 }
 
 
 def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
     """Return loaders, training images shifted by --augment, and the validation images' places."""
     shifts = CropFlip(args.augment, mirror=False) if args.augment else None
-    return split_tensors(args, val_indices, *read_mnist(args.data), MEAN, STD, shifts)
+    sets = read_mnist(args.data, args.dataset)
+    return split_tensors(args, val_indices, *sets, SETS[args.dataset], shifts)
 
 
 def load_test(args: Namespace) -> Loader:
-    return evaluation_loader(args, read_mnist(args.data)[1], MEAN, STD)
+    test = read_mnist(args.data, args.dataset)[1]
+    return evaluation_loader(args, test, SETS[args.dataset])
 
 
 @main_first()
-def read_mnist(root: str | Path) -> tuple[Labelled, Labelled]:
+def read_mnist(root: str | Path, dataset: str = "mnist") -> tuple[Labelled, Labelled]:
     """Return (images, labels) of the training set and of the test set; (N, 1, 28, 28) uint8.
 
-    Reads `root`/MNIST/raw: unpacks the .gz files on first use and checks them against SHA256.
-    Where there are none, torchvision downloads them.
+    Reads `root`/MNIST/raw, or `root`/FashionMNIST/raw: unpacks the .gz files on first use and
+    checks them against SHA256. Where there are none, torchvision downloads them.
     """
-    root = Path(root)
-    raw = root / "MNIST" / "raw"
-    for name in SHA256:
+    root, kind = Path(root), SETS[dataset]
+    raw = root / kind.source.__name__ / "raw"
+    for name in FILES:
         if not (raw / name).exists() and (raw / f"{name}.gz").exists():
             _unpack(raw / f"{name}.gz")
-    if not all((raw / name).exists() for name in SHA256):
-        advice = f"Use --data {CARRIED}, which the project carries, or put the four .gz files there"
-        with downloads(root, f"no MNIST in {raw}", advice):
-            datasets.MNIST(root, download=True)
-    for name, checksum in SHA256.items():
+    if not all((raw / name).exists() for name in FILES):
+        with downloads(root, f"no {kind.title} in {raw}", _advice(dataset)):
+            kind.source(root, download=True)
+    for name, checksum in zip(FILES, SHA256[dataset], strict=True):
         found = hashlib.sha256((raw / name).read_bytes()).hexdigest()
         if found != checksum:
             raise InputError(
                 f"--data {root}: {raw / name} is damaged (SHA-256 {found[:12]}..., expected "
                 f"{checksum[:12]}...); delete it and start again"
             )
-    sets = (datasets.MNIST(root, train=train) for train in (True, False))
+    sets = (kind.source(root, train=train) for train in (True, False))
     train, test = ((data.data.unsqueeze(1), data.targets) for data in sets)
     return train, test
+
+
+def _advice(dataset: str) -> str:
+    if dataset == "mnist":
+        return f"Use --data {CARRIED}, which the project carries, or put the four .gz files there"
+    source = SETS[dataset].source
+    return (
+        f"Put the four .gz files of {source.mirrors[0]} there, or name with --data the folder that "
+        f"holds {source.__name__}/raw"
+    )
 
 
 def _unpack(packed: Path) -> None:
