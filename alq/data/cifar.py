@@ -49,9 +49,9 @@ def read_cifar(root: str | Path, dataset: str = "cifar10") -> tuple[Labelled, La
     CIFAR-100's labels are the fine ones. torchvision's class checks the files in `root`, unpacks
     the archive if only that is there and downloads it if nothing is.
     """
-    kind = SETS[dataset].source
-    lacking = f"no intact {SETS[dataset].title} in {Path(root) / kind.base_folder}"
-    with downloads(root, lacking, f"You can put {kind.filename} from {kind.url} into {root}"):
+    kind, what = SETS[dataset].source, f"intact {SETS[dataset].title}"
+    advice = f"You can put {kind.filename} from {kind.url} into {root}"
+    with downloads(root, what, Path(root) / kind.base_folder, advice):
         sets = [kind(root, train=train, download=True) for train in (True, False)]
     images = (torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous() for data in sets)
     train, test = zip(images, (torch.tensor(data.targets) for data in sets), strict=True)

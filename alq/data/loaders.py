@@ -184,16 +184,20 @@ def split_tensors(
 
 
 @contextmanager
-def downloads(root: str | Path, lacking: str, advice: str) -> Iterator[None]:
-    """Turn a download that fails within `with` into an InputError; leave no new folder `root`."""
-    new = not Path(root).exists()
+def downloads(root: str | Path, what: str, place: Path, advice: str) -> Iterator[None]:
+    """Turn a download that fails within `with` into an InputError; leave no new folder.
+
+    `what` should be in the folder `place` of the data folder `root`, but is not.
+    """
+    new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
         yield
     except (URLError, OSError, RuntimeError) as error:
-        if new:
-            shutil.rmtree(root, ignore_errors=True)
+        for folder in new[-1:]:  # the others lie in it
+            shutil.rmtree(folder, ignore_errors=True)
         raise InputError(
-            f"--data {root}: {lacking}, and it could not be downloaded ({error}). {advice}"
+            f"--data {root}: no {what} in {place}, and it could not be downloaded ({error}). "
+            f"{advice}"
         ) from error
 
 

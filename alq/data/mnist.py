@@ -2,11 +2,11 @@
 
 import gzip
 import hashlib
-import os
 import zlib
 from argparse import Namespace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torchvision import datasets
 
@@ -32,7 +32,7 @@ FILES = (
     "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
     "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
 )  # fmt: skip
-SHA256 = {  # of the unpacked FILES
+SHA256 = {  # of FILES, unpacked
     "mnist": (
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -64,27 +64,49 @@ def load_test(args: Namespace) -> Loader:
 def read_mnist(root: str | Path, dataset: str = "mnist") -> tuple[Labelled, Labelled]:
     """Return (images, labels) of the training set and of the test set; (N, 1, 28, 28) uint8.
 
-    Reads `root`/MNIST/raw, or `root`/FashionMNIST/raw: unpacks the .gz files on first use and
+    Reads FILES in `root`/MNIST/raw, or `root`/FashionMNIST/raw, unpacked or packed (.gz), and
     checks them against SHA256. Where there are none, torchvision downloads them.
     """
     root, kind = Path(root), SETS[dataset]
     raw = root / kind.source.__name__ / "raw"
-    for name in FILES:
-        if not (raw / name).exists() and (raw / f"{name}.gz").exists():
-            _unpack(raw / f"{name}.gz")
-    if not all((raw / name).exists() for name in FILES):
-        with downloads(root, f"no {kind.title} in {raw}", _advice(dataset)):
+    if not all(_stored(raw / name).exists() for name in FILES):
+        with downloads(root, kind.title, raw, _advice(dataset)):
             kind.source(root, download=True)
+    contents = []
     for name, checksum in zip(FILES, SHA256[dataset], strict=True):
-        found = hashlib.sha256((raw / name).read_bytes()).hexdigest()
+        path = _stored(raw / name)
+        contents.append(_content(path))
+        found = hashlib.sha256(contents[-1]).hexdigest()
         if found != checksum:
             raise InputError(
-                f"--data {root}: {raw / name} is damaged (SHA-256 {found[:12]}..., expected "
+                f"--data {root}: {path} is damaged (SHA-256 {found[:12]}..., expected "
                 f"{checksum[:12]}...); delete it and start again"
             )
-    sets = (kind.source(root, train=train) for train in (True, False))
-    train, test = ((data.data.unsqueeze(1), data.targets) for data in sets)
-    return train, test
+    images, labels, test_images, test_labels = map(_values, contents)
+    return (images, labels), (test_images, test_labels)
+
+
+def _stored(file: Path) -> Path:
+    """Return the path of `file`, or of the packed one if that is there alone."""
+    packed = Path(f"{file}.gz")
+    return packed if packed.exists() and not file.exists() else file
+
+
+def _content(path: Path) -> bytes:
+    """Return the content of the file, unpacked if it is packed."""
+    content = path.read_bytes()
+    try:
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path} is damaged or half downloaded ({error})") from error
+
+
+def _values(content: bytes) -> Tensor:
+    """Return the bytes after the header of an idx file: pictures of 28 x 28 pixels, or labels."""
+    values = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    dimensions = int(values[3])
+    values = values[4 + 4 * dimensions :]  # the header: 4 bytes, and 4 a dimension
+    return values.long() if dimensions == 1 else values.view(-1, 1, 28, 28)
 
 
 def _advice(dataset: str) -> str:
@@ -95,14 +117,3 @@ def _advice(dataset: str) -> str:
         f"Put the four .gz files of {source.mirrors[0]} there, or name with --data the folder that "
         f"holds {source.__name__}/raw"
     )
-
-
-def _unpack(packed: Path) -> None:
-    """Unpack the .gz file beside itself, in full or not at all."""
-    try:
-        content = gzip.decompress(packed.read_bytes())
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{packed} is damaged or half downloaded ({error})") from error
-    temporary = packed.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(packed.with_suffix(""))
