@@ -62,7 +62,7 @@ class Run:
 
     @property
     def dataset(self) -> str | None:
-        """Return the data set of all stages; where a log tells none the paper's, None of several."""
+        """Return the stages' data set, the paper's where a log tells none; None if they differ."""
         paper = NETWORKS[self.net].recipe.dataset if self.net in NETWORKS else None
         found = {command.get("dataset", paper) for command in self.commands}
         return found.pop() if len(found) == 1 else None
