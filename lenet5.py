@@ -78,7 +78,6 @@ def pretrain_optimizer(
 RECIPE = Recipe(
     net="lenet5",
     dataset="mnist",
-    paper_dataset="mnist",
     network=LeNet5,
     load_data=mnist.load_splits,
     load_test=mnist.load_test,

@@ -83,7 +83,6 @@ def recipe(net: str) -> Recipe:
     return Recipe(
         net=net,
         dataset="ilsvrc12",
-        paper_dataset="ilsvrc12",
         network=getattr(torchvision.models, net),
         load_data=imagenet.load_splits,
         load_test=imagenet.load_test,

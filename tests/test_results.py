@@ -149,9 +149,8 @@ def test_runs_on_other_data_make_rows_of_their_own(edited) -> None:
     told = read_run(edited(SEED0, '"net": "lenet5"', '"net": "lenet5", "dataset": "mnist"'))
     own = '"net": "lenet5", "dataset": "fashion_mnist"'
     other = read_run(edited(SEED0, '"net": "lenet5"', own))
-    assert [run.dataset for run in (read_run(SEED0), told, other)] == ["mnist"] * 2 + [
-        "fashion_mnist"
-    ]
+    found = [run.dataset for run in (read_run(SEED0), told, other)]
+    assert found == ["mnist", "mnist", "fashion_mnist"]
     alone, both = (results_table(runs).splitlines() for runs in ([told], [told, other]))
     assert [line for line in both if "Fashion" not in line] == alone
     (row,) = set(both) - set(alone)
