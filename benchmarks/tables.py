@@ -106,6 +106,14 @@ def stage_row(run: Run, name: str) -> list[str]:
     ]
 
 
+def seeds_table(runs: Sequence[Run]) -> str:
+    """Show how runs of one schedule ended, each by its seed, and their mean."""
+    head = ["seed", "bits", "weights", "top-1 %", "full precision %"]
+    seeds = [str(run.stages["alq"].commands[0]["flags"]["seed"]) for run in runs]
+    rows = [[seed, *figures([run], statistics.mean)] for seed, run in zip(seeds, runs, strict=True)]
+    return table(head, [*rows, ["mean", *figures(list(runs), statistics.mean)]])
+
+
 def recipe_table(folder: Path) -> str:
     """Show what each extra gains over the run without any, from `folder`/recipe_*.jsonl."""
     rows: list[list[str]] = []

@@ -13,10 +13,12 @@ import pytest
 from alq.command.checks import sketched_layers
 from alq.command.flags import grouping_options
 from alq.command.report import format_bytes
+from alq.files.runlog import plain_flags
 from alq.method.network import groupings
 from alq.training.pruning import expected_size, pruning_plan
 from networks import NETWORKS
-from published_runs import read_events
+from published_runs import MAY_DIFFER, Run, read_events, read_runs
+from tables import seeds_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "checkpoints" / "published"
@@ -114,3 +116,31 @@ def test_the_command_for_each_row(net: str) -> None:
     _, _, plan = plan_of(net, target_bit=float(target[1]) if target else None)
     assert plan.rounds == int(rounds)
     assert target is None or float(target[1]) == NETWORKS[net].recipe.published["bitwidth"]
+
+
+# ---------------------------------------------------------------------------- make demo
+
+
+def demo_runs() -> list[Run]:
+    return read_runs(ROOT / "checkpoints" / "published" / "demo")
+
+
+def test_the_runs_of_the_demo_have_the_flags_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    flags = re.search(r"^DEMO := (.*)$", makefile, re.MULTILINE)[1].split()
+    wanted = plain_flags(NETWORKS["lenet5"].command_line().parse_args(flags))
+    for run in demo_runs():
+        for stage in run.stages.values():
+            (command,) = stage.commands
+            others = {k: v for k, v in command["flags"].items() if k not in MAY_DIFFER}
+            assert others == {k: wanted[k] for k in others}
+
+
+def test_the_demo_reaches_the_row_with_every_seed() -> None:
+    runs = demo_runs()
+    assert [run.stages["alq"].commands[0]["flags"]["seed"] for run in runs] == [0, 1, 2, 3, 4]
+    assert seeds_table(runs) in DOCUMENT.read_text()
+    for run in runs:
+        assert run.final["top1"] >= 99.1
+        assert run.final["bitwidth"] <= 0.36 and run.final["storage_bytes"] <= 22.5e3
+    assert mean(run.final["top1"] for run in runs) >= 99.15
