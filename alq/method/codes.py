@@ -18,9 +18,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
+CPU = "cpu"  # the type of device that computes in a cache; any other has the other's formulation
 # Weights worked on at a time. On a CPU a block's temporaries stay in cache and outweigh the time of
-# the calls; elsewhere a block is large, for few kernels, and bounds the memory.
-CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**24
+# the calls; on an accelerator a block is large, for few kernels, and bounds the memory.
+CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**23
+
+
+def on_accelerator(x: Tensor) -> bool:
+    """Return whether x lies where the number of operations counts, and the bytes of each."""
+    return x.device.type != CPU
 
 
 def blocks(codes: Tensor, L: int, size: int | None = None) -> Iterator[slice]:
@@ -29,7 +35,7 @@ def blocks(codes: Tensor, L: int, size: int | None = None) -> Iterator[slice]:
     A block has about `size` weights, or levels where these are more; None takes the device's size.
     """
     G, n = codes.shape
-    size = size or (CPU_BLOCK if codes.device.type == "cpu" else DEVICE_BLOCK)
+    size = size or (DEVICE_BLOCK if on_accelerator(codes) else CPU_BLOCK)
     count = max(1, size // max(n, 2**L))
     for start in range(0, G, count):
         yield slice(start, start + count)
@@ -42,6 +48,12 @@ def sign_table(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     bit = torch.arange(L, device=device).unsqueeze(1)
     # Column by column in memory: a CPU then takes half the time for a product with it.
     return (((code >> bit) & 1).to(dtype) * 2 - 1).T
+
+
+@cache
+def bit_table(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return every code's bits (2^L, L), 0 or 1; read-only."""
+    return (sign_table(L, dtype, device) + 1) / 2
 
 
 @cache
@@ -60,8 +72,13 @@ def live_pairs(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def pack_bits(flags: Tensor) -> Tensor:
     """Return (...) uint8 with bit l set where `flags` (..., L) bool is."""
-    place = torch.arange(flags.shape[-1], dtype=torch.uint8, device=flags.device)
-    return (flags << place).sum(-1, dtype=torch.uint8)
+    return (flags << places(flags.shape[-1], flags.device)).sum(-1, dtype=torch.uint8)
+
+
+@cache
+def places(L: int, device: torch.device) -> Tensor:
+    """Return 0 to L - 1 as uint8; read-only."""
+    return torch.arange(L, dtype=torch.uint8, device=device)
 
 
 def level_table(alpha: Tensor) -> Tensor:
@@ -72,12 +89,16 @@ def level_table(alpha: Tensor) -> Tensor:
     product promises none of this.
     """
     L = alpha.shape[1]
-    levels = alpha.new_zeros(alpha.shape[0], 2**L)
+    levels = alpha.new_zeros(alpha.shape[0], 1)
+    both = torch.stack([-alpha, alpha], 1)  # (G, 2, L)
     for l in range(L):
-        half, a = 2**l, alpha[:, l : l + 1]
-        torch.add(levels[:, :half], a, out=levels[:, half : 2 * half])
-        levels[:, :half] -= a
+        levels = (levels.unsqueeze(1) + both[:, :, l : l + 1]).flatten(1)  # (G, 2^(l+1))
     return levels
+
+
+def as_index(codes: Tensor) -> Tensor:
+    """Return codes (G, n) as integers of the width that sums by code read fastest."""
+    return codes.int() if on_accelerator(codes) else codes.long()
 
 
 def weights_by_code(alpha: Tensor, codes: Tensor) -> Tensor:
@@ -90,7 +111,38 @@ def sum_by_code(x: Tensor, index: Tensor, L: int) -> Tensor:
     return x.new_zeros(x.shape[0], 2**L).scatter_add_(1, index, x)
 
 
+def sum_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Return the sum over each group's weights of x times its code's row: (G, n) -> (G, D).
+
+    `index` is `as_index(codes)` (G, n), `rows` (2^L, D). On an accelerator in one pass: sums by
+    code are additions in an order of chance there, and tables of 2^L numbers a group.
+    """
+    if rows.shape[1] == 0:
+        return x.new_zeros(x.shape[0], 0)
+    return torch.nn.functional.embedding_bag(index, rows, per_sample_weights=x, mode="sum")
+
+
 def basis_products(x: Tensor, codes: Tensor, live: Tensor) -> Tensor:
     """Return B x (G, L) of x (G, n), 0 for the bases a group does not have; `live` is (G, L)."""
+    L, index = live.shape[1], as_index(codes)
+    signs = sign_table(L, x.dtype, x.device)
+    if on_accelerator(x):
+        return sum_rows(x, index, signs) * live
+    return sum_by_code(x, index, L) @ signs * live
+
+
+def pair_products(h: Tensor, index: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+    """Return B diag(h) B^T (G, L, L), 0 where not live, and the sum of h over each group (G, 1).
+
+    Element (i, j) is the sum of h over the 2^L codes, each times its signs i and j.
+    """
     L = live.shape[1]
-    return sum_by_code(x, codes.long(), L) @ sign_table(L, x.dtype, x.device) * live
+    both_live = live_pairs(L, h.dtype, h.device)[live.sum(1)]  # (G, L*L): live ones come first
+    pairs = pair_table(L, h.dtype, h.device)
+    if on_accelerator(h):
+        A = sum_rows(h, index, pairs)
+        total = h.sum(1, keepdim=True)
+    else:
+        by_code = sum_by_code(h, index, L)  # (G, 2^L)
+        A, total = by_code @ pairs, by_code.sum(1, keepdim=True)
+    return A.mul_(both_live).unflatten(1, (L, L)), total

@@ -16,11 +16,12 @@ go through all the weights of a group:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from .codes import basis_products, live_pairs, pack_bits, pair_table, sum_by_code, weights_by_code
+from .codes import as_index, basis_products, pack_bits, pair_products, weights_by_code
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .nearest import nearest_codes
 
@@ -84,7 +85,7 @@ def optimise_bases(
 
     # B3  B = the signs of the level nearest to the target, weight by weight
     codes = nearest_codes(target, alpha, live)  # (G, n)
-    index = codes.long()
+    index = as_index(codes)
 
     # B4  alpha = argmin_a (B^T a - w0).p + 1/2 (B^T a - w0).(h*(B^T a - w0))
     solved = solve_coordinates(index, live, w0, p, h, alpha, ridge)  # (G, L)
@@ -107,17 +108,12 @@ def solve_coordinates(
     R is diagonal, `RIDGE` times the group's sum of h: a group that bases do not determine stays
     near its present alpha, one without gradient stays where it is, and the scale of the loss does
     not matter. A number `ridge` is the published rule: R = ridge, and nothing pulls to alpha.
-
-    Element (i, j) of B diag(h) B^T is the sum of h over the 2^L codes, each times its signs i and
-    j. The diagonal is 1 where a coordinate is not live.
+    The diagonal is 1 where a coordinate is not live.
     """
-    L = live.shape[1]
-    h_by_code = sum_by_code(h, index, L)  # (G, 2^L)
-    both_live = live_pairs(L, h.dtype, h.device)[live.sum(1)]  # (G, L*L): live ones come first
-    A = (h_by_code @ pair_table(L, h.dtype, h.device)).mul_(both_live).unflatten(1, (L, L))
+    A, total = pair_products(h, index, live)  # (G, L, L), (G, 1)
     b = basis_products((h * w0).sub_(p), index, live)  # (G, L)
     if ridge is None:
-        R = RIDGE * h_by_code.sum(1, keepdim=True)  # (G, 1)
+        R = RIDGE * total  # (G, 1)
         b.addcmul_(R, alpha)
     else:
         R = torch.full_like(h[:, :1], ridge)
@@ -178,23 +174,23 @@ def choose_pruned(
     needs to free `budget` bits. A cost that is infinite or no number ranks last.
     Returns: per layer (G, I) bool.
     """
-    values, places, offset = [], [], 0
-    for f, mask, k in zip(costs, masks, candidates, strict=True):
-        most = torch.finfo(f.dtype).max  # finite, so before any dead one
-        f = torch.where(f.isfinite(), f, most)
-        cheapest = torch.where(mask, f, torch.inf).flatten().topk(k, largest=False)
-        values.append(cheapest.values)
-        places.append(cheapest.indices + offset)
-        offset += mask.numel()
+    sizes = [mask.numel() for mask in masks]
+    f, alive = (torch.cat([x.flatten() for x in parts]) for parts in (costs, masks))
+    most = torch.finfo(f.dtype).max  # finite, so before any dead one
+    ranked = torch.where(alive, f.nan_to_num(most, most, most), torch.inf).split(sizes)
+    cheapest = [part.topk(k, largest=False) for part, k in zip(ranked, candidates, strict=True)]
+    places = [found.indices for found in cheapest]
+    torch._foreach_add_(places, [0, *accumulate(sizes[:-1])])
     removed = int(M_p * sum(candidates))
-    chosen = torch.cat(values).topk(removed, largest=False).indices  # cheapest first
+    values = torch.cat([found.values for found in cheapest])
+    chosen = values.topk(removed, largest=False).indices  # cheapest first
     gone = torch.ones_like(chosen, dtype=torch.bool)
     if prices is not None:
-        layers = zip(values, prices, strict=True)
-        bits = [torch.full_like(x, price, dtype=torch.int64) for x, price in layers]
-        freed = torch.cat(bits)[chosen]
+        bits = torch.zeros_like(values, dtype=torch.int64)
+        torch._foreach_add_(bits.split(candidates), list(prices))
+        freed = bits[chosen]
         gone = freed.cumsum(0) - freed < budget  # what the cheaper ones free
-    dead = torch.zeros(offset, dtype=torch.bool, device=masks[0].device)
+    dead = torch.zeros_like(alive)
     dead[torch.cat(places)[chosen]] = gone
-    parts = dead.split([mask.numel() for mask in masks])
+    parts = dead.split(sizes)
     return [part.view(mask.shape) for part, mask in zip(parts, masks, strict=True)]
