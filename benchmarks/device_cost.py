@@ -22,12 +22,15 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from unittest import mock
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -40,7 +43,7 @@ from tables import table
 from timing import give_gradients, network, prune_to
 
 ALLOCATES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
-WAITS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "item"}
+WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select"}
 OVERWRITES = {"copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_"}
 AT_ONCE = 64  # pairs of tensors that one kernel of a `_foreach` operation takes
 
@@ -56,12 +59,24 @@ class DeviceCost(TorchDispatchMode):
         self.operations: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.waits = 0
+        self.drawn: list[int] = []  # where random numbers lie, which are the host's
+        self.lists = ReadsOfLists(self)
+
+    def __enter__(self) -> DeviceCost:
+        self.lists.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self.lists.__exit__(*error)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        if name in WAITS:
+        if name == "rand":
+            self.drawn.append(result.data_ptr())
+        elif name in WAITS:
             self.waits += 1
         elif not is_view(func) and name not in ALLOCATES:
             longest = max((len(x) for x in args if isinstance(x, list | tuple)), default=1)
@@ -69,6 +84,19 @@ class DeviceCost(TorchDispatchMode):
             self.operations[name] += launches
             self.bytes[name] += traffic(func, args, kwargs, result)
         return result
+
+
+class ReadsOfLists(TorchFunctionMode):
+    """Counts a wait where a tensor becomes a list, of which the dispatcher hears nothing."""
+
+    def __init__(self, cost: DeviceCost) -> None:
+        super().__init__()
+        self.cost = cost
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.tolist and args[0].data_ptr() not in self.cost.drawn:
+            self.cost.waits += 1
+        return func(*args, **(kwargs or {}))
 
 
 def is_view(func) -> bool:
@@ -80,35 +108,32 @@ def is_view(func) -> bool:
 
 def traffic(func, args: tuple, kwargs: dict, result: object) -> int:
     """Return the bytes that an operation reads and those that it writes."""
-    read, written = {}, {}
+    name, read, written = func.overloadpacket.__name__, [], []
     for k, argument in enumerate(func._schema.arguments):
-        value = args[k] if k < len(args) and not argument.kwarg_only else kwargs.get(argument.name)
-        for x in tensors_in(value):
-            writes = argument.alias_info is not None and argument.alias_info.is_write
-            if writes:
-                written[place(x)] = size(x)
-            overwrites = argument.kwarg_only or func.overloadpacket.__name__ in OVERWRITES
-            if not (writes and overwrites):
-                read[place(x)] = size(x)
-    written |= {place(x): size(x) for x in tensors_in(result)}
-    return sum(read.values()) + sum(written.values())
+        value = kwargs.get(argument.name) if argument.kwarg_only or k >= len(args) else args[k]
+        writes = argument.alias_info is not None and argument.alias_info.is_write
+        if writes:
+            written += tensors_in(value)
+        if not (writes and (argument.kwarg_only or name in OVERWRITES)):
+            read += tensors_in(value)
+    written += tensors_in(result)
+    return size_of(read) + size_of(written)
 
 
 def tensors_in(value: object) -> list[Tensor]:
+    """Return the tensors in a value, list or tuple."""
     return [x for x in tree_leaves(value) if isinstance(x, Tensor)]
 
 
-def place(x: Tensor) -> tuple:
-    """Return what two tensors share if they are the same elements."""
-    return x.data_ptr(), x.shape, x.stride(), x.dtype
-
-
-def size(x: Tensor) -> int:
-    """Return the bytes of a tensor's elements; expanded dimensions repeat the same ones."""
-    elements = 1
-    for length, stride in zip(x.shape, x.stride(), strict=True):
-        elements *= length if stride else 1
-    return elements * x.element_size()
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the tensors' elements, each element once."""
+    parts: dict[tuple, dict[tuple, int]] = {}  # by memory, which has a size, and by what of it
+    for x in tensors:
+        memory = x.untyped_storage()
+        elements = prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride)
+        own = parts.setdefault((memory.nbytes(), memory.data_ptr()), {})
+        own[x.data_ptr(), x.shape, x.stride(), x.dtype] = elements * x.element_size()
+    return sum(min(whole, sum(own.values())) for (whole, _), own in parts.items())
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 CPU = "cpu"  # the type of device that computes in a cache; any other has the other's formulation
 # Weights worked on at a time. On a CPU a block's temporaries stay in cache and outweigh the time of
@@ -51,9 +52,9 @@ def sign_table(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 @cache
-def bit_table(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return every code's bits (2^L, L), 0 or 1; read-only."""
-    return (sign_table(L, dtype, device) + 1) / 2
+def half_bits(L: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return every code's bits (2^L, L), 0 or 1/2; read-only."""
+    return (sign_table(L, dtype, device) + 1) / 4
 
 
 @cache
@@ -89,10 +90,17 @@ def level_table(alpha: Tensor) -> Tensor:
     product promises none of this.
     """
     L = alpha.shape[1]
-    levels = alpha.new_zeros(alpha.shape[0], 1)
-    both = torch.stack([-alpha, alpha], 1)  # (G, 2, L)
+    if on_accelerator(alpha):  # one operation a basis
+        levels = alpha.new_zeros(alpha.shape[0], 1)
+        both = alpha.unsqueeze(1) * sign_table(1, alpha.dtype, alpha.device)  # (G, 2, L): -, +
+        for l in range(L):
+            levels = (levels.unsqueeze(1) + both[:, :, l : l + 1]).flatten(1)  # (G, 2^(l+1))
+        return levels
+    levels = alpha.new_zeros(alpha.shape[0], 2**L)  # no operation on a few numbers of each group
     for l in range(L):
-        levels = (levels.unsqueeze(1) + both[:, :, l : l + 1]).flatten(1)  # (G, 2^(l+1))
+        half, a = 2**l, alpha[:, l : l + 1]
+        torch.add(levels[:, :half], a, out=levels[:, half : 2 * half])
+        levels[:, :half] -= a
     return levels
 
 
@@ -101,9 +109,23 @@ def as_index(codes: Tensor) -> Tensor:
     return codes.int() if on_accelerator(codes) else codes.long()
 
 
-def weights_by_code(alpha: Tensor, codes: Tensor) -> Tensor:
-    """Return w_hat = B^T alpha (G, n) of live coordinates (G, L) and codes (G, n)."""
-    return level_table(alpha).gather(1, codes.long())
+def weights_by_code(alpha: Tensor, codes: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return w_hat = B^T alpha (G, n) of live coordinates (G, L) and codes (G, n), in `out`."""
+    levels = level_table(alpha)  # (G, 2^L)
+    if out is None:
+        out = alpha.new_empty(codes.shape)
+    if on_accelerator(codes):  # one table, and indices of half the width
+        index = codes + row_starts(*levels.shape, levels.device).unsqueeze(1)
+        torch.index_select(levels.flatten(), 0, index.flatten(), out=out.view(-1))
+    else:
+        torch.gather(levels, 1, codes.long(), out=out)
+    return out
+
+
+@cache
+def row_starts(rows: int, length: int, device: torch.device) -> Tensor:
+    """Return the place of each row's first element in a flattened (rows, length); read-only."""
+    return torch.arange(0, rows * length, length, dtype=torch.int32, device=device)
 
 
 def sum_by_code(x: Tensor, index: Tensor, L: int) -> Tensor:
@@ -117,9 +139,11 @@ def sum_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
     `index` is `as_index(codes)` (G, n), `rows` (2^L, D). On an accelerator in one pass: sums by
     code are additions in an order of chance there, and tables of 2^L numbers a group.
     """
-    if rows.shape[1] == 0:
-        return x.new_zeros(x.shape[0], 0)
-    return torch.nn.functional.embedding_bag(index, rows, per_sample_weights=x, mode="sum")
+    (G, n), D = x.shape, rows.shape[1]
+    if D == 0:
+        return x.new_zeros(G, 0)
+    starts = row_starts(G, n, x.device)
+    return embedding_bag(index.flatten(), rows, starts, mode="sum", per_sample_weights=x.flatten())
 
 
 def basis_products(x: Tensor, codes: Tensor, live: Tensor) -> Tensor:
@@ -132,17 +156,17 @@ def basis_products(x: Tensor, codes: Tensor, live: Tensor) -> Tensor:
 
 
 def pair_products(h: Tensor, index: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
-    """Return B diag(h) B^T (G, L, L), 0 where not live, and the sum of h over each group (G, 1).
+    """Return B diag(h) B^T (G, L, L), 0 where not live, and the groups' sums of h (G, 1).
 
     Element (i, j) is the sum of h over the 2^L codes, each times its signs i and j.
     """
     L = live.shape[1]
-    both_live = live_pairs(L, h.dtype, h.device)[live.sum(1)]  # (G, L*L): live ones come first
     pairs = pair_table(L, h.dtype, h.device)
     if on_accelerator(h):
-        A = sum_rows(h, index, pairs)
-        total = h.sum(1, keepdim=True)
-    else:
-        by_code = sum_by_code(h, index, L)  # (G, 2^L)
-        A, total = by_code @ pairs, by_code.sum(1, keepdim=True)
-    return A.mul_(both_live).unflatten(1, (L, L)), total
+        A = sum_rows(h, index, pairs).unflatten(1, (L, L))
+        A.mul_(live.unsqueeze(2) & live.unsqueeze(1))
+        return A, A[:, :1, 0]  # the first basis is live if any is
+    by_code = sum_by_code(h, index, L)  # (G, 2^L)
+    both_live = live_pairs(L, h.dtype, h.device)[live.sum(1)]  # (G, L*L): live ones come first
+    A = (by_code @ pairs).mul_(both_live).unflatten(1, (L, L))
+    return A, by_code.sum(1, keepdim=True)

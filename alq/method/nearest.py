@@ -36,7 +36,8 @@ def nearest_codes(target: Tensor, alpha: Tensor, live: Tensor) -> Tensor:
     if on_accelerator(target):
         levels, order = (alpha @ sign_table(L, alpha.dtype, alpha.device).T).sort(dim=1)
         by_rank = order.to(torch.uint8) & pack_bits(live).unsqueeze(1)  # (G, 2^L)
-        return by_rank.gather(1, torch.searchsorted(midpoints(levels), target))
+        middle = torch.lerp(levels[:, 1:], levels[:, :-1], 0.5)  # `midpoints` by one operation
+        return by_rank.gather(1, torch.searchsorted(middle, target))
     # Of each pair of opposite codes take the one with bit 0 set (basis 0 is live if any is), or
     # the other where its level is negative; then sort by level. (G, 2^(L-1)) each
     codes = torch.arange(1, 2**L, 2, device=alpha.device, dtype=torch.int32)

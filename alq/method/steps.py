@@ -21,7 +21,14 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from .codes import as_index, basis_products, pack_bits, pair_products, weights_by_code
+from .codes import (
+    as_index,
+    basis_products,
+    on_accelerator,
+    pack_bits,
+    pair_products,
+    weights_by_code,
+)
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .nearest import nearest_codes
 
@@ -64,20 +71,21 @@ def basis_step(
     # B1  moments of the gradient; p and h of the loss model
     update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
     p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, *amsgrad.at(t))
-    codes, alpha, product, target = optimise_bases(w0, p, h, groups.alpha, groups.live, ridge)
+    codes, alpha, _, target = optimise_bases(w0, p, h, groups.alpha, groups.live, ridge, w_hat)
     groups.codes.copy_(codes)
     groups.alpha.copy_(alpha)
-    w_hat.copy_(product)
     if move_base:  # S2
         w0.copy_(target)
 
 
 def optimise_bases(
-    w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor, ridge: float | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor, ridge: float | None = None,
+    w_hat: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Optimise B with alpha fixed, then alpha with B fixed, from base point `w0`.
 
-    Arguments: w0, p, h (G, n); alpha, live (G, L); ridge as in `solve_coordinates`.
+    Arguments: w0, p, h (G, n); alpha, live (G, L); ridge as in `solve_coordinates`; w_hat takes
+        the result, and may be w0.
     Returns: codes (G, n) uint8, alpha (G, L), w_hat (G, n), target (G, n).
     """
     # B2  target = w0 - p/h, where the loss model is least if nothing binds
@@ -88,11 +96,11 @@ def optimise_bases(
     index = as_index(codes)
 
     # B4  alpha = argmin_a (B^T a - w0).p + 1/2 (B^T a - w0).(h*(B^T a - w0))
-    solved = solve_coordinates(index, live, w0, p, h, alpha, ridge)  # (G, L)
+    solved = solve_coordinates(index, live, w0, p, h, alpha, ridge, target)  # (G, L)
     alpha = finite_or(alpha, solved)
 
     # B5  w_hat = B^T alpha
-    w_hat = weights_by_code(alpha, index)  # (G, n)
+    w_hat = weights_by_code(alpha, index, w_hat)  # (G, n)
 
     # B6  a negative coordinate flips together with its basis: w_hat does not change
     flipped = pack_bits(alpha < 0).unsqueeze(1)  # (G, 1)
@@ -101,17 +109,21 @@ def optimise_bases(
 
 def solve_coordinates(
     index: Tensor, live: Tensor, w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor,
-    ridge: float | None = None,
+    ridge: float | None = None, target: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Solve (B diag(h) B^T + R) a = B (h*w0 - p) + R alpha for a (G, L), 0 where not live.
 
     R is diagonal, `RIDGE` times the group's sum of h: a group that bases do not determine stays
     near its present alpha, one without gradient stays where it is, and the scale of the loss does
     not matter. A number `ridge` is the published rule: R = ridge, and nothing pulls to alpha.
-    The diagonal is 1 where a coordinate is not live.
+    The diagonal is 1 where a coordinate is not live. `target` is w0 - p/h, if it is known.
     """
     A, total = pair_products(h, index, live)  # (G, L, L), (G, 1)
-    b = basis_products((h * w0).sub_(p), index, live)  # (G, L)
+    if on_accelerator(h) and target is not None:
+        x = h * target  # (G, n): the same, and two tensors less to read
+    else:
+        x = (h * w0).sub_(p)
+    b = basis_products(x, index, live)  # (G, L)
     if ridge is None:
         R = RIDGE * total  # (G, 1)
         b.addcmul_(R, alpha)
@@ -126,7 +138,8 @@ def finite_or(alpha: Tensor, solved: Tensor) -> Tensor:
 
     Where h overflows, and under a published ridge that vanishes beside a large h, alpha stays.
     """
-    return torch.where(solved.isfinite().all(1, keepdim=True), solved, alpha)
+    not_finite = (solved - solved).any(1, keepdim=True)  # else the difference is 0
+    return torch.where(not_finite, alpha, solved)
 
 
 def coordinate_gradients(groups: Groups, betas: tuple[float, float]) -> Tensor:
@@ -151,7 +164,7 @@ def alpha_moments(groups: Groups, product: Callable[..., Tensor]) -> tuple[Tenso
 
 def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
     """Write w_hat = B^T alpha (G, n) of codes (G, n) and live coordinates (G, L)."""
-    w_hat.copy_(weights_by_code(alpha, codes))
+    weights_by_code(alpha, codes, w_hat)
 
 
 def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..machine.arithmetic import float32_products
-from .codes import bit_table, blocks, pack_bits, sign_table, weights_by_code
+from .codes import blocks, half_bits, pack_bits, sign_table, weights_by_code
 from .sketch import sketch
 from .structures import Grouping, coordinate_bytes
 
@@ -173,8 +173,8 @@ def codes_without(weight: MultiBitWeight, kept: Tensor) -> Tensor:
     `kept` (G, I) bool are the coordinates that stay.
     """
     keep = weight.live_first(kept)  # (G, L)
-    value = keep * 2.0 ** (keep.cumsum(1) - 1)  # (G, L): of its bit from now on
-    bits = bit_table(weight.L, value.dtype, value.device)  # (2^L, L)
+    value = keep * 2.0 ** keep.cumsum(1)  # (G, L): twice that of its bit from now on
+    bits = half_bits(weight.L, value.dtype, value.device)  # (2^L, L)
     parts = []
     for block in blocks(weight.codes, weight.L):
         new_codes = (value[block] @ bits.T).to(torch.uint8)  # (G, 2^L), of each old code
