@@ -165,7 +165,7 @@ def pair_products(h: Tensor, index: Tensor, live: Tensor) -> tuple[Tensor, Tenso
     if on_accelerator(h):
         A = sum_rows(h, index, pairs).unflatten(1, (L, L))
         A.mul_(live.unsqueeze(2) & live.unsqueeze(1))
-        return A, A[:, :1, 0]  # the first basis is live if any is
+        return A, A.diagonal(dim1=1, dim2=2)[:, :1]  # the first basis is live if any is
     by_code = sum_by_code(h, index, L)  # (G, 2^L)
     both_live = live_pairs(L, h.dtype, h.device)[live.sum(1)]  # (G, L*L): live ones come first
     A = (by_code @ pairs).mul_(both_live).unflatten(1, (L, L))

@@ -11,10 +11,10 @@ from ..errors import InputError
 from ..machine.arithmetic import optimizer_step
 from . import steps
 from .checks import check_weights, read_gradients
-from .codes import blocks
+from .families import Family, families
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
-from .stacks import Family, Stack, families, joined
-from .steps import alpha_moments, choose_pruned, removal_cost
+from .stacks import Stack
+from .steps import choose_pruned, removal_cost, round_at_random
 from .structures import coordinate_bytes
 from .weight import MultiBitWeight, check_state, copied
 
@@ -84,8 +84,8 @@ class ALQ(Optimizer):
         alpha = argmin_a d.p + 1/2 d.(h*d),  d = B^T a - w_hat
         """
         for family in self._advance():
-            for stack in family.stacks:
-                self._optimise_bases(stack)
+            for stack, arithmetic in self._with_arithmetic(family):
+                stack.optimise_bases(arithmetic, self.amsgrad, self.ridge)
 
     @optimizer_step
     def ste_step(self) -> None:
@@ -94,9 +94,9 @@ class ALQ(Optimizer):
         The basis step with w0 for w_hat;  then w0 = w0 - p/h
         """
         for family in self._advance():
-            for stack in family.stacks:
+            for stack, arithmetic in self._with_arithmetic(family):
                 stack.begin_copy()
-                self._optimise_bases(stack, stack.w0)
+                stack.optimise_bases(arithmetic, self.amsgrad, self.ridge, stack.w0)
 
     @optimizer_step
     def coordinate_step(self) -> None:
@@ -108,7 +108,8 @@ class ALQ(Optimizer):
         for family in self._advance():
             p_a, h_a = self._coordinate_loss_model(family)
             family.alpha.copy_(torch.where(family.mask, family.alpha - p_a / h_a, 0.0))
-            self._rebuild(family)
+            for stack, arithmetic in self._with_arithmetic(family):
+                stack.rebuild(arithmetic)
 
     @optimizer_step
     def prune_step(
@@ -137,17 +138,15 @@ class ALQ(Optimizer):
                     part.div_(coordinate_bytes(stack.n))
             costs |= family.of_layers(f)
         shares = [top_k * weight.live_total for weight in self.weights]
-        # Drawn on the host, so that no device waits.
-        draws = torch.rand(len(shares), generator=self.generator).tolist()
-        rounded = zip(shares, draws, strict=True)
-        candidates = [int(share) + (draw < share - int(share)) for share, draw in rounded]
+        candidates = round_at_random(shares, self.generator)
         masks = [weight.mask for weight in self.weights]
         f = [costs[weight] for weight in self.weights]
         chosen = choose(f, masks, candidates, M_p, prices, budget)
         for family in self._families:
             family.prune(dict(zip(self.weights, chosen, strict=True)))
         for family in self._arranged():
-            self._rebuild(family)
+            for stack, arithmetic in self._with_arithmetic(family):
+                stack.rebuild(arithmetic)
 
     def step(self, closure: Callable | None = None) -> NoReturn:
         """Not defined: choose one of the four steps."""
@@ -181,62 +180,22 @@ class ALQ(Optimizer):
         """
         return steps
 
-    def _blocks(self, stack: Stack) -> Iterator[slice]:
-        """Yield the groups of a stack, as many at a time as its arithmetic likes."""
-        return blocks(stack.codes, stack.L, self.arithmetic(stack.weights[0]).BLOCK)
-
-    def _optimise_bases(self, stack: Stack, w0: Tensor | None = None) -> None:
-        """Take a basis step from the copy `w0` (G, n), which then moves, or else from w_hat."""
-        arithmetic, t = self.arithmetic(stack.weights[0]), stack.states[0]["step"]
-        groups, w_hat = stack.groups(), stack.read_w_hat()
-        base, move_base = (w_hat, False) if w0 is None else (w0, True)
-        for block in self._blocks(stack):
-            arithmetic.basis_step(
-                groups[block], base[block], w_hat[block], t, self.amsgrad, move_base, self.ridge
-            )
-        stack.put_in_place(groups.alpha, stack.alpha)
-        stack.write(w_hat)
-        stack.share_moments(False)
+    def _with_arithmetic(self, family: Family) -> Iterator[tuple[Stack, Any]]:
+        """Yield each stack with its arithmetic."""
+        for stack in family.stacks:
+            yield stack, self.arithmetic(stack.weights[0])
 
     def _coordinate_loss_model(self, family: Family) -> tuple[Tensor, Tensor]:
         """Update the moments of the weights and of the coordinates; return p_a and h_a, vectors."""
-        amsgrad, state = self.amsgrad, family.stacks[0].states[0]
-        inherit = state["alpha_moments"] is None
-        g_a = torch.zeros_like(family.alpha)
-        for stack, part in zip(family.stacks, family.parts(g_a), strict=True):
-            self._project(stack, part, inherit)
+        amsgrad, g_a = self.amsgrad, torch.zeros_like(family.alpha)
+        pairs = zip(self._with_arithmetic(family), family.parts(g_a), strict=True)
+        for (stack, arithmetic), part in pairs:
+            stack.project(arithmetic, amsgrad.betas, part)
         if decay := self.param_groups[0]["weight_decay"]:
             g_a += decay * family.alpha
         m_a, v_a, v_a_max = family.alpha_moments
         update_moments(g_a, m_a, v_a, v_a_max, amsgrad.betas)
-        return pseudo_gradient_and_hessian(m_a, v_a_max, *amsgrad.at(state["step_a"]))
-
-    def _project(self, stack: Stack, g_a: Tensor, inherit: bool) -> None:
-        """Update the moments of a stack's weights, and write B g to `g_a` (G, I).
-
-        With `inherit` the coordinates' moments become those that follow from the weights'.
-        """
-        groups, arithmetic = stack.groups(), self.arithmetic(stack.weights[0])
-        moments, products = [], []  # of blocks, (G, L)
-        for part in (groups[block] for block in self._blocks(stack)):
-            if inherit:
-                moments.append(alpha_moments(part, arithmetic.basis_products))
-            products.append(arithmetic.coordinate_gradients(part, self.amsgrad.betas))
-        stack.put_in_place(joined(products), g_a)
-        if inherit:
-            wholes = map(joined, zip(*moments, strict=True))
-            for moment, whole in zip(stack.alpha_moments, wholes, strict=True):
-                stack.put_in_place(whole, moment.zero_())
-            stack.share_moments(True)
-
-    def _rebuild(self, family: Family) -> None:
-        """Put w_hat of new coordinates into the parameters."""
-        for stack in family.stacks:
-            arithmetic = self.arithmetic(stack.weights[0])
-            w_hat, alpha = stack.room_for_w_hat(), stack.live_first(stack.alpha)
-            for block in self._blocks(stack):
-                arithmetic.rebuild(stack.codes[block], alpha[block], w_hat[block])
-            stack.write(w_hat)
+        return pseudo_gradient_and_hessian(m_a, v_a_max, *amsgrad.at(family.step_a))
 
     # ------------------------------------------------------------------------ saving
 

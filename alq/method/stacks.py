@@ -1,31 +1,31 @@
-"""What an optimizer knows of its layers, in as few tensors as its steps can work on.
+"""Stacks: layers whose groups have one shape, as one matrix, which is what a step works on.
 
 The arithmetic of a step is on groups of n weights and does not ask which layers they come from. On
 an accelerator, where a step of many small operations waits for their launches, layers of one n and
-one L are therefore the rows of one matrix, a `Stack`. On a CPU every layer is a stack of its own,
-whose matrices are the layer's. The coordinates of all stacks are one vector each besides.
-
-Layers and their states hold views of these tensors. Whoever puts other tensors there need not say
-so: `Family.is_current` finds out, and the next step arranges the layers anew.
+one L are therefore the rows of one matrix. On a CPU every layer is a stack of its own, and its
+matrices are the layer's.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .codes import on_accelerator
-from .steps import Groups
-from .weight import MultiBitWeight, codes_without, copied, live_places
+from .codes import blocks
+from .loss_model import AMSGrad
+from .steps import Groups, alpha_moments
+from .weight import MultiBitWeight, copied, live_places
 
-KINDS = 9  # of groups: 0 to 8 bits
 MATRICES = ("m", "v", "v_max", "w0")  # of a layer's state, (G, n) each
 
 
 class Stack:
     """Layers whose groups have one n, one I and one L.
+
+    The layers and their states hold views of the stack's tensors. Whoever puts others there need
+    not say so: `is_current` finds out.
 
     Attributes:
         weights, states: the layers, in the order of their rows, and what the optimizer keeps of
@@ -172,6 +172,47 @@ class Stack:
             for key, value in state.items():
                 state[key] = copied(value, weight.alpha.device)
 
+    # ------------------------------------------------------------------------ steps
+
+    def blocks(self, arithmetic: Any) -> Iterator[slice]:
+        """Yield the groups, as many at a time as the arithmetic likes."""
+        return blocks(self.codes, self.L, arithmetic.BLOCK)
+
+    def optimise_bases(
+        self, arithmetic: Any, amsgrad: AMSGrad, ridge: float | None, w0: Tensor | None = None
+    ) -> None:
+        """Take a basis step from the copy `w0` (G, n), which then moves, or else from w_hat."""
+        groups, w_hat, t = self.groups(), self.read_w_hat(), self.states[0]["step"]
+        base, move_base = (w_hat, False) if w0 is None else (w0, True)
+        for b in self.blocks(arithmetic):
+            arithmetic.basis_step(groups[b], base[b], w_hat[b], t, amsgrad, move_base, ridge)
+        self.put_in_place(groups.alpha, self.alpha)
+        self.write(w_hat)
+        self.share_moments(False)
+
+    def project(self, arithmetic: Any, betas: tuple[float, float], g_a: Tensor) -> None:
+        """Update the moments of the weights, and write B g to `g_a` (G, I), which is 0.
+
+        After a new B the coordinates first get the moments that follow from the weights'.
+        """
+        groups, known = self.groups(), self.states[0]["alpha_moments"] is not None
+        inherited, products = [], []  # of blocks, (G, L)
+        for part in (groups[b] for b in self.blocks(arithmetic)):
+            if not known:
+                inherited.append(alpha_moments(part, arithmetic.basis_products))
+            products.append(arithmetic.coordinate_gradients(part, betas))
+        self.put_in_place(joined(products), g_a)
+        for moment, parts in zip(self.alpha_moments, zip(*inherited, strict=True), strict=False):
+            self.put_in_place(joined(parts), moment.zero_())
+        self.share_moments(True)
+
+    def rebuild(self, arithmetic: Any) -> None:
+        """Put w_hat of new coordinates into the parameters."""
+        w_hat, alpha = self.room_for_w_hat(), self.live_first(self.alpha)
+        for b in self.blocks(arithmetic):
+            arithmetic.rebuild(self.codes[b], alpha[b], w_hat[b])
+        self.write(w_hat)
+
     def begin_copy(self) -> None:
         """Let w0 be a copy of what the parameters hold, if there is none yet."""
         if self.w0 is None:
@@ -180,108 +221,10 @@ class Stack:
             self.held = self.holdings()
 
 
-class Family:
-    """Layers of one type, on one device, that have taken as many steps.
-
-    Attributes:
-        stacks: the layers, stack by stack.
-        alpha, mask, alpha_moments: of all coordinates, in the order of the stacks, one vector each.
-    """
-
-    def __init__(self, weights: Sequence[MultiBitWeight], states: Mapping[Tensor, dict]) -> None:
-        alike: dict[tuple, list[MultiBitWeight]] = {}
-        for weight in weights:
-            # The groups of a transposed convolution are no view of its weight.
-            stacked = on_accelerator(weight.alpha) and not weight.grouping.transposed
-            key = (weight.n, weight.I, weight.L) if stacked else (id(weight),)
-            alike.setdefault(key, []).append(weight)
-        self.weights = [weight for members in alike.values() for weight in members]
-        own = [states[weight.parameter] for weight in self.weights]
-        self.alpha = flat(weight.alpha for weight in self.weights)
-        self.mask = flat(weight.mask for weight in self.weights)
-        if own[0]["alpha_moments"] is None:
-            self.alpha_moments = [torch.zeros_like(self.alpha) for _ in range(3)]
-        else:
-            threes = zip(*(state["alpha_moments"] for state in own), strict=True)
-            self.alpha_moments = [flat(moment) for moment in threes]
-        sizes = [sum(weight.mask.numel() for weight in members) for members in alike.values()]
-        vectors = (self.alpha, self.mask, *self.alpha_moments)
-        cuts = zip(*(vector.split(sizes) for vector in vectors), strict=True)
-        self.stacks = [
-            Stack(members, [states[weight.parameter] for weight in members], alpha, mask, moments)
-            for members, (alpha, mask, *moments) in zip(alike.values(), cuts, strict=True)
-        ]
-        # (sum of G,): the number of each group's layer, times the kinds of groups: 0 to 8 bits
-        kinds = torch.arange(len(self.weights)) * KINDS
-        groups = torch.tensor([weight.G for weight in self.weights])
-        self.first_kind = kinds.repeat_interleave(groups).to(self.alpha.device)
-
-    @property
-    def states(self) -> list[dict]:
-        """What the optimizer keeps of each layer."""
-        return [state for stack in self.stacks for state in stack.states]
-
-    def is_current(self, states: Mapping[Tensor, dict]) -> bool:
-        """Return whether all layers still hold what was shared out."""
-        return all(stack.is_current(states) for stack in self.stacks)
-
-    def dissolve(self) -> None:
-        """Give every layer and state tensors of its own, as copies and pickles need them."""
-        for stack in self.stacks:
-            stack.dissolve()
-
-    def parts(self, vector: Tensor) -> list[Tensor]:
-        """Return each stack's part (G, I) of a vector, views."""
-        parts = vector.split([stack.mask.numel() for stack in self.stacks])
-        return [part.view_as(stack.mask) for part, stack in zip(parts, self.stacks, strict=True)]
-
-    def of_layers(self, vector: Tensor) -> dict[MultiBitWeight, Tensor]:
-        """Return each layer's part (G, I) of a vector, views."""
-        parts = vector.split([weight.mask.numel() for weight in self.weights])
-        pairs = zip(self.weights, parts, strict=True)
-        return {weight: part.view_as(weight.mask) for weight, part in pairs}
-
-    def prune(self, dead: Mapping[MultiBitWeight, Tensor]) -> None:
-        """Remove the coordinates that `dead` flags, (G, I) bool of each layer.
-
-        The host waits for the device once. A stack is no longer current if an L became less.
-        """
-        kept = self.mask & ~flat(dead[weight] for weight in self.weights)
-        for stack, part in zip(self.stacks, self.parts(kept), strict=True):
-            stack.codes.copy_(codes_without(stack, part))
-        self.mask.copy_(kept)
-        self.alpha.mul_(kept)
-        live = joined(stack.mask.sum(1) for stack in self.stacks)  # (sum of G,)
-        kinds = live.new_zeros(len(self.weights) * KINDS)
-        kinds.index_add_(0, self.first_kind + live, torch.ones_like(live))
-        for weight, counts in zip(self.weights, kinds.view(-1, KINDS).tolist(), strict=True):
-            weight.live_total = sum(bits * count for bits, count in enumerate(counts))
-            weight.L = max(bits for bits, count in enumerate(counts) if count)
-        for stack in self.stacks:
-            if all(weight.L == stack.L for weight in stack.weights):
-                stack.find_live()
-
-
-def families(weights: Iterable[MultiBitWeight], states: Mapping[Tensor, dict]) -> list[Family]:
-    """Arrange the layers, which then hold views of what the families hold."""
-    alike: dict[tuple, list[MultiBitWeight]] = {}
-    for weight in weights:
-        state = states[weight.parameter]
-        absent = (state["w0"] is None, state["alpha_moments"] is None)
-        key = (weight.alpha.dtype, weight.alpha.device, state["step"], state["step_a"], absent)
-        alike.setdefault(key, []).append(weight)
-    return [Family(members, states) for members in alike.values()]
-
-
 def joined(tensors: Iterable[Tensor]) -> Tensor:
     """Return the tensors one behind the other; a single one is returned itself."""
     found = list(tensors)
     return found[0] if len(found) == 1 else torch.cat(found)
-
-
-def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """Return all elements, one behind the other, as a new vector."""
-    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def copy_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:

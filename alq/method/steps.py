@@ -175,6 +175,16 @@ def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:
     return alpha * (0.5 * alpha * h_a - p_a)
 
 
+def round_at_random(shares: Sequence[float], generator: torch.Generator | None) -> list[int]:
+    """Round each number down, or up with a probability that is its fraction.
+
+    One draw a number, in order, on the host: no device waits.
+    """
+    draws = torch.rand(len(shares), generator=generator).tolist()
+    pairs = zip(shares, draws, strict=True)
+    return [int(share) + (draw < share - int(share)) for share, draw in pairs]
+
+
 def choose_pruned(
     costs: Sequence[Tensor], masks: Sequence[Tensor], candidates: Sequence[int], M_p: float,
     prices: Sequence[int] | None = None, budget: int = 0,

@@ -199,7 +199,7 @@ def live_places(mask: Tensor, L: int) -> tuple[Tensor, Tensor]:
     Each kind stays in its own order. `mask` is (G, I) bool, `L` its largest number of live ones.
     """
     live, order = mask.view(torch.uint8).sort(dim=1, descending=True, stable=True)
-    return order[:, :L], live[:, :L].view(torch.bool)
+    return order[:, :L], live[:, :L].view(torch.bool).contiguous()
 
 
 def describe(name: str, grouping: Grouping) -> dict:
