@@ -60,7 +60,7 @@ class Stack:
         for key in MATRICES:
             self.share(key, getattr(self, key))
         self.share_moments(states[0]["alpha_moments"] is not None)
-        self.find_live()
+        self.hold_order(joined(weight.order for weight in weights))
 
     # ------------------------------------------------------------------------ what layers hold
 
@@ -80,9 +80,13 @@ class Stack:
             state["alpha_moments"] = three if known else None
 
     def find_live(self) -> None:
-        """Bring up to date what follows from the mask, of which the layers know their L."""
-        self.order, self.live = live_places(self.mask, self.L)
-        for weight, view in zip(self.weights, self.parts(self.order), strict=True):
+        """Bring up to date what follows from the mask, if L is still what it was."""
+        self.hold_order(live_places(self.mask, self.L))
+
+    def hold_order(self, order: Tensor) -> None:
+        """Take the places of live coordinates (G, L), and share them."""
+        self.order, self.live = order, self.mask.gather(1, order)
+        for weight, view in zip(self.weights, self.parts(order), strict=True):
             weight.order = view
         self.held = self.holdings()
 

@@ -190,16 +190,15 @@ def count_live(weights: Sequence[MultiBitWeight]) -> None:
         counts.append(torch.stack([live.sum(), live.max()]))
     for weight, (total, most) in zip(weights, torch.stack(counts).tolist(), strict=True):
         weight.live_total, weight.L = total, most
-        weight.order, _ = live_places(weight.mask, most)
+        weight.order = live_places(weight.mask, most)
 
 
-def live_places(mask: Tensor, L: int) -> tuple[Tensor, Tensor]:
-    """Return the places of live coordinates, dead ones behind, and which are live, both (G, L).
+def live_places(mask: Tensor, L: int) -> Tensor:
+    """Return the places of live coordinates (G, L), dead ones behind, each kind in its own order.
 
-    Each kind stays in its own order. `mask` is (G, I) bool, `L` its largest number of live ones.
+    `mask` is (G, I) bool, `L` its largest number of live ones.
     """
-    live, order = mask.view(torch.uint8).sort(dim=1, descending=True, stable=True)
-    return order[:, :L], live[:, :L].view(torch.bool).contiguous()
+    return mask.view(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :L]
 
 
 def describe(name: str, grouping: Grouping) -> dict:
