@@ -12,7 +12,7 @@ number of live bases, and not on max_bit. Bits of bases a group does not have ar
 Sums and look-ups by code replace the products with the (G, L, n) array B, which never exists.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import torch
@@ -40,6 +40,12 @@ def blocks(codes: Tensor, L: int, size: int | None = None) -> Iterator[slice]:
     count = max(1, size // max(n, 2**L))
     for start in range(0, G, count):
         yield slice(start, start + count)
+
+
+def joined(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the tensors one behind the other; a single one is returned itself."""
+    found = list(tensors)
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 @cache

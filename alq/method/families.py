@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .codes import on_accelerator
-from .stacks import Stack, joined
+from .codes import joined, on_accelerator
+from .stacks import Stack
 from .weight import MultiBitWeight, codes_without
 
 KINDS = 9  # of groups: 0 to 8 bits
@@ -100,8 +100,7 @@ class Family:
             weight.live_total = sum(bits * count for bits, count in enumerate(counts))
             weight.L = max(bits for bits, count in enumerate(counts) if count)
         for stack in self.stacks:
-            if all(weight.L == stack.L for weight in stack.weights):
-                stack.find_live()
+            stack.find_live()
 
 
 def families(weights: Iterable[MultiBitWeight], states: Mapping[Tensor, dict]) -> list[Family]:

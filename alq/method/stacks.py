@@ -6,14 +6,14 @@ one L are therefore the rows of one matrix. On a CPU every layer is a stack of i
 matrices are the layer's.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .codes import blocks
+from .codes import blocks, joined
 from .loss_model import AMSGrad
 from .steps import Groups, alpha_moments
 from .weight import MultiBitWeight, copied, live_places
@@ -80,8 +80,12 @@ class Stack:
             state["alpha_moments"] = three if known else None
 
     def find_live(self) -> None:
-        """Bring up to date what follows from the mask, if L is still what it was."""
-        self.hold_order(live_places(self.mask, self.L))
+        """Bring up to date what follows from the mask; a stack whose L became less is void."""
+        if all(weight.L == self.L for weight in self.weights):
+            self.hold_order(live_places(self.mask, self.L))
+        else:
+            for weight in self.weights:
+                weight.order = live_places(weight.mask, weight.L)
 
     def hold_order(self, order: Tensor) -> None:
         """Take the places of live coordinates (G, L), and share them."""
@@ -223,12 +227,6 @@ class Stack:
             self.w0 = self.read_w_hat().clone()
             self.share("w0", self.w0)
             self.held = self.holdings()
-
-
-def joined(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the tensors one behind the other; a single one is returned itself."""
-    found = list(tensors)
-    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def copy_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
