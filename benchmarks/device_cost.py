@@ -1,6 +1,6 @@
 """What the quantizer's steps ask of an accelerator, counted on any machine.
 
-    python benchmarks/device_cost.py                         # the four networks, as a table
+    python benchmarks/device_cost.py                         # the four networks, as tables
     python benchmarks/device_cost.py --network vgg --bits 2 --operations
 
 The tensors lie on the CPU, but the steps take the formulation and the block size that they take on
@@ -184,6 +184,19 @@ def row_of(name: str, bits: str, weights: int, step: str, cost: DeviceCost) -> d
     }
 
 
+def tables(rows: list[dict]) -> str:
+    """Return a Markdown table of each figure, a network at some bits in a line."""
+    found = []
+    steps = list(dict.fromkeys(row["step"] for row in rows))
+    for figure in ("operations", "bytes a weight", "host waits"):
+        lines: dict[tuple[str, str], list[str]] = {}
+        for row in rows:
+            lines.setdefault((row["network"], row["bits"]), []).append(f"{row[figure]:.0f}")
+        cells = [[*key, *line] for key, line in lines.items()]
+        found.append(f"{figure}\n\n{table(['network', 'bits', *steps], cells)}")
+    return "\n\n".join(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -201,16 +214,7 @@ def main() -> None:
                 for operation, count in cost.operations.most_common():
                     share = cost.bytes[operation] / weights
                     print(f"{count:6} {operation:30} {share:7.1f} bytes a weight")
-    head = list(rows[0])
-    print(
-        table(
-            head,
-            [
-                [f"{x:.0f}" if isinstance(x, float) else str(x) for x in row.values()]
-                for row in rows
-            ],
-        )
-    )
+    print(tables(rows))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -10,6 +10,9 @@ number of live bases, and not on max_bit. Bits of bases a group does not have ar
     B x       (G, L)      x summed into the 2^L codes, times signs
 
 Sums and look-ups by code replace the products with the (G, L, n) array B, which never exists.
+
+Where an accelerator does otherwise than a CPU, it is for fewer operations, fewer bytes, and sums in
+an order of their own: `on_accelerator` decides, here and in the modules that use this one.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-CPU = "cpu"  # the type of device that computes in a cache; any other has the other's formulation
+CPU = "cpu"  # the type of device whose formulation is a cache's; all others are accelerators
 # Weights worked on at a time. On a CPU a block's temporaries stay in cache and outweigh the time of
 # the calls; on an accelerator a block is large, for few kernels, and bounds the memory.
 CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**23
