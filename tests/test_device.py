@@ -44,8 +44,8 @@ def waits(monkeypatch) -> dict[str, list[int]]:
 
     for name in ("basis_step", "coordinate_step", "ste_step", "prune_step"):
         monkeypatch.setattr(alq.ALQ, name, counted(name))
-    # Blocks of one size, so that both devices sum in the same order.
-    monkeypatch.setattr(alq.method.codes, "DEVICE_BLOCK", alq.method.codes.CPU_BLOCK)
+    # The accelerator's formulation on the CPU too, so that both sum in the same order.
+    monkeypatch.setattr(alq.method.codes, "CPU", "none")
     monkeypatch.setattr(alq.files.runlog, "describe_device", str)
     return counts
 
