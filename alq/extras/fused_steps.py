@@ -34,12 +34,11 @@ def basis_step(
     ridge: float | None = None,
 ) -> None:  # fmt: skip
     """Do what `steps.basis_step` does."""
-    relative = ridge is None
     launch(
         basis_kernel, groups.codes, groups.g, groups.m, groups.v, groups.v_max, groups.codes,
         groups.alpha, groups.live, w0, w_hat, *decays(amsgrad.betas), *amsgrad.at(t),
-        RIDGE if relative else ridge,
-        L=groups.live.shape[1], MOVE_BASE=move_base, RELATIVE_RIDGE=relative,
+        RIDGE if ridge is None else float(ridge),
+        L=groups.live.shape[1], MOVE_BASE=move_base, RELATIVE_RIDGE=ridge is None,
     )  # fmt: skip
 
 
