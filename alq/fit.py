@@ -51,7 +51,7 @@ def fit(
         schedule: epochs, rates, pruning and targets; None takes the paper's for LeNet5.
         log: a file that gets one JSON line per epoch.
         progress: shows bars and prints the result.
-        compile: the quantizer's steps by `torch.compile` (`CompiledALQ`); the model is yours.
+        compile: the quantizer's steps (`CompiledALQ`); the model is yours.
         tensorboard: a folder that gets the log's numbers for TensorBoard.
 
     Returns: bitwidth, storage_bytes, val_loss, val_accuracy (percent, None if not counted), rounds,

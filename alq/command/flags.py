@@ -137,8 +137,8 @@ MACHINE = {
     ),
     "tf32": switch("convolutions in TensorFloat-32 on CUDA; without it, and in all else, float32"),
     "compile": switch(
-        "torch.compile the network and the quantizer's steps: minutes at the start, and seconds "
-        "whenever a layer's largest number of bits changes. Needs a C++ compiler"
+        "compile the network and the quantizer's steps: minutes at the start, and seconds whenever "
+        "a layer's largest number of bits changes. Needs a C++ compiler, on CUDA also triton"
     ),
     "deterministic": switch(
         "kernels that add in a fixed order on CUDA, too: the same seed gives the same bits; "

@@ -11,7 +11,8 @@ go through all the weights of a group:
     basis_products         B m, once after a new B                     coordinate and prune steps
     rebuild                w_hat = B^T alpha                           coordinate and prune steps
 
-`alq.extras.compiled_steps` has the same four, and `alq.method.optimizer` takes either.
+`alq.extras.compiled_steps` and `alq.extras.fused_steps` have the same four, and
+`alq.method.optimizer` takes any of the three.
 """
 
 from collections.abc import Callable, Sequence
