@@ -1,6 +1,8 @@
 """How the machine computes: full float32 in the quantizer's steps, and CPUs at their full speed."""
 
 import ctypes
+import importlib
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,22 @@ def settle_cpu() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, TRIM)
         libc.mallopt(M_MMAP_THRESHOLD, MMAP)
+
+
+def settle_sums(compiled: bool) -> None:
+    """Let this process add in one order on CUDA wherever PyTorch leaves a choice to timing or luck.
+
+    For runs that must come to the same bits each time, and for processes that must come to the same
+    bits as each other. To be called before CUDA's first product, and before anything is `compiled`.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if not compiled:  # to read the compiler's settings takes a second
+        return
+    config = importlib.import_module("torch._inductor.config")
+    # By these the compiler tries out how to divide a sum, and takes what was fastest.
+    for name, value in (("dynamic_scale_rblock", False), ("deterministic", True)):
+        if hasattr(config, name):  # torch 2.9 has both; they are nobody's public interface
+            setattr(config, name, value)
 
 
 @contextmanager
