@@ -98,9 +98,9 @@ def set_arithmetic(args: Namespace) -> None:
     """Set threads, precision, and whether kernels always add in one order; prepare the CPU."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.deterministic or processes.launched():
-        settle_sums(args.compile)
     torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
+    if args.deterministic or processes.launched():
+        settle_sums(args.compile)  # after the line above, which sets the compiler, too
     torch.backends.cudnn.deterministic = args.deterministic
     torch.backends.cudnn.benchmark = args.cudnn_benchmark
     torch.backends.cudnn.allow_tf32 = args.tf32  # matrix products never use it unless asked to
