@@ -112,6 +112,10 @@ def machine(device: str) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("checkpoints/check_gpu"), metavar="DIR")
+    parser.add_argument(
+        "--work", type=Path, default=Path("checkpoints/check_gpu_work"), metavar="DIR",
+        help="for data and trainings, 1.5 GB",
+    )  # fmt: skip
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ...; cpu to try this out")
     parser.add_argument("--small", action="store_true", help="tiny networks and data: a rehearsal")
     parser.add_argument(
@@ -123,8 +127,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the part is ended, too
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(f"torch {torch.__version__} finds no CUDA device; --device cpu --small works")
-    places = Places(args.output.resolve(), args.device, args.small)
-    places.output.mkdir(parents=True, exist_ok=True)
+    work = args.work.resolve() / ("small" if args.small else "full")
+    places = Places(args.output.resolve(), work, args.device, args.small)
+    for folder in (places.output, places.work):
+        folder.mkdir(parents=True, exist_ok=True)
     end, reports = time.monotonic() + 60 * args.minutes, []
     for part in (part for part in PARTS if part.name in args.parts):
         report = run(part, places, end - time.monotonic())

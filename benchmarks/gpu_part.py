@@ -12,12 +12,14 @@ class Places:
     """Where a check works.
 
     Attributes:
-        output: the folder of results.
+        output: the folder of results, all of them small.
+        work: the folder of data and trainings.
         device: the device that is checked.
         small: whether it is only a rehearsal.
     """
 
     output: Path
+    work: Path
     device: str
     small: bool
 
@@ -40,5 +42,5 @@ class Part:
     command: Callable[[Places], list]
     read: Callable[[Places], object]
     lines: Callable[[object], list[str]] = lambda result: [] if result is None else [str(result)]
-    minutes: float = 10
+    minutes: float = 9
     resumable: bool = False

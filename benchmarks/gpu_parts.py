@@ -105,7 +105,7 @@ def memory(network: str) -> Part:
 
 def load_pictures(places: Places) -> list:
     flags = ["--workers", "0", "--repeats", "1", "--batch_size", "8"] if places.small else []
-    return [*LOADER.command(places), places.output / "pictures", *flags]
+    return [*LOADER.command(places), places.work / "pictures", *flags]
 
 
 SMALL = "--network lenet5 --repeats 1"

@@ -24,7 +24,7 @@ TINY = (
 
 
 def files(places: Places, name: str) -> list:
-    folder = places.output / name
+    folder = places.work / name
     own = ["--model_ori", folder / "ori.pth", "--model", folder / "model.pth"]
     return [*own, "--device", places.device]
 
@@ -33,7 +33,7 @@ def train_vgg(name: str, flags: str = "") -> Callable[[Places], list]:
     """Return the command that trains VGG on the coloured digits, anew each time."""
 
     def command(places: Places) -> list:
-        data, own = places.output / "digits", [*files(places, name), *shlex.split(flags)]
+        data, own = places.work / "digits", [*files(places, name), *shlex.split(flags)]
         if places.small:
             stages = "--PRETRAIN --ALQ --POSTTRAIN"
             return ["tests/narrow.py", "vgg", data, *shlex.split(f"{stages} {TINY}"), *own]
@@ -44,7 +44,7 @@ def train_vgg(name: str, flags: str = "") -> Callable[[Places], list]:
 
 def train_resnet(places: Places) -> list:
     """Return the command that trains ResNet18 on the made-up pictures."""
-    data, own = places.output / "pictures", [*files(places, "resnet18"), "--amp"]
+    data, own = places.work / "pictures", [*files(places, "resnet18"), "--amp"]
     if places.small:
         stages = shlex.split(f"--PRETRAIN --ALQ --POSTTRAIN {TINY}")
         return ["tests/narrow.py", "resnet", data, *stages, *own]
@@ -59,11 +59,15 @@ def train_lenet5(places: Places) -> list:
 
 
 def read_log(name: str) -> Callable[[Places], dict]:
-    """Return what reads a training's log: seconds of the epochs by kind, and the results."""
+    """Return what reads a training's log: seconds of the epochs by kind, and the results.
+
+    The log itself is copied to the other results.
+    """
 
     def read(places: Places) -> dict:
-        log = (places.output / name / "model.jsonl").read_text().splitlines()
-        events = list(map(json.loads, log))
+        log = (places.work / name / "model.jsonl").read_text()
+        (places.output / f"{name}.jsonl").write_text(log)
+        events = list(map(json.loads, log.splitlines()))
         last = max(k for k, event in enumerate(events) if event["event"] == "start")
         epochs = [event for event in events[last:] if event["event"] == "epoch"]
         seconds: Counter[str] = Counter()
@@ -95,13 +99,13 @@ def training_lines(result: dict | None) -> list[str]:
 
 def digits(places: Places) -> list:
     count = 300 if places.small else 50_000
-    return ["tests/small_sets.py", "cifar", places.output / "digits", count]
+    return ["tests/small_sets.py", "cifar", places.work / "digits", count]
 
 
 def pictures(places: Places) -> list:
     sizes = "--train 60 --val 20 --size 80 60" if places.small else "--train 4096 --val 512"
     script = "benchmarks/made_up_pictures.py"
-    return [script, places.output / "pictures", *shlex.split(sizes)]
+    return [script, places.work / "pictures", *shlex.split(sizes)]
 
 
 def nothing(places: Places) -> None:
