@@ -45,6 +45,19 @@ def ways() -> dict[str, Callable[[str], torch.Tensor]]:
     }
 
 
+def difference(loader: PictureLoader, count: int = 50) -> dict[str, float]:
+    """Return how far training's values are from Pillow's of the same cuts: of 255, and of how many.
+
+    The cuts are the same, as both ways draw the same numbers.
+    """
+    found = []
+    for name in ("as bytes", "decoded by torchvision"):
+        loader.pictures.transform = ways()[name]
+        found.append(torch.stack([loader.pictures[k, k][0].int() for k in range(count)]))
+    apart = (found[0] - found[1]).abs()
+    return {"largest": int(apart.max()), "share of values": float((apart > 0).float().mean())}
+
+
 def rate_of_all(loader: PictureLoader) -> float:
     """Return the pictures a second of one pass, its start included."""
     start = time.perf_counter()
@@ -91,8 +104,10 @@ def main() -> None:
             print(f"pass {number}, {name}: {rates[name][-1]:.0f} pictures/s", flush=True)
     medians = {name: sorted(found[1:])[args.repeats // 2] for name, found in rates.items()}
     print(*(f"{name:24}{median:8.0f} pictures/s" for name, median in medians.items()), sep="\n")
+    apart = difference(loaders["as bytes"], min(50, len(train)))
+    print(f"training's values differ from Pillow's: {apart}")
     if args.json:
-        write_figures(args.json, args.device, rows=medians, workers=args.workers)
+        write_figures(args.json, args.device, rows=medians, **{"beside Pillow": apart})
 
 
 if __name__ == "__main__":
