@@ -11,7 +11,7 @@ import lenet5
 from alq.command import resume
 from alq.command.run import fill_in, set_arithmetic
 from alq.data.loaders import memory_format
-from alq.machine import processes
+from alq.machine import arithmetic, processes
 from alq.machine.arithmetic import settle_sums
 
 
@@ -103,3 +103,19 @@ def test_cores_are_shared_by_the_processes_of_a_machine(monkeypatch) -> None:
     assert processes.own_cores() == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(2 * alone))
     assert processes.own_cores() == 1
+
+
+@pytest.mark.parametrize("groups", [0, 1, 7, 8, 20])
+def test_systems_are_solved_some_at_a_time(monkeypatch, groups) -> None:
+    """CUDA refuses more than 65 535; a singular one of them spoils no other."""
+    A, b = torch.randn(groups, 3, 3, dtype=torch.float64), torch.randn(groups, 3).double()
+    A[2:3] = 0
+    at_once = arithmetic.solve(A, b)
+    monkeypatch.setattr(arithmetic, "MOST_SYSTEMS", 7)
+    solved = arithmetic.solve(A, b)
+    assert solved.shape == (groups, 3)
+    torch.testing.assert_close(solved, at_once, equal_nan=True)
+    regular = torch.ones(groups, dtype=torch.bool)
+    regular[2:3] = False
+    back = (A @ solved.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(back[regular], b[regular])

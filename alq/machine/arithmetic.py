@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import wraps
 
 import torch
+from torch import Tensor
 
 from .interruption import delayed_interrupt
 
@@ -16,6 +17,8 @@ from .interruption import delayed_interrupt
 # what is larger than MMAP bytes is mapped anew each time.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 TRIM, MMAP = 2**31 - 1, 2**30
+# The most that CUDA's kernels for many small systems take at once; they refuse more.
+MOST_SYSTEMS = 65_535
 
 
 def settle_cpu() -> None:
@@ -47,6 +50,16 @@ def settle_sums(compiled: bool) -> None:
     for name, value in (("dynamic_scale_rblock", False), ("deterministic", True)):
         if hasattr(config, name):  # torch 2.9 has both; they are nobody's public interface
             setattr(config, name, value)
+
+
+def solve(A: Tensor, b: Tensor) -> Tensor:
+    """Return A^-1 b (G, L) of A (G, L, L) and b (G, L), however large G is.
+
+    Nothing is raised where A is singular; the solution then need not be finite.
+    """
+    parts = zip(A.split(MOST_SYSTEMS), b.unsqueeze(2).split(MOST_SYSTEMS), strict=True)
+    solved = [torch.linalg.solve_ex(*part)[0] for part in parts]
+    return (solved[0] if len(solved) == 1 else torch.cat(solved)).squeeze(2)
 
 
 @contextmanager
