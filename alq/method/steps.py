@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..machine.arithmetic import solve
 from .codes import basis_products, live_pairs, pack_bits, pair_table, sum_by_code, weights_by_code
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .nearest import nearest_codes
@@ -123,7 +122,7 @@ def solve_coordinates(
     else:
         R = torch.full_like(h[:, :1], ridge)
     A.diagonal(dim1=1, dim2=2).add_(torch.where(live, R, 1.0))
-    return solve(A, b) * live
+    return torch.linalg.solve_ex(A, b.unsqueeze(2))[0].squeeze(2) * live
 
 
 def finite_or(alpha: Tensor, solved: Tensor) -> Tensor:
