@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import alq
-from alq.method import codes, steps
+from alq.method import codes
 from alq.method.codes import level_table
 from alq.method.weight import prune
 from compare import follow
-from device_cost import DeviceCost, as_on_an_accelerator, cost_of, costs_of_steps
+from device_cost import as_on_an_accelerator, cost_of, costs_of_steps
 from reference import Reference
 
 # Operations of a basis, a coordinate and a prune step; bytes a weight of a basis step. The sizes of
@@ -132,17 +132,6 @@ def test_stacked_steps_do_what_single_layers_do() -> None:
             torch.testing.assert_close(a.parameter, b.parameter)
             levels = [level_table(w.live_first(w.alpha)).sort(1).values for w in (a, b)]
             torch.testing.assert_close(*levels)
-
-
-def test_a_call_solves_no_more_systems_than_cuda_takes(monkeypatch) -> None:
-    A = torch.randn(20, 3, 3, dtype=torch.float64)
-    A = A @ A.mT + torch.eye(3)
-    b = torch.randn(20, 3, dtype=torch.float64)
-    at_once = steps.solve_some_at_a_time(A, b)
-    monkeypatch.setattr(steps, "MAX_SOLVES", 7)
-    with DeviceCost() as cost:
-        torch.testing.assert_close(steps.solve_some_at_a_time(A, b), at_once)
-    assert cost.operations["_linalg_solve_ex"] == 3
 
 
 def test_layers_of_one_n_and_L_are_stacked_until_pruning_parts_them() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..machine.processes import first_to_say
+
 
 class OneLineParser(argparse.ArgumentParser):
     """Refuses bad input with one line on stderr and exit code 2. Flags are not abbreviated."""
@@ -21,8 +23,9 @@ class OneLineParser(argparse.ArgumentParser):
 
     def quit(self, code: int, message: str) -> None:
         """Exit after one line on stderr."""
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of a torchrun
-            print(f"{self.prog}: {' '.join(message.split())}", file=sys.stderr)
+        line = f"{self.prog}: {' '.join(message.split())}"
+        if first_to_say(line):
+            print(line, file=sys.stderr, flush=True)
         raise SystemExit(code)
 
 

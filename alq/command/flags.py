@@ -13,12 +13,12 @@ import torch
 from ..method.structures import STRUCTURES
 from . import arguments as a
 
-# Flags that may differ between a run and its resumption. Other devices, numbers of threads and
-# compiled steps add in another order, so that their results differ in the last digits; floats and
+# Flags that may differ between a run and its resumption. Other devices, numbers of threads, layouts
+# and kernels add in another order, so that their results differ in the last digits; floats and
 # coded are the packed file's; all others change nothing.
 MAY_CHANGE = (
-    "data", "model", "model_ori", "device", "threads", "workers", "compile", "save_every",
-    "floats", "coded", "tensorboard",
+    "data", "model", "model_ori", "device", "threads", "workers", "compile", "channels_last",
+    "cudnn_benchmark", "save_every", "floats", "coded", "tensorboard",
 )  # fmt: skip
 # What a command does, which its resumption may do the rest of; its data set is compared apart.
 NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "EVAL", "resume", "dataset")
@@ -42,6 +42,11 @@ def dataset_flag(names: Iterable[str]) -> dict:
 def switch(text: str) -> dict:
     """Return the options of a flag that takes none."""
     return {"action": "store_true", "help": text}
+
+
+def either(text: str) -> dict:
+    """Return the options of a flag that can be given as --flag and as --no-flag, or left out."""
+    return {"action": argparse.BooleanOptionalAction, "help": text}
 
 
 # In the order of the published scripts.
@@ -139,6 +144,14 @@ MACHINE = {
     "compile": switch(
         "compile the network and the quantizer's steps: minutes at the start, and seconds whenever "
         "a layer's largest number of bits changes. Needs a C++ compiler, on CUDA also triton"
+    ),
+    "channels_last": either(
+        "pictures and convolutions with the channels last in memory (default: on a CPU, and on "
+        "CUDA with --tf32 or --amp)"
+    ),
+    "cudnn_benchmark": either(
+        "try out which kernels are the fastest for each shape of a convolution (default: on CUDA "
+        "without --deterministic)"
     ),
     "deterministic": switch(
         "kernels that add in a fixed order on CUDA, too: the same seed gives the same bits; "

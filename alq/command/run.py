@@ -1,12 +1,12 @@
 """From the command line to the table at the end: what the entry scripts call."""
 
-import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from ..data.loaders import memory_format
 from ..errors import InputError, NotFinite
 from ..extras.compiled import require_compiler
 from ..files.disk import hold
@@ -15,7 +15,7 @@ from ..files.paths import RunFiles
 from ..files.runlog import RunLog, describe_run
 from ..files.scalars import Scalars
 from ..machine import processes
-from ..machine.arithmetic import settle_cpu
+from ..machine.arithmetic import settle_cpu, settle_sums
 from ..machine.interruption import Interruption, Stopped
 from ..training.epoch import evaluate
 from ..training.loop import size_of
@@ -43,6 +43,7 @@ def run_stages(recipe: Recipe, parser: OneLineParser, argv: Sequence[str] | None
         args = parser.parse_args(argv)
         named = [name for name in STAGES if getattr(args, name)]
         check_flags(args, recipe, named)
+        fill_in(args)
         set_arithmetic(args)
         with processes.join_processes(args.device):
             if args.EVAL:
@@ -80,14 +81,28 @@ def errors_in_one_line(parser: OneLineParser) -> Iterator[None]:
         parser.quit(130, "aborted; the same command with --resume goes on from what was saved last")
 
 
+def fill_in(args: Namespace) -> None:
+    """Give the flags that depend on device and precision their value, where none was given.
+
+    CUDA's kernels for channels_last are the fast ones in TensorFloat-32 and bfloat16; in float32
+    they are said to be the slow ones. A CPU's are the fast ones.
+    """
+    on_cuda = args.device.type == "cuda"
+    if args.channels_last is None:
+        args.channels_last = not on_cuda or args.amp or args.tf32
+    if args.cudnn_benchmark is None:
+        args.cudnn_benchmark = on_cuda and not args.deterministic
+
+
 def set_arithmetic(args: Namespace) -> None:
     """Set threads, precision, and whether kernels always add in one order; prepare the CPU."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.deterministic:  # before CUDA's first product
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
+    if args.deterministic or processes.launched():
+        settle_sums(args.compile)  # after the line above, which sets the compiler, too
     torch.backends.cudnn.deterministic = args.deterministic
+    torch.backends.cudnn.benchmark = args.cudnn_benchmark
     torch.backends.cudnn.allow_tf32 = args.tf32  # matrix products never use it unless asked to
     settle_cpu()
 
@@ -124,7 +139,7 @@ def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
     """Return the test accuracy of the packed file that --EVAL names, from that file alone."""
     content = read_packed(args.EVAL)
     check_dataset(recipe, content.dataset, f"--EVAL {args.EVAL}")
-    model = recipe.network().to(args.device, memory_format=torch.channels_last)
+    model = recipe.network().to(args.device, memory_format=memory_format(args))
     weights = load_packed(args.EVAL, model)
     return {
         "stage": "packing",

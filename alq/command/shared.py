@@ -4,10 +4,9 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from ..data.loaders import Split
+from ..data.loaders import Split, memory_format
 from ..errors import InputError
 from ..extras.distill import distillation
 from ..files.checkpoint import load_checkpoint, load_model, save_checkpoint, tensors_of
@@ -52,8 +51,8 @@ class Run:
     progress: Progress = field(default_factory=Progress)
 
     def new_network(self) -> nn.Module:
-        """Return an untrained network on the device, in channels_last, the fastest layout."""
-        model = self.recipe.network().to(self.args.device, memory_format=torch.channels_last)
+        """Return an untrained network on the device, in the layout that its pictures come in."""
+        model = self.recipe.network().to(self.args.device, memory_format=memory_format(self.args))
         if self.args.amp:
             compute_in_bfloat16(model, self.args.device)
         if self.args.compile:

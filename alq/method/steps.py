@@ -22,10 +22,10 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from ..machine.arithmetic import solve
 from .codes import (
     as_index,
     basis_products,
-    joined,
     on_accelerator,
     pack_bits,
     pair_products,
@@ -35,7 +35,6 @@ from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .nearest import nearest_codes
 
 RIDGE = 1e-4  # R of the coordinate solve, as a share of the sum of h over a group
-MAX_SOLVES = 65_535  # systems a call: the largest batch that CUDA's kernels take
 BLOCK: int | None = None  # weights worked on at a time; None takes the device's number
 
 
@@ -133,13 +132,7 @@ def solve_coordinates(
     else:
         R = torch.full_like(h[:, :1], ridge)
     A.diagonal(dim1=1, dim2=2).add_(torch.where(live, R, 1.0))
-    return solve_some_at_a_time(A, b) * live
-
-
-def solve_some_at_a_time(A: Tensor, b: Tensor) -> Tensor:
-    """Return A^-1 b (G, L) of A (G, L, L) and b (G, L), however many groups there are."""
-    systems = zip(A.split(MAX_SOLVES), b.unsqueeze(2).split(MAX_SOLVES), strict=True)
-    return joined(torch.linalg.solve_ex(*system)[0] for system in systems).squeeze(2)
+    return solve(A, b) * live
 
 
 def finite_or(alpha: Tensor, solved: Tensor) -> Tensor:
