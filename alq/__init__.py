@@ -6,6 +6,7 @@ from .files.packed import load_packed, save_packed
 from .fit import fit
 from .method.network import average_bitwidth, quantize, restore, storage_bytes
 from .method.optimizer import ALQ
+from .method.quantized_inputs import quantize_activations
 from .method.weight import MultiBitWeight
 from .training.schedule import Schedule
 
@@ -18,6 +19,7 @@ __all__ = [
     "fit",
     "load_packed",
     "quantize",
+    "quantize_activations",
     "restore",
     "round_floats",
     "save_packed",
