@@ -8,6 +8,7 @@ from ..errors import InputError
 from ..files.checkpoint import load_checkpoint, weights_in
 from ..files.disk import read_whole
 from ..files.packed import read_packed
+from ..method.quantized_inputs import activation_bits
 from ..method.structures import coordinate_bytes
 from .plot import new_figure, save_figure
 from .report import format_bytes, parts_line
@@ -37,7 +38,11 @@ def inspect(path: str | Path) -> dict:
         weights, parts = weights_in(found, str(path)), None
         names = {state["name"] for state in weights}
         rest = {k: v for k, v in found["model"].items() if k not in names}
-    layers = [describe_layer(state) for state in weights]
+    bits = activation_bits(rest)
+    layers = [
+        describe_layer(state) | {"act_bit": bits.get(state["name"].rpartition(".")[0], 0)}
+        for state in weights
+    ]
     rest_bytes = sum(value.numel() * value.element_size() for value in rest.values())
     return {
         "file": str(path),
@@ -92,6 +97,7 @@ def info_text(info: Mapping) -> str:
         values = format_bytes(info["rest_bytes"])
         return f"{info['file']}: {info['kind']} in full precision, {values} of values"
     most = max(layer["max_bit"] for layer in info["layers"])
+    fed = [f"{M} bit" if (M := layer["act_bit"]) else "float" for layer in info["layers"]]
     rows = [(*HEADINGS, *(f"{bits} bit" for bits in range(most + 1)))]
     for layer in info["layers"]:
         shape, size = "x".join(map(str, layer["shape"])), format_bytes(layer["storage_bytes"])
@@ -113,6 +119,8 @@ def info_text(info: Mapping) -> str:
     ]
     if info["parts"]:
         lines[-1] += f" ({times(info['file_compression'])}): {parts_line(info['parts'])}"
+    if any(layer["act_bit"] for layer in info["layers"]):
+        lines.append(f"activations: into the layers, in their order, {', '.join(fed)}")
     return "\n".join(lines)
 
 

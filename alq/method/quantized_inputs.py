@@ -8,7 +8,6 @@ stays what it was, and its weight keeps its name.
 import sys
 from collections.abc import Mapping
 from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,6 @@ from .activations import BinaryActivation
 from .network import Skip, quantizable, uncompiled
 
 PLACE = "binary_input"  # the name of the module within the layer
-LEVELS = f".{PLACE}.gamma"  # how the name of what it keeps ends in a state dict
 MOST_BITS = 8
 
 
@@ -62,20 +60,20 @@ def quantize_activations(
 
 
 def fed_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Module]:
-    """Return the layers, by name, that own one of `parameters` and multiply their input by it.
+    """Return the `owners` that are fed numbers, by name.
 
-    Attention's last layer is no such: attention takes its weight and never calls it.
+    Attention's last layer is fed nothing: attention takes its weight and never calls it.
     """
-    chosen = set(parameters.values())
-    layers, within = {}, set()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention):
-            within.add(module.out_proj)
-        own = chosen.intersection(module.parameters(recurse=False))
-        fed = not isinstance(module, nn.Embedding | nn.EmbeddingBag) and module not in within
-        if own and fed:
-            layers[name] = module
-    return layers
+    attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
+    unfed = {module.out_proj for module in attention}
+    unfed |= {m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
+    return {name: m for name, m in owners(model, parameters).items() if m not in unfed}
+
+
+def owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Module]:
+    """Return the modules, by name, that have one of `parameters` as their own."""
+    chosen, modules = set(parameters.values()), uncompiled(model).named_modules()
+    return {name: m for name, m in modules if chosen.intersection(m.parameters(recurse=False))}
 
 
 def place(layers: Mapping[str, nn.Module], bits: Mapping[str, int]) -> dict[str, BinaryActivation]:
@@ -86,7 +84,9 @@ def place(layers: Mapping[str, nn.Module], bits: Mapping[str, int]) -> dict[str,
         placed[name] = BinaryActivation(act_bit, next(layer.parameters(recurse=False)).detach())
         layer.add_module(PLACE, placed[name].train(layer.training))
         layer.register_forward_pre_hook(quantize_input)
-    if "torch._dynamo" in sys.modules:  # a network that ran compiled would go on without the hooks
+    if (
+        placed and "torch._dynamo" in sys.modules
+    ):  # a network that ran compiled would go on without the hooks
         torch.compiler.reset()
     return placed
 
@@ -116,33 +116,50 @@ def activations_in(model: nn.Module) -> dict[str, BinaryActivation]:
     return {name.removesuffix(PLACE).removesuffix("."): module for name, module in found}
 
 
-def activation_bits(state: Mapping[str, Any]) -> dict[str, int]:
+def act_bit(model: nn.Module) -> int:
+    """Return the bits of the model's activations, 0 where all are float."""
+    return max((len(each.gamma) for each in activations_in(model).values()), default=0)
+
+
+def is_activations(name: str) -> bool:
+    """Tell whether a name in a state dict is of what a `BinaryActivation` keeps."""
+    return PLACE in name.split(".")[:-1]
+
+
+def activation_bits(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the bits of the activations in a network's state dict by the names of their layers.
 
     Raises: InputError if what it holds under their names is none.
     """
-    found = {}
-    for name, gamma in state.items():
-        if f".{name}".endswith(LEVELS):
-            layer = f".{name}".removesuffix(LEVELS).removeprefix(".")
-            lowest = state.get(name.removesuffix("gamma") + "lowest")
-            if not (isinstance(lowest, Tensor) and lowest.dim() == 0 and gamma.dim() == 1):
-                raise InputError(f"{name}: is of no use as an activation's levels")
-            if not 1 <= len(gamma) <= MOST_BITS:
-                raise InputError(f"{name}: has {len(gamma)} bits; activations have 1 to 8")
-            found[layer] = len(gamma)
-    return found
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        if is_activations(name):
+            path, _, key = name.rpartition(".")
+            found.setdefault(path.removesuffix(PLACE).removesuffix("."), {})[key] = value
+    for name, kept in found.items():
+        shapes = {key: tuple(value.shape) for key, value in kept.items()}
+        if shapes not in ({"gamma": (bits,), "lowest": ()} for bits in range(1, MOST_BITS + 1)):
+            raise InputError(f"{name}: its activations' levels are of no use: {shapes}")
+    return {name: len(kept["gamma"]) for name, kept in found.items()}
 
 
-def restore_activations(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Make the places that the activations in a network's `state` dict go to, where it has some.
+def layers_of_activations(
+    model: nn.Module, state: Mapping[str, Tensor]
+) -> tuple[dict[str, nn.Module], dict[str, int]]:
+    """Return the model's layers, and the bits of their inputs, that a network's `state` names.
 
-    Raises: InputError for a layer that `model` does not have; the model then is as it was.
+    Raises: InputError for a layer that `model` does not have.
     """
-    model, wanted = uncompiled(model), activation_bits(state)
-    layers = dict(model.named_modules())
-    for name in wanted:
-        if name not in layers or next(layers[name].parameters(recurse=False), None) is None:
-            raise InputError(f"{name}: has activations in the file, and is no layer here")
-    if wanted:
-        place(layers, wanted)
+    bits, layers = activation_bits(state), owners(model, quantizable(model))
+    if lacking := [name for name in bits if name not in layers]:
+        raise InputError(f"{lacking[0]}: has binary activations there, and is no layer here")
+    return layers, bits
+
+
+def restore_activations(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make the places that the activations in a network's `state` go to, where `model` has none.
+
+    Raises: InputError as `layers_of_activations`; the model then is as it was.
+    """
+    layers, bits = layers_of_activations(model, state)
+    place(layers, {name: M for name, M in bits.items() if name not in activations_in(model)})
