@@ -16,10 +16,13 @@ import lenet5
 import resnet
 import vgg
 from alq.__main__ import main as alq_main
+from alq.command.operations import places
 from alq.errors import InputError
 from alq.files.packed import read_packed
+from alq.method.network import quantizable
 from alq.method.quantized_inputs import activations_in
 from narrow import RESNET_FLAGS, prepare_resnet, prepare_vgg
+from networks import NETWORKS
 from small_sets import write_cifar10, write_imagenet
 from test_cli import ROOT, assert_equal_checkpoints, events, files, load, run
 from test_parallel import torchrun
@@ -290,3 +293,59 @@ def test_a_wrong_first_layer_is_found_in_the_first_batch() -> None:
         else:
             with pytest.raises(InputError, match=r"^begin: is the first layer that is called"):
                 alq.fit(*arguments, schedule=schedule, progress=False)
+
+
+def counted_by_hand(weight: alq.MultiBitWeight, M: int, uses: int) -> dict[str, int]:
+    """Each live basis at each position, one by one."""
+    counts = {"words": 0, "additions": 0, "multiply_adds": 0}
+    for alive in weight.mask.flatten().tolist():
+        if alive:
+            for _ in range(uses):
+                counts["words"] += M * len(range(0, weight.n, 64))
+                counts["additions"] += 0 if M else weight.n
+                counts["multiply_adds"] += M + 1
+    return counts
+
+
+def test_operations_are_those_of_counting_by_hand(quantized, capsys) -> None:
+    file = quantized / "model_posttrained.alq"
+    alq_main(["info", "--ops", "--json", str(file)])
+    *rows, total = json.loads(capsys.readouterr().out)["operations"]
+    model = lenet5.LeNet5()
+    weights = alq.load_packed(file, model)
+    # Places that a layer computes, inputs and results of one picture.
+    shapes = [(24 * 24, 28 * 28, 20 * 24 * 24), (8 * 8, 20 * 144, 50 * 64), (1, 800, 500)]
+    shapes.append((1, 500, 10))
+    for row, weight, (uses, inputs, results) in zip(rows, weights, shapes, strict=True):
+        M = 0 if weight.name == "conv1.weight" else 2
+        expected = counted_by_hand(weight, M, uses)
+        numel = weight.parameter.numel()
+        expected |= {
+            "name": weight.name, "multiply_adds_dense": uses * numel, "comparisons": M * inputs,
+            "bytes_float32": 4 * (numel + inputs + results),
+            "bytes_int8": numel + inputs + 4 * results,
+        }  # fmt: skip
+        size = weight.storage_bytes + (inputs * M / 8 if M else 4 * inputs) + 4 * results
+        assert {key: row[key] for key in expected} == expected
+        assert size <= row["bytes"] < size + 2
+    assert total["words"] == sum(row["words"] for row in rows)
+    alq_main(["info", "--ops", str(file)])
+    assert len(capsys.readouterr().out.splitlines()) == 3 + 5
+
+
+def test_operations_of_an_unknown_network_are_refused(tmp_path, capsys) -> None:
+    model, _ = linear_network()
+    alq.save_packed(tmp_path / "net.alq", model, alq.quantize(model, max_bit=2))
+    with pytest.raises(SystemExit):
+        alq_main(["info", "--ops", str(tmp_path / "net.alq")])
+    assert "--ops: no network of the scripts has these layers" in capsys.readouterr().err
+
+
+def test_every_layer_of_the_networks_has_a_place() -> None:
+    for net in NETWORKS.values():
+        model = net.recipe.shapes()
+        found = places(model, torch.empty(1, *net.picture, device="meta"))
+        assert found.keys() == quantizable(model).keys()
+    transposed = torch.nn.Sequential(torch.nn.ConvTranspose2d(3, 5, 2, stride=2))
+    (place,) = places(transposed, torch.rand(1, 3, 4, 4)).values()
+    assert place == (16, 48, 5 * 64)  # 16 * 60 multiply-adds

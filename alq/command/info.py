@@ -124,10 +124,10 @@ def info_text(info: Mapping) -> str:
     return "\n".join(lines)
 
 
-def align(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return lines of columns as wide as they need to be, the numbers to the right."""
+def align(rows: list[tuple[str, ...]], left: int = 3) -> list[str]:
+    """Return lines of columns as wide as they need to be, all but the `left` first to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = (f"{{:{'<' if k < 3 else '>'}{width}}}" for k, width in enumerate(widths))
+    cells = (f"{{:{'<' if k < left else '>'}{width}}}" for k, width in enumerate(widths))
     line = "  ".join(cells)
     return [line.format(*row).rstrip() for row in rows]
 
