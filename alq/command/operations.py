@@ -87,16 +87,24 @@ def operations(
 
     Raises: InputError if it is not.
     """
-    shapes = {layer["name"]: tuple(layer["shape"]) for layer in layers}
+    shapes = [(layer["name"], *layer["shape"]) for layer in layers]
     for model, shape in networks:
-        if shapes == {name: tuple(w.shape) for name, w in quantizable(model).items()}:
+        own = [(name, *w.shape) for name, w in quantizable(model).items()]
+        if own == without_classes(shapes, own):
             found = places(model, torch.empty(1, *shape, device="meta"))
             break
     else:
         raise InputError("--ops: no network of the scripts has these layers")
+    name, classes, *_ = shapes[-1]
+    found[name] = found[name]._replace(results=classes)
     rows = [{"name": x["name"], **operations_of(x, found[x["name"]])} for x in layers]
     total = {key: sum(row[key] for row in rows) for key in COLUMNS}
     return [*rows, {"name": "total", **total}]
+
+
+def without_classes(shapes: list[tuple], own: list[tuple]) -> list[tuple]:
+    """Return `shapes` with as many answers of the last layer as `own` has."""
+    return [*shapes[:-1], (*shapes[-1][:1], *own[-1][1:2], *shapes[-1][2:])] if shapes else []
 
 
 def operations_of(layer: Mapping, place: Place) -> dict[str, int]:
