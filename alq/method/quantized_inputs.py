@@ -65,7 +65,7 @@ def fed_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict
     Attention's last layer is fed nothing: attention takes its weight and never calls it.
     """
     attention = [m for m in model.modules() if isinstance(m, nn.MultiheadAttention)]
-    unfed = {module.out_proj for module in attention}
+    unfed: set[nn.Module] = {module.out_proj for module in attention}
     unfed |= {m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
     return {name: m for name, m in owners(model, parameters).items() if m not in unfed}
 
