@@ -7,6 +7,7 @@ from .fit import fit
 from .inference.pack import load_for_inference, pack_for_inference
 from .method.network import average_bitwidth, quantize, restore, storage_bytes
 from .method.optimizer import ALQ
+from .method.quantized_inputs import quantize_activations
 from .method.weight import MultiBitWeight
 from .training.schedule import Schedule
 
@@ -21,6 +22,7 @@ __all__ = [
     "load_packed",
     "pack_for_inference",
     "quantize",
+    "quantize_activations",
     "restore",
     "round_floats",
     "save_packed",

@@ -81,6 +81,7 @@ positive = bounded(int, 1, 10**9)
 some_epochs = bounded(int, 0, 10**5)
 epochs = bounded(int, 1, 10**5)
 bits = bounded(int, 1, 8)
+bits_or_none = bounded(int, 0, 8)
 seed = bounded(int, 0, 10**12)  # times a million, with the epoch's number, it fits 64 bits
 threads = bounded(int, 1, 4096)
 rate = bounded(float, 0, open_low=True)

@@ -20,6 +20,8 @@ MAY_CHANGE = (
     "data", "model", "model_ori", "device", "threads", "workers", "compile", "channels_last",
     "cudnn_benchmark", "save_every", "floats", "coded", "tensorboard",
 )  # fmt: skip
+# The stages that binary activations can begin with, in order, and that without --act_from.
+ACT_FROM, ACT_DEFAULT = ("pretrain", "alq", "posttrain"), "alq"
 # What a command does, which its resumption may do the rest of; its data set is compared apart.
 NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "EVAL", "packed", "resume", "dataset")
 
@@ -127,6 +129,14 @@ BEYOND = {
     "temperature": number(
         a.rate, "T", "what --distill divides the logits by, which softens the answers", 4.0
     ),
+    "act_bit": number(
+        a.bits_or_none, "M",
+        "the input of every layer but the first in M binary bases, 1 to 8; 0 for float", 0,
+    ),
+    "act_from": {
+        "choices": list(ACT_FROM),
+        "help": f"the stage from which --act_bit holds (default: {ACT_DEFAULT}); later ones go on",
+    },
     "per_byte": switch("prune the coordinates that cost the loss least per byte saved, not each"),
     "floats": {
         "choices": ["float32", "float16"], "default": "float32",

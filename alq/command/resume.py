@@ -27,6 +27,7 @@ from .flags import MAY_CHANGE, NOT_COMPARED
 from .recipe import Recipe
 from .shared import Run, plain_state
 
+OFF = {"act_bit": 0}  # what flags were before there were such
 SAVE = 1  # what a process wishes after a step: this, an exit code (above 128), or nothing
 
 
@@ -75,8 +76,9 @@ def check_same_run(
     stage, flags = saved["stage"], saved.get("flags", {})
     but = {*but, *NOT_COMPARED, *(["DOWNLOAD"] if stage != "pretrain" else [])}
     for flag, value in compared_flags(args).items():
-        if flag not in but and value != flags.get(flag):
-            raise or_anew(f"--{flag} {value}: {whose} had {flags.get(flag)}; give that")
+        theirs = flags.get(flag, OFF.get(flag))
+        if flag not in but and value != theirs:
+            raise or_anew(f"--{flag} {value}: {whose} had {theirs}; give that")
     sources = files.sources(stage, args.distill)
     for path, checksum in zip(sources, saved.get("sources", ()), strict=False):
         if path.exists() and read_checksum(path) != checksum:

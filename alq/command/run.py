@@ -18,6 +18,7 @@ from ..inference.pack import load_for_inference
 from ..machine import processes
 from ..machine.arithmetic import settle_cpu, settle_sums
 from ..machine.interruption import Interruption, Stopped
+from ..method.quantized_inputs import act_bit
 from ..training.epoch import evaluate
 from ..training.loop import size_of
 from .arguments import OneLineParser
@@ -169,6 +170,8 @@ def print_result(recipe: Recipe, result: dict) -> None:
     if not weights:
         top1 = result["top1"] if result["top1_fp"] is None else result["top1_fp"]
         print(f"full-precision top-1 on the test set: {top1:.2f} %")
+        if M := act_bit(result["model"]):
+            print(f"its activations have {M} bit")
         return
     numel = sum(weight.grouping.numel for weight in weights)
     print(layer_table(weights), summary_table(result, recipe.published, numel), sep="\n\n")

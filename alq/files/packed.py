@@ -5,7 +5,8 @@ A safetensors file (nothing in it is executed) of a few flat tensors, layer afte
     signs        uint8    one bit a weight and live basis: group by group, basis by basis
     coordinates  float32  alpha of the live bases, group by group
     bitwidths    uint8    every group's I_g, in as few bits as the layer's largest needs
-    rest.DTYPE            the rest of the state dict, one tensor a type: biases, normalisation
+    rest.DTYPE            the rest of the state dict, one tensor a type: biases, normalisation, and
+                          gamma and lowest level of each layer's binary activations, if it has some
     names        uint8    JSON, deflated: the layers' names, structures, shapes, G, I and largest
                           I_g; the names and shapes of the rest; the data set, if it is told
     metadata              "alq-packed": format version and checksum
@@ -31,6 +32,11 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..method.checks import check_of_model
 from ..method.network import matrix_names, restore, uncompiled
+from ..method.quantized_inputs import (
+    is_activations,
+    layers_of_activations,
+    restore_activations,
+)
 from ..method.weight import MultiBitWeight
 from .bits import (
     LayerBits,
@@ -114,13 +120,16 @@ def save_packed(
 def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
     """Put the network in `path` into `model`, bit for bit, and return its multi-bit weights.
 
-    `model` is the same network, trained or not, on any device. It is left as it was when the file
+    `model` is the same network, trained or not, on any device; activations in binary bases that the
+    file has, and the network has not, are put there. It is left as it was when the file
     is refused: InputError names what is wrong with a missing, damaged or foreign file.
     """
     state = untied_state(model)
     content = read_packed(path, state)
     with explain_damage(path):
+        layers_of_activations(model, content.rest)  # raises before anything is changed
         weights = restore(model, content.weights)
+        restore_activations(model, content.rest)
     uncompiled(model).load_state_dict(content.rest, strict=False)  # all that is not in `weights`
     return weights
 
@@ -208,6 +217,8 @@ def check_same_network(names: dict, state: dict[str, Tensor]) -> None:
     for kind, shapes in names["rest"].items():
         saved |= {name: f"{kind} {tuple(shape)}" for name, shape in shapes.items()}
     own = {name: f"{dtype_name(tensor)} {tuple(tensor.shape)}" for name, tensor in state.items()}
+    if not any(map(is_activations, own)):  # those of the file will find a place
+        saved = {name: value for name, value in saved.items() if not is_activations(name)}
     if difference := first_difference(saved, own):
         name, there, here = difference
         raise InputError(

@@ -188,6 +188,13 @@ def largest_over_processes(value: int) -> int:
     return int(largest)
 
 
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum of the `values` of all processes, in their place and equal in each."""
+    if process_count() > 1:
+        dist.all_reduce(values)
+    return values
+
+
 def average_gradients(model: nn.Module) -> nn.Module:
     """Return what computes training batches: `model`, its gradients averaged over the processes.
 
