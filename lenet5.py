@@ -1,4 +1,7 @@
-"""LeNet5 on MNIST: train, quantize, post-train. `python lenet5.py --PRETRAIN --ALQ --POSTTRAIN`."""
+"""LeNet5 on MNIST or Fashion-MNIST: train, quantize, post-train.
+
+`python lenet5.py --PRETRAIN --ALQ --POSTTRAIN`
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from alq.command.arguments import count
-from alq.command.flags import ScriptParser
+from alq.command.arguments import count, read_ahead
+from alq.command.flags import ScriptParser, dataset_flag
 from alq.command.recipe import Recipe
 from alq.command.run import run_stages
 from alq.data import mnist
@@ -44,20 +47,22 @@ DEFAULTS = {
     "ld_post_coord": 0.9,
 }
 PUBLISHED = {"bitwidth": 0.40, "storage_bytes": 22.7e3, "top1": 99.1}  # the paper's row
+# The one flag that the defaults of others depend on.
+DATASET_FLAG = dataset_flag(mnist.SETS)
 
 
 class LeNet5(nn.Module):
     """Two unpadded 5x5 convolutions and two linear layers; 430 500 weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 10) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, 20, 5)
         self.conv2 = nn.Conv2d(20, 50, 5)
         self.fc1 = nn.Linear(800, 500)
-        self.fc2 = nn.Linear(500, 10)
+        self.fc2 = nn.Linear(500, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (batch, 10) of pictures (batch, 1, 28, 28)."""
+        """Return the logits (batch, classes) of pictures (batch, 1, 28, 28)."""
         x = F.relu(F.max_pool2d(self.conv1(x), 2))  # (batch, 20, 12, 12)
         x = F.relu(F.max_pool2d(self.conv2(x), 2))  # (batch, 50, 4, 4)
         x = F.relu(self.fc1(x.flatten(1)))  # (batch, 500)
@@ -72,6 +77,7 @@ def pretrain_optimizer(
 
 RECIPE = Recipe(
     net="lenet5",
+    dataset="mnist",
     network=LeNet5,
     load_data=mnist.load_splits,
     load_test=mnist.load_test,
@@ -80,9 +86,10 @@ RECIPE = Recipe(
 )
 
 
-def command_line() -> ScriptParser:
-    """Return all flags of this script, with their defaults."""
+def command_line(dataset: str = RECIPE.dataset) -> ScriptParser:
+    """Return all flags of this script, with their defaults for `dataset`."""
     parser = ScriptParser(__doc__, DEFAULTS)
+    parser.add_dataset(DATASET_FLAG, RECIPE.net, dataset)
     parser.beyond.add_argument(
         "--augment", type=count, default=0, metavar="PIXELS",
         help="shift each training image at random, by up to PIXELS to each side; in every stage",
@@ -91,7 +98,8 @@ def command_line() -> ScriptParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_stages(RECIPE, command_line(), argv)
+    dataset = read_ahead("dataset", DATASET_FLAG, argv)
+    run_stages(RECIPE.on(dataset, mnist.SETS[dataset].classes), command_line(dataset), argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from alq.command.arguments import OneLineParser, count
+from alq.command.arguments import count, read_ahead
 from alq.command.flags import ScriptParser
 from alq.command.recipe import Recipe
 from alq.command.run import run_stages
@@ -82,6 +82,7 @@ def fetch(args: Namespace) -> dict | None:
 def recipe(net: str) -> Recipe:
     return Recipe(
         net=net,
+        dataset="ilsvrc12",
         network=getattr(torchvision.models, net),
         load_data=imagenet.load_splits,
         load_test=imagenet.load_test,
@@ -109,9 +110,7 @@ def command_line(net: str) -> ScriptParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    only_net = OneLineParser(add_help=False)
-    only_net.add_argument("--net", **NET_FLAG)
-    net = only_net.parse_known_args(argv)[0].net
+    net = read_ahead("net", NET_FLAG, argv)
     run_stages(recipe(net), command_line(net), argv)
 
 

@@ -1,4 +1,7 @@
-"""VGG on CIFAR-10: train, quantize, post-train. `python vgg.py --PRETRAIN --ALQ --POSTTRAIN`."""
+"""VGG on CIFAR-10 or CIFAR-100: train, quantize, post-train.
+
+`python vgg.py --PRETRAIN --ALQ --POSTTRAIN`
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from alq.command.flags import ScriptParser
+from alq.command.arguments import read_ahead
+from alq.command.flags import ScriptParser, dataset_flag
 from alq.command.recipe import Recipe
 from alq.command.run import run_stages
-from alq.data import cifar10
+from alq.data import cifar
 
 WIDTHS = (128, 256, 512)  # output channels of the three pairs of convolutions
 
@@ -44,15 +48,19 @@ DEFAULTS = {
     "ld_post_coord": 0.9,
 }
 PUBLISHED = {"bitwidth": 0.66, "storage_bytes": 1.29e6, "top1": 92.0}  # the paper's row
+# The one flag that the defaults of others depend on.
+DATASET_FLAG = dataset_flag(cifar.SETS)
 
 
 class VGG(nn.Sequential):
     """Six 3x3 convolutions in three pairs, each pair halving the picture, and three linear layers.
 
-    (batch, 3, 32, 32) -> logits (batch, 10). 14 022 016 weights at the default widths.
+    (batch, 3, 32, 32) -> logits (batch, classes). 14 022 016 weights with 10 classes.
     """
 
-    def __init__(self, widths: Sequence[int] = WIDTHS, hidden: int = 1024) -> None:
+    def __init__(
+        self, widths: Sequence[int] = WIDTHS, hidden: int = 1024, classes: int = 10
+    ) -> None:
         layers: list[nn.Module] = []
         channels = 3
         for width in widths:
@@ -63,7 +71,7 @@ class VGG(nn.Sequential):
         side = 32 >> len(widths)
         layers += [nn.Flatten(), nn.Linear(channels * side**2, hidden)]
         layers += [nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, hidden)]
-        layers += [nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, 10)]
+        layers += [nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, classes)]
         super().__init__(*layers)
 
 
@@ -75,21 +83,25 @@ def pretrain_optimizer(
 
 RECIPE = Recipe(
     net="vgg",
+    dataset="cifar10",
     network=VGG,
-    load_data=cifar10.load_splits,
-    load_test=cifar10.load_test,
+    load_data=cifar.load_splits,
+    load_test=cifar.load_test,
     pretrain_optimizer=pretrain_optimizer,
     published=PUBLISHED,
 )
 
 
-def command_line() -> ScriptParser:
-    """Return all flags of this script, with their defaults."""
-    return ScriptParser(__doc__, DEFAULTS)
+def command_line(dataset: str = RECIPE.dataset) -> ScriptParser:
+    """Return all flags of this script, with their defaults for `dataset`."""
+    parser = ScriptParser(__doc__, DEFAULTS)
+    parser.add_dataset(DATASET_FLAG, RECIPE.net, dataset)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run_stages(RECIPE, command_line(), argv)
+    dataset = read_ahead("dataset", DATASET_FLAG, argv)
+    run_stages(RECIPE.on(dataset, cifar.SETS[dataset].classes), command_line(dataset), argv)
 
 
 if __name__ == "__main__":

@@ -51,8 +51,9 @@ def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
     model = lenet5.LeNet5().to(args.device, memory_format=torch.channels_last)
     model.load_state_dict(source["model"])
     data, _ = mnist.load_splits(args, source["val_indices"])
+    kind = mnist.SETS[args.dataset]
     part = (x[: args.train_size] for x in (data.train.images, data.train.labels))
-    batches = TensorLoader(*part, args.batch_size, mnist.MEAN, mnist.STD, args.seed)
+    batches = TensorLoader(*part, args.batch_size, kind.mean, kind.std, args.seed)
     log = new_log(args.out / f"{claim}_{arm.name}.jsonl")
     log.write("start", net="lenet5", claim=claim, arm=arm.name, **describe_run(args))
     training = training_of(f"{claim} {arm.name}", arm, model, args.seed, len(batches))
@@ -168,7 +169,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--threads", type=int)
     parser.set_defaults(
-        batch_size=lenet5.DEFAULTS["batch_size"], augment=0, tf32=False, deterministic=False
+        batch_size=lenet5.DEFAULTS["batch_size"],
+        augment=0,
+        tf32=False,
+        deterministic=False,
+        dataset="mnist",
     )
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -122,7 +122,7 @@ def checks_table(logs: Path) -> str:
         run = read_run(log)
         (sketched, *_), final = quantized_epochs(log), run.final
         bits = (f"{bits:.2f}" for bits in (sketched["bitwidth"], final["bitwidth"]))
-        rows.append([NETWORKS[run.net].title.split(",")[0], *bits])
+        rows.append([NETWORKS[run.net].title, *bits])
         rows[-1] += [f"{final['top1_fp']:.1f}", f"{final['top1']:.1f}"]
     heads = ["bits, sketched", "bits, pruned", "full precision %", "quantized %"]
     return table(["network", *heads], rows)

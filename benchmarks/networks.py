@@ -15,6 +15,8 @@ import lenet5
 import resnet
 import vgg
 from alq.command.recipe import Recipe
+from alq.data import cifar, mnist
+from alq.data.loaders import DataSet
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Network:
     """One network with its script.
 
     Attributes:
-        title: network and data set, as the tables name them.
+        title: the network, as the tables name it.
+        datasets: what its script can train it on, as the tables name that; the paper's first.
         picture: (channels, height, width) of its inputs.
         classes: how many answers it chooses from.
         recipe: the script's; `recipe.network()` makes the network, `recipe.published` is the
@@ -31,6 +34,7 @@ class Network:
     """
 
     title: str
+    datasets: dict[str, str]
     picture: tuple[int, int, int]
     classes: int
     recipe: Recipe
@@ -43,13 +47,20 @@ class Network:
 
 def of_resnet(net: str, title: str) -> Network:
     """Return one of the two networks of `resnet.py`."""
-    size = (3, 224, 224)
-    return Network(title, size, 1000, resnet.recipe(net), partial(resnet.command_line, net))
+    sets, size = {"ilsvrc12": "ILSVRC12"}, (3, 224, 224)
+    return Network(title, sets, size, 1000, resnet.recipe(net), partial(resnet.command_line, net))
+
+
+def titles(sets: dict[str, DataSet]) -> dict[str, str]:
+    """Return the data sets' names as they are written."""
+    return {name: kind.title for name, kind in sets.items()}
 
 
 NETWORKS = {
-    "lenet5": Network("LeNet5, MNIST", (1, 28, 28), 10, lenet5.RECIPE, lenet5.command_line),
-    "vgg": Network("VGG, CIFAR-10", (3, 32, 32), 10, vgg.RECIPE, vgg.command_line),
-    "resnet18": of_resnet("resnet18", "ResNet18, ILSVRC12"),
-    "resnet34": of_resnet("resnet34", "ResNet34, ILSVRC12"),
+    "lenet5": Network(
+        "LeNet5", titles(mnist.SETS), (1, 28, 28), 10, lenet5.RECIPE, lenet5.command_line
+    ),
+    "vgg": Network("VGG", titles(cifar.SETS), (3, 32, 32), 10, vgg.RECIPE, vgg.command_line),
+    "resnet18": of_resnet("resnet18", "ResNet18"),
+    "resnet34": of_resnet("resnet34", "ResNet34"),
 }

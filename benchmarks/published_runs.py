@@ -11,10 +11,10 @@ from alq.files.runlog import plain_flags
 from networks import NETWORKS
 
 STAGES = ("pretrain", "alq", "posttrain")
-# Flags that a run of the default schedule may set: they name files, stages and the machine, or
-# what is drawn at random. All others say how a network is trained or what is computed.
+# Flags that a run of the default schedule may set: they name files, data, stages and the machine,
+# or what is drawn at random. All others say how a network is trained or what is computed.
 MAY_DIFFER = {
-    "PRETRAIN", "ALQ", "POSTTRAIN", "DOWNLOAD", "EVAL", "data", "model", "model_ori",
+    "PRETRAIN", "ALQ", "POSTTRAIN", "DOWNLOAD", "EVAL", "data", "dataset", "model", "model_ori",
     "seed", "device", "threads", "workers", "deterministic", "resume", "save_every",
     "tensorboard",
 }  # fmt: skip
@@ -56,10 +56,22 @@ class Run:
         return all(name in self.stages and self.stages[name].result for name in STAGES)
 
     @property
+    def commands(self) -> list[dict]:
+        """Return the commands of all stages."""
+        return [command for stage in self.stages.values() for command in stage.commands]
+
+    @property
+    def dataset(self) -> str | None:
+        """Return the stages' data set, the paper's where a log tells none; None if they differ."""
+        paper = NETWORKS[self.net].recipe.dataset if self.net in NETWORKS else None
+        found = {command.get("dataset", paper) for command in self.commands}
+        return found.pop() if len(found) == 1 else None
+
+    @property
     def default(self) -> bool:
         """Tell whether the commands of all stages had the flags of the default schedule."""
-        commands = [command for stage in self.stages.values() for command in stage.commands]
-        return all(has_default_flags(command["net"], command["flags"]) for command in commands)
+        alike = (has_default_flags(c["net"], c["flags"]) for c in self.commands)
+        return self.dataset is not None and all(alike)
 
     @property
     def final(self) -> dict:

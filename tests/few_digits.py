@@ -38,7 +38,7 @@ class DoubleLeNet5(lenet5.LeNet5):
 
 def few(count: int, read: Callable) -> Callable:
     """`read_mnist` that gives the first `count` pictures of each set."""
-    return lambda root: tuple(tuple(part[:count] for part in pair) for pair in read(root))
+    return lambda *which: tuple(tuple(part[:count] for part in pair) for pair in read(*which))
 
 
 def main(count: int, argv: list[str]) -> None:

@@ -18,8 +18,8 @@ TRAIN, TEST = 300, 100
 
 
 @cache
-def sliver(root):
-    train, test = read_mnist(root)
+def sliver(root, dataset="mnist"):
+    train, test = read_mnist(root, dataset)
     return tuple(x[:TRAIN].clone() for x in train), tuple(x[:TEST].clone() for x in test)
 
 

@@ -42,10 +42,10 @@ class NarrowResNet(ResNet):
         return super()._make_layer(block, planes // 8, *rest, **options)
 
 
-def prepare_vgg(root: Path, patch: Callable = setattr) -> None:
-    """Let vgg.py be narrow, and torchvision take the archive in `root` for CIFAR-10."""
-    for name, table in md5_tables(root).items():
-        patch(datasets.CIFAR10, name, table)
+def prepare_vgg(root: Path, patch: Callable = setattr, source: type = datasets.CIFAR10) -> None:
+    """Let vgg.py be narrow, and torchvision's class `source` take the archive in `root` for its."""
+    for name, table in md5_tables(root, source).items():
+        patch(source, name, table)
     patch(vgg, "RECIPE", dataclasses.replace(vgg.RECIPE, network=narrow_vgg))
 
 

@@ -1,4 +1,4 @@
-"""Small sets of real pictures in the file formats of CIFAR-10 and ILSVRC12: coloured MNIST digits.
+"""Small sets of real pictures in the formats of CIFAR-10, CIFAR-100, ILSVRC12: coloured digits.
 
     python tests/small_sets.py cifar DIR [COUNT [CLASSES]]      cifar-10-python.tar.gz in DIR
     python tests/small_sets.py imagenet DIR [COUNT [CLASSES]]   DIR/train/n.../*.JPEG, DIR/val/...
@@ -9,7 +9,7 @@
 
 COUNT is the number of training pictures; there is one test picture for every five of them. With
 CLASSES, only digits below it are taken.
-torchvision compares CIFAR-10's files with MD5 tables: `md5_tables` has those of the small set, for
+torchvision compares CIFAR's files with MD5 tables: `md5_tables` has those of the small set, for
 tests to put in their place.
 """
 
@@ -28,7 +28,6 @@ from PIL import Image
 from torchvision import datasets
 
 MNIST = Path(__file__).parents[1] / "data" / "MNIST" / "raw"
-FOLDER = "cifar-10-batches-py"
 
 
 def coloured_digits(
@@ -70,41 +69,57 @@ def write_cifar10(root: Path, count: int, classes: int = 10) -> None:
     names = [f"digit {k}" for k in range(10)]
     files["batches.meta"] = {"num_cases_per_batch": count // 5, "label_names": names}
     files["batches.meta"]["num_vis"] = 3072
-    with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as archive:
+    _write_archive(root / datasets.CIFAR10.filename, datasets.CIFAR10.base_folder, files)
+
+
+def write_cifar100(root: Path, count: int) -> None:
+    """cifar-100-python.tar.gz in `root`: both sets and the class names.
+
+    Label 10 d + k, of a digit d, is given to those in places that end in k.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    fine, coarse = ([f"{kind} {k}" for k in range(n)] for kind, n in (("digit", 100), ("five", 20)))
+    files: dict[str, dict] = {"meta": {"fine_label_names": fine, "coarse_label_names": coarse}}
+    for name, kind, number in (("train", "train", count), ("test", "t10k", count // 5)):
+        pictures, digits = coloured_digits(kind, number)
+        labels = [10 * digit + place % 10 for place, digit in enumerate(digits)]
+        files[name] = _batch(f"{name}ing batch 1 of 1", pictures, labels, "fine_labels")
+        files[name]["coarse_labels"] = [label // 5 for label in labels]
+    _write_archive(root / datasets.CIFAR100.filename, datasets.CIFAR100.base_folder, files)
+
+
+def _write_archive(path: Path, folder: str, files: dict[str, dict]) -> None:
+    with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():
             data = pickle.dumps(content, protocol=2)
-            entry = tarfile.TarInfo(f"{FOLDER}/{name}")
+            entry = tarfile.TarInfo(f"{folder}/{name}")
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
 
 
-def _batch(title: str, pictures: np.ndarray, labels: list[int]) -> dict:
+def _batch(title: str, pictures: np.ndarray, labels: list[int], key: str = "labels") -> dict:
     return {
         "batch_label": title,
-        "labels": labels,
+        key: labels,
         "data": pictures.reshape(len(pictures), 3072),
         "filenames": [f"digit_{k:06d}.png" for k in range(len(pictures))],
     }
 
 
-def md5_tables(root: Path) -> dict[str, object]:
-    """torchvision.datasets.CIFAR10's class attributes that fit the archive in `root`."""
+def md5_tables(root: Path, source: type = datasets.CIFAR10) -> dict[str, object]:
+    """The attributes of torchvision's class `source` that fit its archive in `root`."""
 
     def md5(data: bytes) -> str:
         return hashlib.md5(data).hexdigest()
 
-    path = root / "cifar-10-python.tar.gz"
+    path = root / source.filename
     with tarfile.open(path) as archive:
         sums = {Path(entry.name).name: md5(archive.extractfile(entry).read()) for entry in archive}
     return {
         "tgz_md5": md5(path.read_bytes()),
-        "train_list": [[f"data_batch_{k}", sums[f"data_batch_{k}"]] for k in range(1, 6)],
-        "test_list": [["test_batch", sums["test_batch"]]],
-        "meta": {
-            "filename": "batches.meta",
-            "key": "label_names",
-            "md5": sums["batches.meta"],
-        },
+        "train_list": [[name, sums[name]] for name, _ in source.train_list],
+        "test_list": [[name, sums[name]] for name, _ in source.test_list],
+        "meta": {**source.meta, "md5": sums[source.meta["filename"]]},
     }
 
 

@@ -28,7 +28,7 @@ def few(tmp_path_factory) -> list[str]:
     save_checkpoint(path, content)
     small = tuple([part[:count] for part in pair] for pair, count in ((train, 344), (test, 50)))
     patch = pytest.MonkeyPatch()
-    patch.setattr(mnist, "read_mnist", lambda root: small)
+    patch.setattr(mnist, "read_mnist", lambda root, dataset: small)
     patch.setattr(arms, "TOP_K", 0.5)  # enough candidates at each of so few batches
     rounds = arms.decaying([*arms.ROUND, "prune"], 1) + arms.decaying(["basis"], 2)
     patch.setattr(arms, "PRUNING", rounds)

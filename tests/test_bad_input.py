@@ -239,7 +239,7 @@ def test_labels_and_pictures_that_do_not_fit_the_network(tmp_path, monkeypatch, 
             labels,
         ),
     }.items():
-        monkeypatch.setattr(mnist, "read_mnist", lambda root, sets=sets: (sets, sets))
+        monkeypatch.setattr(mnist, "read_mnist", lambda *_, sets=sets: (sets, sets))
         with pytest.raises(SystemExit) as stop:
             lenet5.main(["--PRETRAIN", "--val_size", "8"])
         said = capsys.readouterr().err

@@ -107,7 +107,7 @@ def test_float16_files_refuse_what_was_not_rounded(tmp_path) -> None:
 def test_all_extras_on_the_command_line(tmp_path, capsys, monkeypatch) -> None:
     sets = read_mnist(Path(__file__).resolve().parent.parent / "data")
     few = [[part[:300] for part in pair] for pair in sets]
-    monkeypatch.setattr(mnist, "read_mnist", lambda root: few)
+    monkeypatch.setattr(mnist, "read_mnist", lambda root, dataset: few)
     files = ["--model_ori", f"{tmp_path}/ori.pth", "--model", f"{tmp_path}/net.pth"]
     short = "--val_size 44 --epoch_pretrain 1 --epoch_basis 1 --epoch_coord 1 --R 1 --top_k 1"
     post = "--epoch_ste 1 --epoch_post_coord 1"

@@ -141,6 +141,37 @@ def test_every_scripts_own_defaults_are_default() -> None:
         assert not has_default_flags(net, {**flags, "R": flags["R"] + 1})
 
 
+# ---------------------------------------------------------------------------- other data
+
+
+def test_runs_on_other_data_make_rows_of_their_own(edited) -> None:
+    """A log of the time before data sets were told is of the paper's."""
+    told = read_run(edited(SEED0, '"net": "lenet5"', '"net": "lenet5", "dataset": "mnist"'))
+    own = '"net": "lenet5", "dataset": "fashion_mnist"'
+    other = read_run(edited(SEED0, '"net": "lenet5"', own))
+    found = [run.dataset for run in (read_run(SEED0), told, other)]
+    assert found == ["mnist", "mnist", "fashion_mnist"]
+    alone, both = (results_table(runs).splitlines() for runs in ([told], [told, other]))
+    assert [line for line in both if "Fashion" not in line] == alone
+    (row,) = set(both) - set(alone)
+    mine = alone[3].replace("|  | here", "| LeNet5, Fashion-MNIST | here")
+    assert row == mine and both.index(row) == 4
+
+
+def test_stages_on_several_data_sets_make_no_row(tmp_path) -> None:
+    flags = json.loads(SEED0.read_text().splitlines()[0])["flags"]
+    log = write_log(
+        tmp_path / "a.jsonl",
+        command("start", "PRETRAIN", flags=flags),
+        result("pretrain", 99.0),
+        command("start", "ALQ", "POSTTRAIN", flags=flags, dataset="fashion_mnist"),
+        result("alq", 98.0),
+        result("posttrain", 99.0),
+    )
+    run = read_run(log)
+    assert run.finished and run.dataset is None and not run.default
+
+
 # ---------------------------------------------------------------------------- logs
 
 
@@ -268,7 +299,8 @@ def test_an_installed_package_says_that_the_table_needs_the_checkout(tmp_path) -
 @pytest.fixture(scope="module")
 def test_set() -> TensorLoader:
     _, (images, labels) = read_mnist(ROOT / "data")
-    return TensorLoader(images, labels, EVAL_BATCH, mnist.MEAN, mnist.STD)
+    kind = mnist.SETS["mnist"]
+    return TensorLoader(images, labels, EVAL_BATCH, kind.mean, kind.std)
 
 
 @pytest.mark.parametrize("name, log", [("lenet5", "lenet5_seed0"), ("lenet5_10kb", "lenet5_10kb")])

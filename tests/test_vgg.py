@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from torchvision import datasets, transforms
 
 import vgg
-from alq.data import cifar10
-from alq.data.cifar10 import read_cifar10
+from alq.data.cifar import SETS, load_splits, read_cifar
 from alq.data.loaders import CropFlip, TensorLoader
 from alq.errors import InputError
 from alq.method.network import quantizable, restore
@@ -49,7 +48,7 @@ def test_the_network_is_that_of_the_paper() -> None:
 
 
 def test_files_in_cifar10s_format_are_read(cifar) -> None:
-    (images, labels), (test_images, test_labels) = read_cifar10(cifar)
+    (images, labels), (test_images, test_labels) = read_cifar(cifar)
     assert images.shape == (84, 3, 32, 32) and images.dtype == torch.uint8
     assert test_images.shape == (16, 3, 32, 32)
     assert labels.dtype == torch.int64 and len(test_labels) == 16
@@ -64,7 +63,7 @@ def test_without_data_the_error_says_where_the_archive_belongs(tmp_path, monkeyp
 
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", no_network)
     with pytest.raises(InputError, match=r"put cifar-10-python.tar.gz from https://.* into "):
-        read_cifar10(tmp_path)
+        read_cifar(tmp_path)
 
 
 def test_a_half_downloaded_archive_is_refused(cifar, monkeypatch) -> None:
@@ -76,7 +75,7 @@ def test_a_half_downloaded_archive_is_refused(cifar, monkeypatch) -> None:
 
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", no_network)
     with pytest.raises(InputError, match="no intact CIFAR-10"):
-        read_cifar10(cifar)
+        read_cifar(cifar)
 
 
 def test_a_cut_and_flip_is_torchvisions() -> None:
@@ -116,9 +115,10 @@ def test_augmentation_has_torchvisions_distribution() -> None:
 
 def test_only_training_images_change_and_only_with_seed_and_epoch(cifar) -> None:
     args = vgg.command_line().parse_args(["--data", str(cifar), *SHORT])
-    data, val_indices = cifar10.load_splits(args, None)
-    images = read_cifar10(cifar)[0][0]
-    plain = TensorLoader(images[val_indices], val_indices, 1000, cifar10.MEAN, cifar10.STD)
+    data, val_indices = load_splits(args, None)
+    images = read_cifar(cifar)[0][0]
+    kind = SETS["cifar10"]
+    plain = TensorLoader(images[val_indices], val_indices, 1000, kind.mean, kind.std)
     for epoch in (0, 1):
         data.val.set_epoch(epoch)
         assert torch.equal(next(iter(data.val))[0], next(iter(plain))[0])

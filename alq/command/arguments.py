@@ -3,8 +3,9 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,13 @@ class OneLineParser(argparse.ArgumentParser):
         if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of a torchrun
             print(f"{self.prog}: {' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(code)
+
+
+def read_ahead(flag: str, options: dict, argv: Sequence[str] | None) -> Any:
+    """Return the value of the flag that the defaults of others depend on."""
+    parser = OneLineParser(add_help=False)
+    parser.add_argument(f"--{flag}", **options)
+    return getattr(parser.parse_known_args(argv)[0], flag)
 
 
 def bounded(

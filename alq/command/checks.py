@@ -90,6 +90,16 @@ def check_same_layers(args: Namespace, recipe: Recipe, states: list[dict], held_
         )
 
 
+def check_dataset(recipe: Recipe, found: str | None, source: str) -> None:
+    """Check that `source` is of the recipe's data set; `found` is the one it records, if any."""
+    found = found or recipe.paper_dataset or recipe.dataset
+    if found != recipe.dataset:
+        raise InputError(
+            f"{source}: is of data set {found}, not {recipe.dataset}; give --dataset {found}, or "
+            "another file"
+        )
+
+
 def check_files(args: Namespace, stages: list[str]) -> None:
     """Check that no file of the run takes another's place, and that they can be written."""
     files = RunFiles(args.model_ori, args.model)

@@ -5,6 +5,7 @@ Each group is a table of argparse's options by flag. Most defaults are each scri
 
 import argparse
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -19,13 +20,23 @@ MAY_CHANGE = (
     "data", "model", "model_ori", "device", "threads", "workers", "compile", "save_every",
     "floats", "coded", "tensorboard",
 )  # fmt: skip
-# What a command does, which its resumption may do the rest of.
-NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "EVAL", "resume")
+# What a command does, which its resumption may do the rest of; its data set is compared apart.
+NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "EVAL", "resume", "dataset")
 
 
 def number(parse: object, metavar: str, text: str, default: float | None = None) -> dict:
     """Return the options of a flag that takes one value."""
     return {"type": parse, "metavar": metavar, "help": text, "default": default}
+
+
+def dataset_flag(names: Iterable[str]) -> dict:
+    """Return the options of --dataset: one of the names, by default the first, the paper's."""
+    paper, *others = names
+    text = (
+        f"the data; another than {paper}, the paper's, is in the default names of the checkpoints "
+        "(checkpoints/NET_DATASET_model.pth)"
+    )
+    return {"choices": [paper, *others], "default": paper, "help": text}
 
 
 def switch(text: str) -> dict:
@@ -178,6 +189,13 @@ class ScriptParser(a.OneLineParser):
         self.published, _, self.beyond, self.machine = groups
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.set_defaults(device=device, **defaults)
+
+    def add_dataset(self, options: dict, net: str, dataset: str) -> None:
+        """Add --dataset, and let the defaults of the checkpoints' names be those for `dataset`."""
+        self.beyond.add_argument("--dataset", **options)
+        if dataset != options["default"]:
+            for flag in ("model_ori", "model"):
+                self.set_defaults(**{flag: Path(f"checkpoints/{net}_{dataset}_{flag}.pth")})
 
 
 def grouping_options(args: Namespace) -> dict[str, object]:

@@ -19,22 +19,23 @@ BAR = {"color": "0.75", "edgecolor": "black"}  # readable without colours
 def inspect(path: str | Path) -> dict:
     """Return the layers and totals of a packed file or a checkpoint, as plain values.
 
-    Sizes are in bytes. `storage_bytes` is the quantized weights' alone, `compression` what they
-    take in float32 over it, `file_compression` the same for the whole file; None where
-    nothing is left to divide by, or nothing is quantized.
+    `dataset` is None where the file records none. Sizes are in bytes. `storage_bytes` is the
+    quantized weights' alone, `compression` what they take in float32 over it, `file_compression`
+    the same for the whole file; None where nothing is left to divide by, or nothing is quantized.
     """
     path = Path(path)
     packed = not read_whole(path).startswith(b"PK")  # a checkpoint is a zip archive
     if packed:
         content = read_packed(path)
         weights, rest, parts = content.weights, content.rest, content.sizes
+        dataset = content.dataset
     else:
         found = load_checkpoint(path, net=None)
         if "weights" not in found:
             raise InputError(
                 f"{path} is a resume point; give the checkpoint (.pth) or the .alq file"
             )
-        weights, parts = weights_in(found, str(path)), None
+        weights, parts, dataset = weights_in(found, str(path)), None, found.get("dataset")
         names = {state["name"] for state in weights}
         rest = {k: v for k, v in found["model"].items() if k not in names}
     layers = [describe_layer(state) for state in weights]
@@ -42,6 +43,7 @@ def inspect(path: str | Path) -> dict:
     return {
         "file": str(path),
         "kind": "packed file" if packed else "checkpoint",
+        "dataset": dataset,
         "layers": layers,
         **totals(layers, rest_bytes, path.stat().st_size),
         "parts": parts,
@@ -88,9 +90,10 @@ def totals(layers: list[dict], rest_bytes: int, file_bytes: int) -> dict:
 
 def info_text(info: Mapping) -> str:
     """Return the table that `python -m alq info` prints."""
+    trained = f", trained on {info['dataset']}" if info["dataset"] else ""
     if not info["layers"]:
         values = format_bytes(info["rest_bytes"])
-        return f"{info['file']}: {info['kind']} in full precision, {values} of values"
+        return f"{info['file']}: {info['kind']} in full precision, {values} of values{trained}"
     most = max(layer["max_bit"] for layer in info["layers"])
     rows = [(*HEADINGS, *(f"{bits} bit" for bits in range(most + 1)))]
     for layer in info["layers"]:
@@ -103,7 +106,8 @@ def info_text(info: Mapping) -> str:
         return "nothing left" if ratio is None else f"{ratio:.1f} times smaller"
 
     lines = [
-        f"{info['file']}: {info['kind']}; the columns on the right count groups by bitwidth",
+        f"{info['file']}: {info['kind']}{trained}; the columns on the right count groups "
+        "by bitwidth",
         *("", *align(rows), ""),
         f"quantized weights: {info['weights']}, {info['bitwidth']:.3f} bit on average, "
         f"{format_bytes(info['storage_bytes'])}; in float32 {format_bytes(info['float32_bytes'])} "

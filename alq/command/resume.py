@@ -22,14 +22,16 @@ from ..machine import processes
 from ..machine.interruption import Stopped
 from ..training.epoch import EpochSoFar
 from ..training.loop import Training
+from .checks import check_dataset
 from .flags import MAY_CHANGE, NOT_COMPARED
+from .recipe import Recipe
 from .shared import Run, plain_state
 
 SAVE = 1  # what a process wishes after a step: this, an exit code (above 128), or nothing
 
 
 def what_is_left(
-    files: RunFiles, args: Namespace, net: str, stages: list[str]
+    files: RunFiles, args: Namespace, recipe: Recipe, stages: list[str]
 ) -> tuple[dict | None, list[str]]:
     """Return the resume point of the interrupted run, None without one, and what it has to do.
 
@@ -37,9 +39,10 @@ def what_is_left(
     """
     path, last = files.resume_point, stages[-1].lower()
     if path.exists():
-        point = load_checkpoint(path, net)
+        point = load_checkpoint(path, recipe.net)
         if "target" not in point:  # older versions' have none
             raise InputError(f"{path} is no resume point; delete it to start anew")
+        check_dataset(recipe, point.get("dataset"), f"--resume: {path}")
         stage, target = point["stage"].upper(), name_of_target(files, point["stage"])
         if stage not in stages:
             raise or_anew(f"--resume: the run to resume was in --{stage}; name that stage")
@@ -49,10 +52,11 @@ def what_is_left(
         check_same_run(point, files, args, "the run to resume", MAY_CHANGE)
         return point, stages[stages.index(stage) :]
     made = files.target(last)
-    found = load_checkpoint(made, net) if made.exists() else {}
+    found = load_checkpoint(made, recipe.net) if made.exists() else {}
     if found.get("stage") != last or not found.get("finished"):
         note(f"no resume point {path}; starting anew")
         return None, stages
+    check_dataset(recipe, found.get("dataset"), f"--resume: {made}")
     may_change = {*MAY_CHANGE, "processes"} - {"floats", "coded"}
     check_same_run(found, files, args, f"the run that made {made}", may_change)
     note(f"nothing to resume: {made} is finished; without --resume it is made anew")
@@ -131,6 +135,7 @@ class ResumePoints:
         run, stage, main = self.run, self.training.stage, processes.is_main()
         state = {
             "net": run.recipe.net,
+            "dataset": run.recipe.dataset,
             "stage": stage,
             "target": name_of_target(run.files, stage),
             "part": load_checkpoint(self.part, None) if main and self.part.exists() else None,

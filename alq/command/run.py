@@ -20,7 +20,7 @@ from ..machine.interruption import Interruption, Stopped
 from ..training.epoch import evaluate
 from ..training.loop import size_of
 from .arguments import OneLineParser
-from .checks import check_flags
+from .checks import check_dataset, check_flags
 from .recipe import Recipe
 from .report import layer_table, network_lines, parts_line, summary_table
 from .resume import note, what_is_left
@@ -101,12 +101,13 @@ def begin_run(
     scalars = Scalars(args.tensorboard) if args.tensorboard else None
     point, left = None, named
     if args.resume:
-        point, left = what_is_left(files, args, recipe.net, named)
+        point, left = what_is_left(files, args, recipe, named)
     log = RunLog(files.log, scalars)
     run = Run(recipe, args, files, log, interruption, point)
     check_sources(run, left)
     event = "resume" if point else "start"
-    run.log.announce(event, net=recipe.net, stages=named, **describe_run(args))
+    what = {"net": recipe.net, "dataset": recipe.dataset, "stages": named}
+    run.log.announce(event, **what, **describe_run(args))
     return run, left
 
 
@@ -121,6 +122,8 @@ def check_sources(run: Run, left: list[str]) -> None:
 
 def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
     """Return the test accuracy of the packed file that --EVAL names, from that file alone."""
+    content = read_packed(args.EVAL)
+    check_dataset(recipe, content.dataset, f"--EVAL {args.EVAL}")
     model = recipe.network().to(args.device, memory_format=torch.channels_last)
     weights = load_packed(args.EVAL, model)
     return {
@@ -130,7 +133,7 @@ def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
         **size_of(weights),
         "file_bytes": args.EVAL.stat().st_size,
         "packed": args.EVAL,
-        "parts": read_packed(args.EVAL).sizes,
+        "parts": content.sizes,
         "weights": weights,
         "model": model,
     }

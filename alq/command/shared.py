@@ -21,7 +21,7 @@ from ..training.loop import Training, size_of
 from ..training.progress import Progress
 from ..training.pruning import pruning_plan
 from ..training.schedule import alq_schedule, posttrain_schedule, pretrain_schedule
-from .checks import check_data, sketched_layers
+from .checks import check_data, check_dataset, sketched_layers
 from .recipe import Recipe
 from .report import expectation
 
@@ -66,6 +66,7 @@ class Run:
             what = "is a folder" if path.is_dir() else "no such file"
             raise InputError(f"--{flag} {path}: {what}; --{maker} makes it")
         content = load_checkpoint(path, self.recipe.net)
+        check_dataset(self.recipe, content.get("dataset"), f"--{flag} {path}")
         if lacking := sorted({"stage", "model"} - set(content)):
             raise InputError(f"--{flag} {path}: has no '{lacking[0]}'; make it again by --{maker}")
         if content["stage"] not in MADE_BY[maker]:
@@ -123,6 +124,7 @@ class Run:
             del flags[flag]
         content = {
             "net": self.recipe.net,
+            "dataset": self.recipe.dataset,
             "stage": training.stage,
             "finished": finished,
             "flags": flags,
@@ -144,9 +146,8 @@ class Run:
         small, parts = None, None
         if training.weights and (training.stage == "posttrain" or not self.args.POSTTRAIN):
             small = packed(path)
-            parts = save_packed(
-                small, training.model, training.weights, self.args.floats, self.args.coded
-            )
+            how = self.args.floats, self.args.coded, self.recipe.dataset
+            parts = save_packed(small, training.model, training.weights, *how)
         result = {
             "stage": training.stage,
             **accuracies,

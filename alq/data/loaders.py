@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
@@ -22,6 +23,24 @@ from ..machine.processes import process_count, rank, share_batches
 Labelled = tuple[Tensor, Tensor]  # images and labels
 PerChannel = tuple[float, ...]
 EVAL_BATCH = 1000  # images per evaluation batch; has no influence on the result
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What tells a data set from others of the same format.
+
+    Attributes:
+        title: as it is written.
+        source: torchvision's class, which downloads and reads it.
+        classes: how many labels there are, from 0.
+        mean, std: per channel, of the training pixels in 0..1.
+    """
+
+    title: str
+    source: Any
+    classes: int
+    mean: PerChannel
+    std: PerChannel
 
 
 class Loader:
@@ -137,15 +156,15 @@ class TensorLoader(Loader):
             yield x.contiguous(memory_format=torch.channels_last), self.labels[index]
 
 
-def evaluation_loader(args: Namespace, data: Labelled, mean: PerChannel, std: PerChannel) -> Loader:
+def evaluation_loader(args: Namespace, data: Labelled, kind: DataSet) -> Loader:
     """Return batches of (images, labels), in order and unchanged, on the device."""
     images, labels = (part.to(args.device) for part in data)
-    return TensorLoader(images, labels, EVAL_BATCH, mean, std)
+    return TensorLoader(images, labels, EVAL_BATCH, kind.mean, kind.std)
 
 
 def split_tensors(
-    args: Namespace, val_indices: Tensor | None, train: Labelled, test: Labelled,
-    mean: PerChannel, std: PerChannel, augment: CropFlip | None = None,
+    args: Namespace, val_indices: Tensor | None, train: Labelled, test: Labelled, kind: DataSet,
+    augment: CropFlip | None = None,
 ) -> tuple[Split, Tensor]:  # fmt: skip
     """Return loaders on the device, validation images taken off `train`, and these ones' places."""
     images, labels = train
@@ -155,9 +174,9 @@ def split_tensors(
     kept = (images[~held_out].to(args.device), labels[~held_out].to(args.device))
     all_labels = torch.cat([labels, test[1]])
     split = Split(
-        train=TensorLoader(*kept, args.batch_size, mean, std, args.seed, augment),
-        val=evaluation_loader(args, (images[held_out], labels[held_out]), mean, std),
-        test=evaluation_loader(args, test, mean, std),
+        train=TensorLoader(*kept, args.batch_size, kind.mean, kind.std, args.seed, augment),
+        val=evaluation_loader(args, (images[held_out], labels[held_out]), kind),
+        test=evaluation_loader(args, test, kind),
         labels=range(int(all_labels.min()), int(all_labels.max()) + 1),
         shape=tuple(images.shape[1:]),
     )
@@ -165,16 +184,20 @@ def split_tensors(
 
 
 @contextmanager
-def downloads(root: str | Path, lacking: str, advice: str) -> Iterator[None]:
-    """Turn a download that fails within `with` into an InputError; leave no new folder `root`."""
-    new = not Path(root).exists()
+def downloads(root: str | Path, what: str, place: Path, advice: str) -> Iterator[None]:
+    """Turn a download that fails within `with` into an InputError; leave no new folder.
+
+    `what` should be in the folder `place` of the data folder `root`, but is not.
+    """
+    new = [folder for folder in (place, *place.parents) if not folder.exists()]
     try:
         yield
     except (URLError, OSError, RuntimeError) as error:
-        if new:
-            shutil.rmtree(root, ignore_errors=True)
+        for folder in new[-1:]:  # the others lie in it
+            shutil.rmtree(folder, ignore_errors=True)
         raise InputError(
-            f"--data {root}: {lacking}, and it could not be downloaded ({error}). {advice}"
+            f"--data {root}: no {what} in {place}, and it could not be downloaded ({error}). "
+            f"{advice}"
         ) from error
 
 

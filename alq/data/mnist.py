@@ -1,73 +1,119 @@
-"""MNIST, for LeNet5: 60 000 training and 10 000 test images, as tensors on the device."""
+"""MNIST and Fashion-MNIST, for LeNet5: each 60 000 training and 10 000 test images, as tensors."""
 
 import gzip
 import hashlib
-import os
 import zlib
 from argparse import Namespace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torchvision import datasets
 
 from ..errors import InputError
 from ..machine.processes import main_first
-from .loaders import CropFlip, Labelled, Loader, Split, downloads, evaluation_loader, split_tensors
+from .loaders import (
+    CropFlip,
+    DataSet,
+    Labelled,
+    Loader,
+    Split,
+    downloads,
+    evaluation_loader,
+    split_tensors,
+)
 
-CARRIED = Path(__file__).resolve().parents[2] / "data"  # with a checkout
-MEAN, STD = (0.1307,), (0.3081,)  # of the pixels in 0..1
-SHA256 = {  # of the unpacked files
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+CARRIED = Path(__file__).resolve().parents[2] / "data"  # with a checkout, and only MNIST
+SETS = {  # the paper's first
+    "mnist": DataSet("MNIST", datasets.MNIST, 10, (0.1307,), (0.3081,)),
+    "fashion_mnist": DataSet("Fashion-MNIST", datasets.FashionMNIST, 10, (0.2860,), (0.3530,)),
+}
+FILES = (
+    "train-images-idx3-ubyte", "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
+)  # fmt: skip
+SHA256 = {  # of FILES, unpacked
+    "mnist": (
+        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    ),
+    "fashion_mnist": (
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
 }
 
 
 def load_splits(args: Namespace, val_indices: Tensor | None) -> tuple[Split, Tensor]:
     """Return loaders, training images shifted by --augment, and the validation images' places."""
     shifts = CropFlip(args.augment, mirror=False) if args.augment else None
-    return split_tensors(args, val_indices, *read_mnist(args.data), MEAN, STD, shifts)
+    sets = read_mnist(args.data, args.dataset)
+    return split_tensors(args, val_indices, *sets, SETS[args.dataset], shifts)
 
 
 def load_test(args: Namespace) -> Loader:
-    return evaluation_loader(args, read_mnist(args.data)[1], MEAN, STD)
+    test = read_mnist(args.data, args.dataset)[1]
+    return evaluation_loader(args, test, SETS[args.dataset])
 
 
 @main_first()
-def read_mnist(root: str | Path) -> tuple[Labelled, Labelled]:
+def read_mnist(root: str | Path, dataset: str = "mnist") -> tuple[Labelled, Labelled]:
     """Return (images, labels) of the training set and of the test set; (N, 1, 28, 28) uint8.
 
-    Reads `root`/MNIST/raw: unpacks the .gz files on first use and checks them against SHA256.
-    Where there are none, torchvision downloads them.
+    Reads FILES in `root`/MNIST/raw, or `root`/FashionMNIST/raw, unpacked or packed (.gz), and
+    checks them against SHA256. Where there are none, torchvision downloads them.
     """
-    root = Path(root)
-    raw = root / "MNIST" / "raw"
-    for name in SHA256:
-        if not (raw / name).exists() and (raw / f"{name}.gz").exists():
-            _unpack(raw / f"{name}.gz")
-    if not all((raw / name).exists() for name in SHA256):
-        advice = f"Use --data {CARRIED}, which the project carries, or put the four .gz files there"
-        with downloads(root, f"no MNIST in {raw}", advice):
-            datasets.MNIST(root, download=True)
-    for name, checksum in SHA256.items():
-        found = hashlib.sha256((raw / name).read_bytes()).hexdigest()
+    root, kind = Path(root), SETS[dataset]
+    raw = root / kind.source.__name__ / "raw"
+    if not all(_stored(raw / name).exists() for name in FILES):
+        with downloads(root, kind.title, raw, _advice(dataset)):
+            kind.source(root, download=True)
+    contents = []
+    for name, checksum in zip(FILES, SHA256[dataset], strict=True):
+        path = _stored(raw / name)
+        contents.append(_content(path))
+        found = hashlib.sha256(contents[-1]).hexdigest()
         if found != checksum:
             raise InputError(
-                f"--data {root}: {raw / name} is damaged (SHA-256 {found[:12]}..., expected "
+                f"--data {root}: {path} is damaged (SHA-256 {found[:12]}..., expected "
                 f"{checksum[:12]}...); delete it and start again"
             )
-    sets = (datasets.MNIST(root, train=train) for train in (True, False))
-    train, test = ((data.data.unsqueeze(1), data.targets) for data in sets)
-    return train, test
+    images, labels, test_images, test_labels = map(_values, contents)
+    return (images, labels), (test_images, test_labels)
 
 
-def _unpack(packed: Path) -> None:
-    """Unpack the .gz file beside itself, in full or not at all."""
+def _stored(file: Path) -> Path:
+    """Return the path of `file`, or of the packed one if that is there alone."""
+    packed = Path(f"{file}.gz")
+    return packed if packed.exists() and not file.exists() else file
+
+
+def _content(path: Path) -> bytes:
+    """Return the content of the file, unpacked if it is packed."""
+    content = path.read_bytes()
     try:
-        content = gzip.decompress(packed.read_bytes())
+        return gzip.decompress(content) if path.suffix == ".gz" else content
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{packed} is damaged or half downloaded ({error})") from error
-    temporary = packed.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(packed.with_suffix(""))
+        raise InputError(f"{path} is damaged or half downloaded ({error})") from error
+
+
+def _values(content: bytes) -> Tensor:
+    """Return the bytes after the header of an idx file: pictures of 28 x 28 pixels, or labels."""
+    values = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    dimensions = int(values[3])
+    values = values[4 + 4 * dimensions :]  # the header: 4 bytes, and 4 a dimension
+    return values.long() if dimensions == 1 else values.view(-1, 1, 28, 28)
+
+
+def _advice(dataset: str) -> str:
+    if dataset == "mnist":
+        return f"Use --data {CARRIED}, which the project carries, or put the four .gz files there"
+    source = SETS[dataset].source
+    return (
+        f"Put the four .gz files of {source.mirrors[0]} there, or name with --data the folder that "
+        f"holds {source.__name__}/raw"
+    )

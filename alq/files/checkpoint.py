@@ -26,7 +26,7 @@ CHECKSUM_LENGTH = 64  # hexadecimal digits
 # The types of what every file holds, and of what it may hold.
 FIELDS = {
     "net": str, "model": dict, "stage": str | None, "finished": bool | None,
-    "val_indices": Tensor | None, "top1_fp": float | None,
+    "val_indices": Tensor | None, "top1_fp": float | None, "dataset": str | None,
 }  # fmt: skip
 
 

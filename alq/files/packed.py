@@ -7,7 +7,7 @@ A safetensors file (nothing in it is executed) of a few flat tensors, layer afte
     bitwidths    uint8    every group's I_g, in as few bits as the layer's largest needs
     rest.DTYPE            the rest of the state dict, one tensor a type: biases, normalisation
     names        uint8    JSON, deflated: the layers' names, structures, shapes, G, I and largest
-                          I_g; the names and shapes of the rest
+                          I_g; the names and shapes of the rest; the data set, if it is told
     metadata              "alq-packed": format version and checksum
 
 If the names have an entry "compact" (version 2), floats are float16 or coded (`alq.files.coding`).
@@ -56,16 +56,18 @@ class PackedFile:
         weights: what `MultiBitWeight.state_dict` gave, with the live coordinates first.
         rest: the other entries of the network's state dict.
         sizes: bytes of signs, coordinates, bitwidths, rest, names and container: in all the file's.
+        dataset: name of the data set that the network was trained on, None where it is not told.
     """
 
     weights: list[dict]
     rest: dict[str, Tensor]
     sizes: dict[str, int]
+    dataset: str | None
 
 
 def save_packed(
     path: str | Path, model: nn.Module, weights: Sequence[MultiBitWeight],
-    floats: str = "float32", coded: bool = False,
+    floats: str = "float32", coded: bool = False, dataset: str | None = None,
 ) -> dict[str, int]:  # fmt: skip
     """Write the quantized `model` to `path` (suggested ending `.alq`), in full or not at all.
 
@@ -73,6 +75,7 @@ def save_packed(
         weights: all of the model's multi-bit weights, as `alq.quantize` returned them.
         floats: "float32", or "float16" for a model that `alq.round_floats` has rounded.
         coded: entropy-code bitwidths and exponents (`alq.files.coding`).
+        dataset: name of the data set, for whoever reads the file; None tells none.
 
     Returns: the bytes of each part, as `PackedFile.sizes`.
     Raises: InputError names a layer that is not float32 or does not hold its w_hat, or floats
@@ -89,6 +92,8 @@ def save_packed(
     shapes, rest = pack_rest(state)
     names: dict = {"layers": layers, "rest": shapes}
     tensors |= rest
+    if dataset is not None:
+        names["dataset"] = dataset
     if floats != "float32" or coded:
         names["compact"] = {"floats": floats, "coded": coded}
         tensors = compress(tensors, names)
@@ -127,7 +132,10 @@ def read_packed(path: str | Path, state: dict[str, Tensor] | None = None) -> Pac
         if "compact" in names:
             tensors = expand(tensors, names)
         weights = unpack_weights(names["layers"], tensors)
-        return PackedFile(weights, unpack_rest(names["rest"], tensors), sizes)
+        dataset = names.get("dataset")
+        if not isinstance(dataset, str | None):
+            raise TypeError("its data set is no name")
+        return PackedFile(weights, unpack_rest(names["rest"], tensors), sizes, dataset)
 
 
 def part_sizes(tensors: dict[str, Tensor], size: int) -> dict[str, int]:
