@@ -90,7 +90,7 @@ class Family:
         """
         kept = self.mask & ~flat(dead[weight] for weight in self.weights)
         for stack, part in zip(self.stacks, self.parts(kept), strict=True):
-            stack.codes.copy_(codes_without(stack, part))
+            stack.codes.copy_(codes_without(stack.codes, stack.live_first(part)))
         self.mask.copy_(kept)
         self.alpha.mul_(kept)
         live = joined(stack.mask.sum(1) for stack in self.stacks)  # (sum of G,)

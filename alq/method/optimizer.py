@@ -140,8 +140,8 @@ class ALQ(Optimizer):
         shares = [top_k * weight.live_total for weight in self.weights]
         candidates = round_at_random(shares, self.generator)
         masks = [weight.mask for weight in self.weights]
-        f = [costs[weight] for weight in self.weights]
-        chosen = choose(f, masks, candidates, M_p, prices, budget)
+        ranked = [costs[weight] for weight in self.weights]
+        chosen = choose(ranked, masks, candidates, M_p, prices, budget)
         for family in self._families:
             family.prune(dict(zip(self.weights, chosen, strict=True)))
         for family in self._arranged():

@@ -45,10 +45,11 @@ class Stack:
         self.n, self.L = weights[0].n, weights[0].L
         self.sizes = [weight.G for weight in weights]
         self.codes = joined(weight.codes for weight in weights)
-        self.m, self.v, self.v_max, self.w0 = (
-            None if states[0][key] is None else joined(state[key] for state in states)
-            for key in MATRICES
+        self.m, self.v, self.v_max = (
+            joined(state[key] for state in states) for key in ("m", "v", "v_max")
         )
+        copied_yet = states[0]["w0"] is not None
+        self.w0 = joined(state["w0"] for state in states) if copied_yet else None
         shape = (sum(self.sizes), weights[0].I)
         self.alpha, self.mask = alpha.view(shape), mask.view(shape)
         self.alpha_moments = [moment.view(shape) for moment in alpha_moments]
@@ -120,7 +121,8 @@ class Stack:
 
     def groups(self) -> Groups:
         """Return the groups with the gradients that the parameters have."""
-        g = self.read([weight.parameter.grad.to_dense() for weight in self.weights])
+        gradients = (weight.parameter.grad for weight in self.weights)
+        g = self.read([gradient.to_dense() for gradient in gradients if gradient is not None])
         return Groups(
             g, self.m, self.v, self.v_max, self.codes, self.live_first(self.alpha), self.live
         )
@@ -232,4 +234,5 @@ class Stack:
 def copy_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Copy the second of each pair to the first, all at once."""
     if pairs:
-        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+        targets, sources = (list(side) for side in zip(*pairs, strict=True))
+        torch._foreach_copy_(targets, sources)

@@ -160,25 +160,25 @@ def prune(
     """
     for weight, flags in zip(weights, dead, strict=True):
         kept = weight.mask & ~flags
-        weight.codes, weight.mask = codes_without(weight, kept), kept
+        weight.codes, weight.mask = codes_without(weight.codes, weight.live_first(kept)), kept
         weight.alpha = weight.alpha * weight.mask
     count_live(weights)
     for weight in weights:
         write(weight)
 
 
-def codes_without(weight: MultiBitWeight, kept: Tensor) -> Tensor:
+def codes_without(codes: Tensor, keep: Tensor) -> Tensor:
     """Return the codes (G, n) that are left: the bits of live bases move up to fill the gaps.
 
-    `kept` (G, I) bool are the coordinates that stay.
+    `keep` (G, L) bool are the bases that stay.
     """
-    keep = weight.live_first(kept)  # (G, L)
+    L = keep.shape[1]
     value = keep * 2.0 ** keep.cumsum(1)  # (G, L): twice that of its bit from now on
-    bits = half_bits(weight.L, value.dtype, value.device)  # (2^L, L)
+    bits = half_bits(L, value.dtype, value.device)  # (2^L, L)
     parts = []
-    for block in blocks(weight.codes, weight.L):
+    for block in blocks(codes, L):
         new_codes = (value[block] @ bits.T).to(torch.uint8)  # (G, 2^L), of each old code
-        parts.append(new_codes.gather(1, weight.codes[block].long()))
+        parts.append(new_codes.gather(1, codes[block].long()))
     return torch.cat(parts)
 
 
