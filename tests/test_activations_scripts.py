@@ -73,7 +73,7 @@ def test_the_packed_file_brings_its_activations_along(quantized, capsys) -> None
     alq.load_packed(packed, twin)
     assert torch.equal(twin(x), y) and len(activations_in(model)) == 3
     again = quantized / "again.alq"
-    alq.save_packed(again, model, alq.load_packed(packed, model))
+    alq.save_packed(again, model, alq.load_packed(packed, model), dataset="mnist")
     assert again.read_bytes() == packed.read_bytes()
 
 
