@@ -224,7 +224,7 @@ def test_a_sample_fits_nearly_as_well_as_the_whole(monkeypatch) -> None:
     monkeypatch.setattr(activations, "SAMPLE", x.numel())
     whole = BinaryActivation(2, torch.empty(0))
     whole(x)
-    assert squared_error(x, sampled.levels()) < 1.002 * squared_error(x, whole.levels())
+    assert squared_error(x, sampled.levels()) < 1.005 * squared_error(x, whole.levels())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -73,7 +73,7 @@ def test_the_packed_file_brings_its_activations_along(quantized, capsys) -> None
     alq.load_packed(packed, twin)
     assert torch.equal(twin(x), y) and len(activations_in(model)) == 3
     again = quantized / "again.alq"
-    alq.save_packed(again, model, alq.load_packed(packed, model))
+    alq.save_packed(again, model, alq.load_packed(packed, model), dataset="mnist")
     assert again.read_bytes() == packed.read_bytes()
 
 
@@ -218,13 +218,13 @@ def test_two_processes_fit_the_levels_that_one_does(tmp_path) -> None:
     one picture, leaves one process without.
     """
     flags = shlex.split(
-        "--PRETRAIN --ALQ --val_size 35 --batch_size 10 --epoch_pretrain 1 --R 1 --epoch_basis 1 "
+        "--PRETRAIN --ALQ --val_size 35 --batch_size 5 --epoch_pretrain 1 --R 1 --epoch_basis 1 "
         "--epoch_coord 1 --top_k 0.4 --max_bit 2 --act_bit 2 --act_from pretrain --device cpu "
         f"--data {ROOT / 'data'}"
     )
     one, two = tmp_path / "one", tmp_path / "two"
-    few_digits.main(56, [*flags, *files(one)])
-    torchrun("few_digits.py", "56", *flags, *files(two))
+    few_digits.main(46, [*flags, *files(one)])
+    torchrun("few_digits.py", "46", *flags, *files(two))
     a, b = (load(folder / "model.pth")["model"] for folder in (one, two))
     assert [k for k in a if "gamma" in k] == [f"{layer}.binary_input.gamma" for layer in FED]
     for key, value in a.items():

@@ -30,7 +30,7 @@ from ..machine.processes import sum_over_processes
 
 DECAY = 0.9  # of the running average, once a training batch
 RIDGE = 1e-4  # of the fit, relative to the number of values
-SAMPLE = 2**15  # values of a batch, over the whole of it, that its fit is of
+SAMPLE = 2**14  # values of a batch, over the whole of it, that its fit is of
 PRIME = 2654435761  # steps of this length meet every place of a tensor before one comes again
 FIRST_FITS = 30  # turns of codes, then fit, on the first batch
 COUNTED_BITS = 3  # up to 2^3 levels it is faster to add up their steps than to search
@@ -114,7 +114,8 @@ def normal_equations(x: Tensor, theta: Tensor, C: Tensor) -> Tensor:
     """
     levels, order = (C @ theta).sort()
     rank = torch.bucketize(x, midpoints(levels), out_int32=True)
-    rows, rest = C[order][rank], x - levels[rank]  # (S, M + 1), (S,)
+    rows = C[order].index_select(0, rank)  # (S, M + 1)
+    rest = x - levels.index_select(0, rank)  # (S,)
     negative = (x < 0).sum(dtype=x.dtype)
     return torch.cat([(rows.T @ rows).flatten(), rows.T @ rest, negative.unsqueeze(0)])
 
