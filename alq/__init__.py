@@ -4,6 +4,7 @@ from .extras.compiled import CompiledALQ
 from .files.coding import round_floats
 from .files.packed import load_packed, save_packed
 from .fit import fit
+from .inference.pack import load_for_inference, pack_for_inference
 from .method.network import average_bitwidth, quantize, restore, storage_bytes
 from .method.optimizer import ALQ
 from .method.weight import MultiBitWeight
@@ -16,7 +17,9 @@ __all__ = [
     "Schedule",
     "average_bitwidth",
     "fit",
+    "load_for_inference",
     "load_packed",
+    "pack_for_inference",
     "quantize",
     "restore",
     "round_floats",

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command.arguments import OneLineParser
-from .command.info import info_text, inspect, plot
+from .command.info import info_text, inspect, plan_text, plot
 from .command.plot import plot_logs
 from .errors import InputError
 
@@ -23,6 +23,8 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"  # of the checko
 
 def show_info(args: Namespace) -> None:
     """Print, and draw where asked to, the bits and bytes of a file."""
+    if args.plan:
+        return print(plan_text(args.file))
     found = inspect(args.file)
     if args.plot:
         plot(found, args.plot)
@@ -52,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     info.set_defaults(show=show_info, parser=info)
     info.add_argument("file", type=Path, metavar="FILE", help="packed file or checkpoint")
     info.add_argument("--json", action="store_true", help="print JSON, for programs")
+    info.add_argument(
+        "--plan", action="store_true",
+        help="how each layer of a packed file computes from its bits (docs/inference.md)",
+    )  # fmt: skip
     info.add_argument(
         "--plot", type=Path, metavar="PNG", help="draw the bitwidths into this file (matplotlib)"
     )

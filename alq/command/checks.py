@@ -42,6 +42,8 @@ def check_task(args: Namespace, stages: list[str]) -> None:
         raise InputError(
             f"--EVAL {args.EVAL}: tests a finished file; give it without --{stages[0]}"
         )
+    if args.packed and not args.EVAL:
+        raise InputError("--packed: goes with --EVAL FILE, which it tests; training needs floats")
     if getattr(args, "DOWNLOAD", False) and not args.PRETRAIN:
         raise InputError("--DOWNLOAD goes with --PRETRAIN: it fetches what that would train")
     if args.resume and args.EVAL:

@@ -21,7 +21,7 @@ MAY_CHANGE = (
     "floats", "coded", "tensorboard",
 )  # fmt: skip
 # What a command does, which its resumption may do the rest of; its data set is compared apart.
-NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "EVAL", "resume", "dataset")
+NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "EVAL", "packed", "resume", "dataset")
 
 
 def number(parse: object, metavar: str, text: str, default: float | None = None) -> dict:
@@ -105,6 +105,10 @@ BEYOND = {
     "EVAL": number(
         a.file, "FILE",
         "test the packed FILE (.alq) and nothing else; no stage and no checkpoint is needed",
+    ),
+    "packed": switch(
+        "--EVAL tests the network that computes from the bits of its weights; "
+        "fast on CPUs with numba: pip install alq[inference]"
     ),
     "target_bit": number(
         a.rate, "BITS", "--ALQ prunes to this average bitwidth, whatever rounds it takes"

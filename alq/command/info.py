@@ -7,11 +7,13 @@ from pathlib import Path
 from ..errors import InputError
 from ..files.checkpoint import load_checkpoint, weights_in
 from ..files.disk import read_whole
-from ..files.packed import read_packed
+from ..files.packed import read_bits, read_packed
+from ..inference.plan import choose
 from ..method.structures import coordinate_bytes
 from .plot import new_figure, save_figure
 from .report import format_bytes, parts_line
 
+POSITIONS = (1, 16, 128, 1024, 16384)  # that a plan is shown for
 HEADINGS = ("layer", "shape", "structure", "groups", "n", "bits", "storage")
 BAR = {"color": "0.75", "edgecolor": "black"}  # readable without colours
 
@@ -118,6 +120,27 @@ def info_text(info: Mapping) -> str:
     if info["parts"]:
         lines[-1] += f" ({times(info['file_compression'])}): {parts_line(info['parts'])}"
     return "\n".join(lines)
+
+
+def plan_text(path: str | Path) -> str:
+    """Return the table that `python -m alq info FILE --plan` prints."""
+    layers, _ = read_bits(path)
+    rows = [("layer", "shape", "bits", *(f"at {count}" for count in POSITIONS))]
+    for layer in layers:
+        R, shape = len(layer.alpha), layer.grouping.shape
+        ways = ["float32"] * len(POSITIONS)
+        if len(shape) <= 4 and not layer.grouping.transposed:
+            linear = len(shape) == 2
+            ways = [choose(layer.grouping, R, count, "float32", linear) for count in POSITIONS]
+        bits = f"{R / layer.grouping.G:.3f}"
+        rows.append((layer.name, "x".join(map(str, shape)), bits, *ways))
+    return "\n".join(
+        [
+            f"{path}: how each layer computes from bits, by the number of output positions:",
+            "the batch of a linear layer, batch x height x width of a convolution's output",
+            *("", *align(rows)),
+        ]
+    )
 
 
 def align(rows: list[tuple[str, ...]]) -> list[str]:

@@ -14,6 +14,7 @@ from ..files.packed import load_packed, read_packed
 from ..files.paths import RunFiles
 from ..files.runlog import RunLog, describe_run
 from ..files.scalars import Scalars
+from ..inference.pack import load_for_inference
 from ..machine import processes
 from ..machine.arithmetic import settle_cpu
 from ..machine.interruption import Interruption, Stopped
@@ -121,15 +122,21 @@ def check_sources(run: Run, left: list[str]) -> None:
 
 
 def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
-    """Return the test accuracy of the packed file that --EVAL names, from that file alone."""
+    """Return the test accuracy of the packed file that --EVAL names, from that file alone.
+
+    With --packed the network that is tested computes from bits; the tables are the same.
+    """
     content = read_packed(args.EVAL)
     check_dataset(recipe, content.dataset, f"--EVAL {args.EVAL}")
     model = recipe.network().to(args.device, memory_format=torch.channels_last)
     weights = load_packed(args.EVAL, model)
+    tested = model
+    if args.packed:
+        tested = load_for_inference(args.EVAL, recipe.shapes()).to(args.device)
     return {
         "stage": "packing",
         "top1_fp": None,
-        "top1": evaluate(model, recipe.load_test(args))["accuracy"],
+        "top1": evaluate(tested, recipe.load_test(args))["accuracy"],
         **size_of(weights),
         "file_bytes": args.EVAL.stat().st_size,
         "packed": args.EVAL,

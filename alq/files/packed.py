@@ -32,7 +32,15 @@ from ..errors import InputError
 from ..method.checks import check_of_model
 from ..method.network import matrix_names, restore, uncompiled
 from ..method.weight import MultiBitWeight
-from .bits import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weights
+from .bits import (
+    LayerBits,
+    dtype_name,
+    pack_rest,
+    pack_weights,
+    split_layers,
+    unpack_rest,
+    unpack_weights,
+)
 from .checkpoint import first_difference, tensors_of
 from .coding import compress, expand
 from .disk import read_whole, write_atomically
@@ -122,6 +130,27 @@ def read_packed(path: str | Path, state: dict[str, Tensor] | None = None) -> Pac
 
     `state` is that of the network which the file must be of; None takes any.
     """
+    names, tensors, sizes = read_tensors(path, state)
+    with torch.device("cpu"), explain_damage(path):
+        weights, dataset = unpack_weights(names["layers"], tensors), names.get("dataset")
+        if not isinstance(dataset, str | None):
+            raise TypeError("its data set is no name")
+        return PackedFile(weights, unpack_rest(names["rest"], tensors), sizes, dataset)
+
+
+def read_bits(
+    path: str | Path, state: dict[str, Tensor] | None = None
+) -> tuple[list[LayerBits], dict[str, Tensor]]:
+    """Return the layers' bits in `path` as they are, and the rest; raise as `read_packed` does."""
+    names, tensors, _ = read_tensors(path, state)
+    with torch.device("cpu"), explain_damage(path):
+        return split_layers(names["layers"], tensors), unpack_rest(names["rest"], tensors)
+
+
+def read_tensors(
+    path: str | Path, state: dict[str, Tensor] | None
+) -> tuple[dict, dict[str, Tensor], dict[str, int]]:
+    """Return names, flat tensors and the bytes of each part of `path`, of the network `state`."""
     content = read_whole(path)
     tensors = decode_container(content, path)
     with torch.device("cpu"), explain_damage(path):  # whatever the caller's default device
@@ -131,11 +160,7 @@ def read_packed(path: str | Path, state: dict[str, Tensor] | None = None) -> Pac
             check_same_network(names, state)
         if "compact" in names:
             tensors = expand(tensors, names)
-        weights = unpack_weights(names["layers"], tensors)
-        dataset = names.get("dataset")
-        if not isinstance(dataset, str | None):
-            raise TypeError("its data set is no name")
-        return PackedFile(weights, unpack_rest(names["rest"], tensors), sizes, dataset)
+        return names, tensors, sizes
 
 
 def part_sizes(tensors: dict[str, Tensor], size: int) -> dict[str, int]:
@@ -157,13 +182,16 @@ def explain_damage(path: str | Path) -> Iterator[None]:
         raise InputError(f"{path} is damaged: its content makes no sense ({error!r})") from error
 
 
-def untied_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's own tensors by name; of tied ones only the name that `quantize` takes."""
+def untied_state(model: nn.Module, shapes_only: bool = False) -> dict[str, Tensor]:
+    """Return the model's own tensors by name; of tied ones only the name that `quantize` takes.
+
+    Raises: InputError for a tensor without memory, unless `shapes_only` are asked for.
+    """
     model = uncompiled(model)
     matrices = matrix_names(model)
     state: dict[int, tuple[str, Tensor]] = {}
     for name, value in tensors_of(model, keep_vars=True).items():
-        if value.is_meta:
+        if value.is_meta and not shapes_only:
             raise InputError(f"{name}: has no memory; use model.to_empty(device=...) first")
         taken = state.get(id(value), ("",))[0]
         if not taken or (name in matrices and taken not in matrices):
