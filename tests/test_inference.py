@@ -365,25 +365,19 @@ def test_a_file_is_read_without_a_model_in_memory(tmp_path, decoder) -> None:
 
 
 PEAK = """
-import sys, torch, alq, resource
-from alq.inference.compute import kernels_work
+import resource, sys, torch, alq
 from vgg import VGG
-kernels_work()
-widths, hidden = (32, 64, 256), 2048
 with torch.device("meta"):
-    model = VGG(widths, hidden)
-torch.zeros(10).sum()
+    model = VGG((32, 64, 256), 2048)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 packed = alq.load_for_inference(sys.argv[1], model)
-if len(sys.argv) > 2:
-    with torch.no_grad():
-        packed(torch.zeros(1, 3, 32, 32))
 print(peak() - before)
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is in bytes elsewhere")
 def test_the_float32_weights_are_never_in_memory(tmp_path) -> None:
     model = VGG((32, 64, 256), 2048)
     weights = alq.quantize(model, max_bit=1)
