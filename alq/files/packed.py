@@ -40,7 +40,7 @@ from .bits import (
     split_layers,
     unpack_rest,
     unpack_weights,
-)
+)  # fmt: skip
 from .checkpoint import first_difference, tensors_of
 from .coding import compress, expand
 from .disk import read_whole, write_atomically
