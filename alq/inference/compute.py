@@ -40,12 +40,15 @@ def kernels_work() -> bool:
 def by_tables(
     rows: Rows, grouping: Grouping, bias: Tensor | None, x: Tensor, geometry: Geometry, kind: str
 ) -> Tensor:
-    """Return the convolution (B, O, *output) of pictures x (B, C, H, W) of float32."""
+    """Return the convolution (B, O, *output) of pictures x (B, C, H, W) of float32.
+
+    Its layout is channels_last, in which PyTorch's pooling is up to 30 times faster.
+    """
     from .tables import TABLES, VECTOR, tiles
 
     O, lanes = grouping.shape[0], LANES[kind]
-    y = x.new_empty(geometry.batch, O, *geometry.output)
-    cut = tiling(geometry, O, lanes)
+    y = x.new_empty(geometry.batch, *geometry.output, O)
+    cut = tiling(geometry, lanes)
     steps = x.new_ones(geometry.batch)
     if kind == "int16":
         steps = picture_steps(x, SHORT_MOST)
@@ -53,14 +56,14 @@ def by_tables(
     flat = lay_out(x, geometry, cut.joined, lanes)
     segments = len(rows.first) - 1
     order = segments, grouping.n, grouping.structure == "pixelwise"
-    count, area = cut.images * len(cut.starts), y[0, 0].numel() if y.numel() else 1
+    count, area = cut.images * len(cut.starts), geometry.output[0] * geometry.output[1]
     edges, shifts = blocks_of_outputs(O, geometry, cut.channel_step, count)
     bounds = rows_of_blocks(rows, O, edges)
     offsets = biases(bias, O).numpy()
     values = rows.alpha.numpy(), rows.outputs.numpy(), bounds, edges, shifts
     item = flat.element_size()
     inputs = taps(geometry, order, cut.channel_step, item), flat.data_ptr(), cut.starts, cut.targets
-    sizes = cut.input_step, cut.output_step, area, O * area, row_bytes(grouping.n)
+    sizes = cut.input_step, cut.output_step, O, area, row_bytes(grouping.n)
     mode = 2 * (kind == "int16") + (row_bytes(grouping.n) == 4)
 
     def work(first: int, last: int) -> None:
@@ -72,7 +75,7 @@ def by_tables(
         )  # fmt: skip
 
     in_threads(count * len(shifts), work)
-    return y
+    return y.permute(0, 3, 1, 2)
 
 
 def blocks_of_outputs(

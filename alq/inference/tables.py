@@ -21,10 +21,8 @@ from numba.extending import intrinsic
 
 from .vectors import (
     F32,
-    FLAGS,
     FLOATS,
     FUSED,
-    I16,
     I32,
     I64,
     SHORTS,
@@ -130,32 +128,6 @@ def rows_adder(kind: ir.VectorType, count: int) -> Callable:
     return add_rows
 
 
-@intrinsic
-def store_lanes(
-    typing: Any, tile: Any, step: Any, O: Any, scales: Any, bias: Any, y: Any, plane: Any, mask: Any
-) -> Any:
-    """Store the lanes of `mask` of O vectors, times scales, plus each one's bias.
-
-    The vectors lie `step` bytes apart in the tile and `plane` bytes apart in y.
-    """
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        tile, step, O, scales, bias, y, plane, mask = arguments
-        factors = load(b, scales, FLOATS)
-        lanes = b.bitcast(b.trunc(mask, I16), FLAGS)
-        kind = ir.FunctionType(ir.VoidType(), [FLOATS, FLOATS.as_pointer(), I32, FLAGS])
-        masked = cgutils.get_or_insert_function(b.module, kind, "llvm.masked.store.v16f32.p0")
-        with cgutils.for_range(b, O) as loop:
-            value = load(b, b.add(tile, b.mul(loop.index, step)), FLOATS, VECTOR)
-            offset = splat(b, load(b, b.add(bias, b.mul(loop.index, constant(4))), F32))
-            value = b.fadd(b.fmul(value, factors, flags=FUSED), offset, flags=FUSED)
-            place = b.inttoptr(b.add(y, b.mul(loop.index, plane)), FLOATS.as_pointer())
-            b.call(masked, [value, place, ir.Constant(I32, 4), lanes])
-        return context.get_dummy_value()
-
-    return types.void(i64, i64, i64, i64, i64, i64, i64, i64), generate
-
-
 build_floats, build_shorts = tables_builder(FLOATS), tables_builder(SHORTS)
 add_float_rows, add_float_half_rows = rows_adder(FLOATS, 16), rows_adder(FLOATS, 8)
 add_short_rows, add_short_half_rows = rows_adder(SHORTS, 16), rows_adder(SHORTS, 8)
@@ -177,24 +149,16 @@ def add_rows(kind, tables, signs, stride, first, last, alpha, outputs, tile):
 
 
 @compiled
-def write_tile(tile, O, scales, bias, targets, y, plane):
-    """Put a tile's sums (O, lanes), times each lane's scale, and the bias where its targets say.
+def write_tile(tile, lanes, scales, bias, targets, y, width):
+    """Put a tile's sums (O, lanes), times each lane's scale, and the bias at its targets' places.
 
-    Lanes that go side by side go together. All but the targets are addresses, or bytes.
+    The outputs of a position lie side by side in y, from one position to the next `width` apart.
     """
-    lanes, q = len(targets), 0
-    while q < lanes:
-        vector, begin, mask = q // 16 * 16, q, 0
-        while q < vector + 16 and targets[q] >= 0 and targets[q] - targets[begin] == q - begin:
-            mask |= 1 << (q - vector)
-            q += 1
-        if mask:
-            place = y + 4 * (targets[begin] - (begin - vector))
-            store_lanes(
-                tile + 4 * vector, 4 * lanes, O, scales + 4 * vector, bias, place, plane, mask
-            )
-        else:
-            q += 1
+    for q in range(lanes):
+        if targets[q] >= 0:
+            place, scale = targets[q] * width, scales[q]
+            for o in range(len(bias)):
+                y[place + o] = tile[o * lanes + q] * scale + bias[o]
 
 
 @compiled
@@ -211,8 +175,9 @@ def tiles(
         bounds: (S, blocks + 1), which rows of a segment are a block's.
         edges: (blocks + 1,), which outputs.
         shifts: (blocks,), where in the input a block begins.
-        taps, starts, targets, steps: `alq.inference.tiles`; steps are those of input, output, plane
-            and picture, and the bytes of a row of signs.
+        taps, starts, targets: `alq.inference.tiles`.
+        steps: from image to image in the input and in output positions; outputs of a position,
+            positions of a picture, bytes of a row of signs.
         scales: (B,), of the pictures.
         bias, y: (O,), and the flat output.
         scratch: float32, at least TABLES + VECTOR bytes and a tile, its address a multiple of 64.
@@ -248,8 +213,7 @@ def tiles(
                 add_rows(kind, tables, word, steps[4], begin_row, end_row, alpha, outputs, sums)
         for q in range(lanes):
             lane_scales[q] = scales[image + max(targets[t, q], 0) // steps[3]]
-        place = y.ctypes.data + 4 * (image * steps[1] + edges[block] * steps[2])
-        write_tile(
-            tables + TABLES + VECTOR, O, lane_scales.ctypes.data,
-            bias.ctypes.data + 4 * edges[block], targets[t], place, 4 * steps[2],
-        )  # fmt: skip
+        sums_of_block = scratch[used : used + O * lanes]
+        offsets = bias[edges[block] : edges[block + 1]]
+        own = y[image * steps[1] * steps[2] + edges[block] :]
+        write_tile(sums_of_block, lanes, lane_scales, offsets, targets[t], own, steps[2])

@@ -80,10 +80,11 @@ class Tiling:
 
     Attributes:
         joined: whether one image of the kernel's is the whole batch, and not one picture.
-        images, input_step, output_step: how many, and what lies between two of them.
+        images, input_step, output_step: how many, and how far two of them are apart, in the input
+            and in output positions.
         channel_step: what lies between two channels of the input.
         starts: (tiles,) int64, where the tiles of an image begin in the input.
-        targets: (tiles, lanes) int64, the outputs of their lanes, of channel 0; -1 for none.
+        targets: (tiles, lanes) int64, the output positions of their lanes; -1 for none.
     """
 
     joined: bool
@@ -96,7 +97,7 @@ class Tiling:
 
 
 @lru_cache(REMEMBERED)
-def tiling(geometry: Geometry, outputs: int, lanes: int) -> Tiling:
+def tiling(geometry: Geometry, lanes: int) -> Tiling:
     """Return the tiles, the fewest of both ways to lay the pictures."""
     area = geometry.output[0] * geometry.output[1]
     height, width = geometry.plane
@@ -105,14 +106,12 @@ def tiling(geometry: Geometry, outputs: int, lanes: int) -> Tiling:
     places = (rows[:, None] * width + columns).ravel()
     starts, targets = cover(places, np.arange(area), lanes)
     step = phases * height * width
-    apart = Tiling(
-        False, geometry.batch, geometry.channels * step, outputs * area, step, starts, targets
-    )
+    apart = Tiling(False, geometry.batch, geometry.channels * step, area, step, starts, targets)
     if area >= 4 * lanes or geometry.batch == 1:
         return apart
     images = np.arange(geometry.batch)[:, None]
-    both = (images * height * width + places).ravel(), (images * outputs * area).ravel()
-    together = cover(both[0], (images * outputs * area + np.arange(area)).ravel(), lanes)
+    inputs, numbers = images * height * width + places, images * area + np.arange(area)
+    together = cover(inputs.ravel(), numbers.ravel(), lanes)
     if len(together[0]) >= geometry.batch * len(starts):
         return apart
     return Tiling(True, 1, 0, 0, geometry.batch * step, *together)
