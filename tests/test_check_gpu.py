@@ -32,7 +32,7 @@ def test_a_part_tells_what_it_ran_on_and_what_came_out(places) -> None:
     report = check_gpu.run(part("print(17)"), places, left=99)
     assert (report["status"], report["result"], report["title"]) == ("ok", "17\n", "title")
     assert report["command"] == "python3 -c print(17)"
-    assert report["device"] and report["torch"] and report["seconds"] > 0
+    assert report["device"] and report["torch"] and 0 <= report["seconds"] < 99
 
 
 @pytest.mark.parametrize(

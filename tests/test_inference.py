@@ -344,6 +344,33 @@ def test_layers_that_cannot_be_packed_keep_their_weights(tmp_path) -> None:
         assert packed.same is packed.plain and packed.last.weight is packed.embedding.weight
 
 
+def test_activations_in_binary_bases_stay(tmp_path) -> None:
+    """The layer before them stays in float32, so that no rounding decides on a level."""
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 70), nn.ReLU(), nn.Linear(70, 6), nn.ReLU())
+
+    model, x = network(), torch.randn(64, 8)
+    weights = alq.quantize(model, max_bit=2, skip=["0.weight"])
+    alq.quantize_activations(model, 2, skip=["0.weight"], first="0.weight")
+    model(x)  # the levels fit themselves
+    y = model.eval()(x)
+    alq.save_packed(tmp_path / "net.alq", model, weights)
+    with torch.device("meta"):
+        without_memory = network()
+    for packed in (
+        alq.pack_for_inference(model, weights),
+        alq.load_for_inference(tmp_path / "net.alq", network()),
+        alq.load_for_inference(tmp_path / "net.alq", without_memory),
+    ):
+        (layer,) = packed_layers(packed)
+        assert difference(packed(x), y) < 1e-5
+        assert difference(copy.deepcopy(packed)(x), y) < 1e-5
+        del layer._forward_pre_hooks[next(iter(layer._forward_pre_hooks))]
+        assert difference(packed(x), y) > 1e-2  # so they are what makes it right
+
+
 def test_a_file_is_read_without_a_model_in_memory(tmp_path, decoder) -> None:
     model = VGG((16, 24, 32), 48).eval()
     for module in model.modules():

@@ -25,6 +25,7 @@ class OneLineParser(argparse.ArgumentParser):
         """Exit after one line on stderr."""
         line = f"{self.prog}: {' '.join(message.split())}"
         if first_to_say(line):
+            sys.stdout.flush()  # in one file, what was said before stands before
             print(line, file=sys.stderr, flush=True)
         raise SystemExit(code)
 

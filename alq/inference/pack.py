@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,12 @@ from ..errors import InputError
 from ..files.packed import explain_damage, read_bits, untied_state
 from ..method.checks import check_of_model
 from ..method.network import quantizable, uncompiled
+from ..method.quantized_inputs import (
+    PLACE,
+    feed,
+    quantize_input,
+    restore_activations,
+)
 from ..method.structures import Grouping
 from ..method.weight import MultiBitWeight
 from .compute import blocks_to_decode
@@ -27,9 +34,9 @@ def pack_for_inference(
     """Return a network like `model` that computes from bits; `model` stays as it is.
 
     Its quantized `nn.Linear`, `nn.Conv1d` and `nn.Conv2d` hold bits, coordinates and biases, and
-    those batch norms that directly follow them are folded in. Layers of other kinds, or with
-    hooks, keep float32 weights. The network is in evaluation mode and on the CPU or wherever
-    `model` is.
+    those batch norms that directly follow them are folded in; activations in binary bases stay.
+    Layers of other kinds, or with hooks of yours, keep float32 weights. The network is in
+    evaluation mode and on the CPU or wherever `model` is.
 
     Arguments:
         weights: all of the model's multi-bit weights, as `alq.quantize` returned them.
@@ -68,6 +75,7 @@ def load_for_inference(path: str | Path, model: nn.Module, tables: str = "float3
         raise InputError(f"{path}: holds another network: layers {[x.name for x in layers]}")
     packed = skeleton(model, [parameters[layer.name] for layer in layers])
     with torch.no_grad(), explain_damage(path):
+        restore_activations(packed, rest, like=torch.zeros(()))
         rows: Layers = {
             layer.name: (layer.grouping, partial(rows_of_file, layer)) for layer in layers
         }
@@ -101,7 +109,7 @@ def replace_layers(
         rows = Rows(*(value.to(device) for value in vars(make_rows()).values()))
         modules = [root.get_submodule(path) for path, _ in places]
         if all(map(can_be_packed, modules)):
-            made = {id(m): PACKED[type(m)](m, name, grouping, rows, tables) for m in modules}
+            made = {id(m): packed_layer(m, name, grouping, rows, tables) for m in modules}
             for (path, _), module in zip(places, modules, strict=True):
                 set_submodule(root, path, made[id(module)])
         else:
@@ -111,6 +119,14 @@ def replace_layers(
             for (_, own), module in zip(places, modules, strict=True):
                 setattr(module, own, weight)
     return root["network"]
+
+
+def packed_layer(module: nn.Module, *arguments: Any) -> nn.Module:
+    """Return what computes from bits what `module` does, fed the same activations."""
+    packed = PACKED[type(module)](module, *arguments)
+    if activation := getattr(module, PLACE, None):
+        feed(packed, activation)
+    return packed
 
 
 def check_tables(tables: str) -> None:
@@ -130,8 +146,8 @@ def users_of_parameters(model: nn.Module) -> dict[Tensor, list[tuple[str, str]]]
 
 def can_be_packed(module: nn.Module) -> bool:
     """Return whether a packed layer does all that `module` does."""
-    hooks = module._forward_hooks or module._forward_pre_hooks
-    return type(module) in PACKED and not hooks
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return type(module) in PACKED and all(hook is quantize_input for hook in hooks)
 
 
 def set_submodule(model: nn.Module, path: str, module: nn.Module) -> None:

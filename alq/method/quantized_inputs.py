@@ -76,19 +76,30 @@ def owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str
     return {name: m for name, m in modules if chosen.intersection(m.parameters(recurse=False))}
 
 
-def place(layers: Mapping[str, nn.Module], bits: Mapping[str, int]) -> dict[str, BinaryActivation]:
-    """Let each of `layers` that `bits` names take its input in so many, and return these."""
+def place(
+    layers: Mapping[str, nn.Module], bits: Mapping[str, int], like: Tensor | None = None
+) -> dict[str, BinaryActivation]:
+    """Let each of `layers` that `bits` names take its input in so many, and return these.
+
+    Device and type of what they keep are those of `like`, or of the layer's own parameters.
+    """
     placed = {}
     for name, act_bit in bits.items():
         layer = layers[name]
-        placed[name] = BinaryActivation(act_bit, next(layer.parameters(recurse=False)).detach())
-        layer.add_module(PLACE, placed[name].train(layer.training))
-        layer.register_forward_pre_hook(quantize_input)
+        own = next(layer.parameters(recurse=False)).detach() if like is None else like
+        placed[name] = BinaryActivation(act_bit, own)
+        feed(layer, placed[name].train(layer.training))
     if (
         placed and "torch._dynamo" in sys.modules
     ):  # a network that ran compiled would go on without the hooks
         torch.compiler.reset()
     return placed
+
+
+def feed(layer: nn.Module, activation: BinaryActivation) -> None:
+    """Let `layer` take its input through `activation`."""
+    layer.add_module(PLACE, activation)
+    layer.register_forward_pre_hook(quantize_input)
 
 
 def quantize_input(layer: nn.Module, inputs: tuple) -> tuple:
@@ -156,10 +167,14 @@ def layers_of_activations(
     return layers, bits
 
 
-def restore_activations(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def restore_activations(
+    model: nn.Module, state: Mapping[str, Tensor], like: Tensor | None = None
+) -> None:
     """Make the places that the activations in a network's `state` go to, where `model` has none.
 
+    `like` is that of `place`.
     Raises: InputError as `layers_of_activations`; the model then is as it was.
     """
     layers, bits = layers_of_activations(model, state)
-    place(layers, {name: M for name, M in bits.items() if name not in activations_in(model)})
+    own = activations_in(model)
+    place(layers, {name: M for name, M in bits.items() if name not in own}, like)
