@@ -1,10 +1,12 @@
 # make demo: the paper's LeNet5 row from nothing, in minutes; SEED=1 takes another seed.
 # make test: tests and lint.   make quick: the method's own tests, for whoever changes a step.
+# make check-gpu: what to run first on a GPU, by PYTHON as it is: nothing is installed or downloaded.
+#   make check-gpu PYTHON=python3 CHECK="--output DIR --parts tests steps"
 PYTHON ?= python3
 SEED ?= 0
 PY := .venv/bin/python
 
-.PHONY: demo test quick clean
+.PHONY: demo test quick check-gpu clean
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -43,6 +45,9 @@ test: .venv/installed-test
 
 quick: .venv/installed-test
 	$(RUN_TESTS) $(METHOD)
+
+check-gpu:
+	$(PYTHON) benchmarks/check_gpu.py $(CHECK)
 
 clean:
 	rm -rf .venv checkpoints/demo

@@ -19,6 +19,7 @@ from alq.command.recipe import Recipe
 from alq.command.run import run_stages
 from alq.data import imagenet
 from alq.data.published_weights import fetch_weights
+from alq.machine.processes import own_cores
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4  # of the full-precision training
 LAYERS = {"resnet18": 21, "resnet34": 37}  # quantized ones, those of the shortcuts included
@@ -40,7 +41,7 @@ def defaults(net: str) -> dict:
         "model_ori": Path(f"checkpoints/{net}_model_ori.pth"),
         "model": Path(f"checkpoints/{net}_model.pth"),
         "model_ori_urls": torchvision.models.get_model_weights(net).IMAGENET1K_V1.url,
-        "workers": 8,
+        "workers": own_cores(),
         "structure": ["channelwise"] + ["pixelwise"] * inner + ["subchannelwise"],
         "subc": [0] * (inner + 1) + [2],
         "max_bit": [8],

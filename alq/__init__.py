@@ -4,8 +4,10 @@ from .extras.compiled import CompiledALQ
 from .files.coding import round_floats
 from .files.packed import load_packed, save_packed
 from .fit import fit
+from .inference.pack import load_for_inference, pack_for_inference
 from .method.network import average_bitwidth, quantize, restore, storage_bytes
 from .method.optimizer import ALQ
+from .method.quantized_inputs import quantize_activations
 from .method.weight import MultiBitWeight
 from .training.schedule import Schedule
 
@@ -16,8 +18,11 @@ __all__ = [
     "Schedule",
     "average_bitwidth",
     "fit",
+    "load_for_inference",
     "load_packed",
+    "pack_for_inference",
     "quantize",
+    "quantize_activations",
     "restore",
     "round_floats",
     "save_packed",

@@ -12,9 +12,11 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from .command.arguments import OneLineParser
-from .command.info import info_text, inspect, plot
+from .command.info import info_text, inspect, plan_text, plot
+from .command.operations import operations, operations_text
 from .command.plot import plot_logs
 from .errors import InputError
 
@@ -23,10 +25,18 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"  # of the checko
 
 def show_info(args: Namespace) -> None:
     """Print, and draw where asked to, the bits and bytes of a file."""
+    if args.plan:
+        return print(plan_text(args.file))
     found = inspect(args.file)
     if args.plot:
         plot(found, args.plot)
-    print(json.dumps(found, indent=1) if args.json else info_text(found))
+    text = info_text(found)
+    if args.ops:
+        networks = from_checkout("networks").NETWORKS.values()
+        models = ((each.recipe.shapes(), each.picture) for each in networks)
+        found["operations"] = operations(found["layers"], models)
+        text = operations_text(found["operations"])
+    print(json.dumps(found, indent=1) if args.json else text)
 
 
 def show_plot(args: Namespace) -> None:
@@ -36,13 +46,18 @@ def show_plot(args: Namespace) -> None:
 
 def show_tables(args: Namespace) -> None:
     """Print the tables of a folder of logs, by the checkout's `benchmarks/tables.py`."""
-    if not (BENCHMARKS / "tables.py").is_file():
+    from_checkout("tables").print_tables(args.folder)
+
+
+def from_checkout(name: str) -> ModuleType:
+    """Return a module of the checkout's `benchmarks/`."""
+    if not (BENCHMARKS / f"{name}.py").is_file():
         raise InputError(
             f"needs the checkout of the project: {BENCHMARKS} and the logs of the published runs "
             "are not part of an installed package"
         )
     sys.path.insert(0, str(BENCHMARKS))
-    importlib.import_module("tables").print_tables(args.folder)
+    return importlib.import_module(name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -53,8 +68,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     info.add_argument("file", type=Path, metavar="FILE", help="packed file or checkpoint")
     info.add_argument("--json", action="store_true", help="print JSON, for programs")
     info.add_argument(
+        "--plan", action="store_true",
+        help="how each layer of a packed file computes from its bits (docs/inference.md)",
+    )  # fmt: skip
+    info.add_argument(
         "--plot", type=Path, metavar="PNG", help="draw the bitwidths into this file (matplotlib)"
     )
+    info.add_argument(
+        "--ops", action="store_true",
+        help="count a sample's operations and bytes, layer by layer (needs the checkout)",
+    )  # fmt: skip
     drawing = commands.add_parser("plot", help="a picture of a run, or of several (matplotlib)")
     drawing.set_defaults(show=show_plot, parser=drawing)
     drawing.add_argument("logs", type=Path, nargs="+", metavar="LOG", help="of a run (.jsonl)")

@@ -14,6 +14,7 @@ from .files.runlog import RunLog
 from .files.scalars import Scalars
 from .method.checks import check_of_model, check_weights
 from .method.weight import MultiBitWeight
+from .training.calibration import calibrate
 from .training.epoch import LossFunction, classification, describe, evaluate, score
 from .training.loop import Training, quantized_training, rate_start, size_of, train
 from .training.progress import Progress
@@ -38,8 +39,10 @@ def fit(
     `weights` are trained by `alq.ALQ`, all other parameters by Adam. The model is left in eval
     mode, it and `weights` as they were after the best post-training epoch on `val_loader` (by
     accuracy, or by the loss where it counts no answers); without post-training, as pruning left
-    them. The process is left as it was; on a CPU `alq.machine.arithmetic.settle_cpu()`, called once
-    before, changes it so that the steps take a fraction of the time (as the scripts do).
+    them. Activations that `quantize_activations` has put there fit themselves to the first batches
+    of each stage, before its first step. The process is left as it was; on a CPU
+    `alq.machine.arithmetic.settle_cpu()`, called once before, changes it so that the steps take a
+    fraction of the time (as the scripts do).
 
     Arguments:
         model: on its device; batches are moved there.
@@ -51,7 +54,7 @@ def fit(
         schedule: epochs, rates, pruning and targets; None takes the paper's for LeNet5.
         log: a file that gets one JSON line per epoch.
         progress: shows bars and prints the result.
-        compile: the quantizer's steps by `torch.compile` (`CompiledALQ`); the model is yours.
+        compile: the quantizer's steps (`CompiledALQ`); the model is yours.
         tensorboard: a folder that gets the log's numbers for TensorBoard.
 
     Returns: bitwidth, storage_bytes, val_loss, val_accuracy (percent, None if not counted), rounds,
@@ -78,7 +81,9 @@ def fit(
     last = quantized_training("posttrain", model, weights, schedule, loss, None, quantizer)
     kept, loaders = _Kept(model, weights), (train_loader, val_loader)
     try:
+        calibrate(adaptive, train_loader)
         train(adaptive, alq_epochs, *loaders, write, kept.after(adaptive), progress=bars)
+        calibrate(last, train_loader)
         rate_start(last, val_loader, write)
         train(last, posttrain_epochs, *loaders, write, kept.after(last), progress=bars)
     except NotFinite as error:

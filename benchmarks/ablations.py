@@ -171,7 +171,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.set_defaults(
         batch_size=lenet5.DEFAULTS["batch_size"],
         augment=0,
+        compile=False,
         tf32=False,
+        channels_last=True,
+        cudnn_benchmark=False,
         deterministic=False,
         dataset="mnist",
     )

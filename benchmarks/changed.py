@@ -32,16 +32,15 @@ class Reconstruction(ALQ):
 
     @torch.no_grad()
     def ste_step(self) -> None:
-        for weight, state, groups in self._layers():
-            if state["w0"] is None:
-                state["w0"] = weight.grouping.to_groups(weight.parameter).clone()
+        for stack in (stack for family in self._advance() for stack in family.stacks):
+            stack.begin_copy()
+            groups, t = stack.groups(), stack.states[0]["step"]
             update_moments(groups.g, groups.m, groups.v, groups.v_max, self.amsgrad.betas)
-            p, h = pseudo_gradient_and_hessian(
-                groups.m, groups.v_max, *self.amsgrad.at(state["step"])
-            )
-            state["w0"].addcdiv_(p, h, value=-1)
-            B, alpha, mask = sketch(state["w0"], weight.I)
-            weight.set_form(pack_bits(B.transpose(1, 2) > 0), alpha, mask)
+            p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, *self.amsgrad.at(t))
+            stack.w0.addcdiv_(p, h, value=-1)
+            for weight, state in zip(stack.weights, stack.states, strict=True):
+                B, alpha, mask = sketch(state["w0"], weight.I)
+                weight.set_form(pack_bits(B.transpose(1, 2) > 0), alpha, mask)
 
 
 # ---------------------------------------------------------------------------- pruning

@@ -15,8 +15,8 @@ STAGES = ("pretrain", "alq", "posttrain")
 # or what is drawn at random. All others say how a network is trained or what is computed.
 MAY_DIFFER = {
     "PRETRAIN", "ALQ", "POSTTRAIN", "DOWNLOAD", "EVAL", "data", "dataset", "model", "model_ori",
-    "seed", "device", "threads", "workers", "deterministic", "resume", "save_every",
-    "tensorboard",
+    "seed", "device", "threads", "workers", "channels_last", "cudnn_benchmark", "deterministic",
+    "resume", "save_every", "tensorboard",
 }  # fmt: skip
 NEEDED = {
     "start": ("net", "stages", "flags", "device", "threads", "time"),

@@ -19,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -151,7 +152,11 @@ def measure(name: str, bits: str, args: argparse.Namespace) -> dict:
     prune_to(bits, optimizer)
     steps = {**amsgrad_steps(plain), **steps_of(optimizer)}
     if args.compile:
-        compiled = steps_of(alq.CompiledALQ(weights, lr=1e-3))
+        # Of layers of its own: two optimizers would take them from each other at every step.
+        twins = deepcopy(weights)
+        for twin, weight in zip(twins, weights, strict=True):
+            twin.parameter.grad = weight.parameter.grad
+        compiled = steps_of(alq.CompiledALQ(twins, lr=1e-3))
         steps |= {f"{name} compiled": step for name, step in compiled.items()}
     bitwidth = alq.average_bitwidth(weights)
     seconds |= seconds_of(steps, args.repeats)

@@ -16,6 +16,11 @@ import alq
 from reference import Reference, prune
 
 
+def numbers(x: torch.Tensor) -> np.ndarray:
+    """The values of a tensor on any device."""
+    return x.detach().cpu().numpy()
+
+
 def follow(
     optimizer: alq.ALQ,
     references: Sequence[Reference],
@@ -29,33 +34,31 @@ def follow(
     next step is compared on its own.
     """
     weights = optimizer.weights
-    gradients = [
-        w.grouping.to_groups(w.parameter.grad).detach().double().numpy().copy() for w in weights
-    ]
+    gradients = [numbers(w.grouping.to_groups(w.parameter.grad).double()).copy() for w in weights]
     getattr(optimizer, f"{mode}_step")(*shares)
     if mode == "prune":
-        prune(references, gradients, *shares, chosen=[w.mask.numpy() for w in weights])
+        prune(references, gradients, *shares, chosen=[numbers(w.mask) for w in weights])
     for w, reference, g in zip(weights, references, gradients, strict=True):
         if mode == "coordinate":
             reference.coordinate_step(g)
         elif mode != "prune":
-            getattr(reference, f"{mode}_step")(g, chosen=(w.B.numpy(), w.alpha.numpy()))
+            getattr(reference, f"{mode}_step")(g, chosen=(numbers(w.B), numbers(w.alpha)))
             assert (w.alpha >= 0).all(), "a negative coordinate has not flipped"
         assert_same(w, reference, atol, err_msg=f"{mode} step, {w.name}")
-        reference.take_over(w.B, w.alpha, w.mask)
+        reference.take_over(numbers(w.B), numbers(w.alpha), numbers(w.mask))
 
 
 def assert_same(
     w: alq.MultiBitWeight, reference: Reference, atol: float, err_msg: str = ""
 ) -> None:
     """The same mask, bases and w_hat, and the same coordinates where the bases are independent."""
-    np.testing.assert_array_equal(w.mask.numpy(), reference.mask, err_msg=err_msg)
-    np.testing.assert_array_equal(w.B.numpy(), reference.B, err_msg=err_msg)
-    w_hat = w.w_hat_groups().numpy()
+    np.testing.assert_array_equal(numbers(w.mask), reference.mask, err_msg=err_msg)
+    np.testing.assert_array_equal(numbers(w.B), reference.B, err_msg=err_msg)
+    w_hat = numbers(w.w_hat_groups())
     np.testing.assert_allclose(w_hat, reference.w_hat, atol=atol, rtol=0, err_msg=err_msg)
-    parameter = w.grouping.to_groups(w.parameter.detach()).numpy()
+    parameter = numbers(w.grouping.to_groups(w.parameter))
     np.testing.assert_array_equal(parameter, w_hat, err_msg=err_msg)
-    ours, theirs = w.alpha.numpy(), reference.alpha
+    ours, theirs = numbers(w.alpha), reference.alpha
     assert not ours[~reference.mask].any(), err_msg
     free = independent(reference.B, reference.mask)
     np.testing.assert_allclose(ours[free], theirs[free], atol=atol, rtol=0, err_msg=err_msg)

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+# Without --device the scripts take the first GPU, and the tests mean the CPU unless they are those
+# of tests/gpu: `make check-gpu` sets ALQ_CHECK_GPU. Set before CUDA starts; passed on to processes.
+if "ALQ_CHECK_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # Kernels for one set of CPU instructions (ATEN_CPU_CAPABILITY) are wrong for another, and torch's
 # own cache does not tell them apart. Set before torch does, which may be when it is imported in
 # full, and passed on to processes.

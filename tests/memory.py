@@ -1,8 +1,9 @@
-"""The memory of one basis step on ResNet34 at 8 bits, batch 1: `python tests/memory.py [DEVICE]`.
+"""The memory of one basis step at the default bits: `python tests/memory.py [DEVICE [NETWORK]]`.
 
-Prints megabytes (1e6): of the process before the step, with network, gradients, multi-bit weights
-and moments in place; of its peak during the step; and their difference, which is what the step
-needs beyond them. On a CPU this is resident memory, and Linux's peak since the step began.
+By default of ResNet34 on the CPU, after a pass of one picture, or of two where batch norm asks for
+them. Prints megabytes (1e6): of the process before the step, with network, gradients, multi-bit
+weights and moments in place; of its peak during the step; and their difference, which is what the
+step needs beyond them. On a CPU this is resident memory, and Linux's peak since the step began.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import sys
 from pathlib import Path
 
 import torch
-import torchvision
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import alq
-import resnet
+from networks import NETWORKS
+from timing import network
 
 
 def resident(kind: str) -> float:
@@ -26,14 +28,13 @@ def resident(kind: str) -> float:
     return next(int(line.split()[1]) * 1024e-6 for line in lines if line.startswith(kind))
 
 
-def measure(device: torch.device) -> tuple[float, float]:
+def measure(device: torch.device, name: str) -> tuple[float, float]:
     """(MB in use before the basis step, MB at its peak)."""
-    flags = resnet.defaults("resnet34")
-    torch.manual_seed(0)
-    model = torchvision.models.resnet34().to(device, memory_format=torch.channels_last)
-    weights = alq.quantize(model, flags["structure"], flags["subc"], max_bit=8)
-    optimizer = alq.ALQ(weights, lr=flags["lr"])
-    model(torch.randn(1, 3, 224, 224, device=device)).square().sum().backward()
+    model, sketch = network(name, str(device))
+    weights = sketch()
+    optimizer = alq.ALQ(weights, lr=NETWORKS[name].default_flags().lr)
+    pictures = torch.randn(2 if name == "vgg" else 1, *NETWORKS[name].picture, device=device)
+    model(pictures).square().sum().backward()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device) / 1e6
@@ -47,5 +48,7 @@ def measure(device: torch.device) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    before, peak = measure(torch.device(sys.argv[1] if len(sys.argv) > 1 else "cpu"))
+    defaults = ["cpu", "resnet34"]
+    device, name = sys.argv[1:] + defaults[len(sys.argv) - 1 :]
+    before, peak = measure(torch.device(device), name)
     print(f"before the step {before:.0f} MB, peak {peak:.0f} MB, the step {peak - before:.0f} MB")

@@ -48,8 +48,11 @@ def coloured_digits(
     random = np.random.default_rng(0)
     ink = random.uniform(0.5, 1, (count, 3, 1, 1))
     paper = random.uniform(0, 0.5, (count, 3, 1, 1)) * 255
-    pictures = paper + digits[:, None] * (ink - paper / 255)
-    return pictures.round().astype(np.uint8), labels.tolist()
+    pictures = np.empty((len(digits), 3, side, side), np.uint8)
+    for some in (slice(k, k + 1000) for k in range(0, len(digits), 1000)):  # for little memory
+        drawn = paper[some] + digits[some, None] * (ink[some] - paper[some] / 255)
+        pictures[some] = drawn.round()
+    return pictures, labels.tolist()
 
 
 def write_cifar10(root: Path, count: int, classes: int = 10) -> None:

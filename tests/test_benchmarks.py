@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
     [
         "steps.py --network lenet5 --repeats 1 --naive --bits max",
         "training_step.py --network lenet5 --repeats 1 --batch 3 --at-once 2 --bits 2",
+        "inference.py --network lenet5 --repeats 1 --batch 2 --threads 1",
         "epoch.py --repeats 1 --batches 2",
         "scaling.py --repeats 1 --largest 1e5 --weights 1e4 --threads 1",
     ],

@@ -19,7 +19,7 @@ from alq.extras import compiled, compiled_steps
 from alq.method.codes import level_table, pack_bits
 from alq.method.nearest import from_keys, midpoints, sort_rows
 from alq.method.weight import prune
-from compare import follow
+from compare import follow, numbers
 from reference import Reference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,11 +45,12 @@ class Layers(nn.Module):
 
 
 def make(
-    kind: type[alq.ALQ], dtype: torch.dtype = torch.float32, ridge: float | None = None
-) -> alq.ALQ:
+    kind: type[alq.ALQ], dtype: torch.dtype = torch.float32, ridge: float | None = None,
+    device: torch.device | str = "cpu",
+) -> alq.ALQ:  # fmt: skip
     """All structures; each layer with a group of zeros, one without bits, a hole in the mask."""
     columns = list(zip(*LAYERS, strict=True))
-    weights = alq.quantize(Layers().to(dtype), *map(list, columns[:3]))
+    weights = alq.quantize(Layers().to(device, dtype), *map(list, columns[:3]))
     for weight in weights:
         dead = torch.zeros_like(weight.mask)
         dead[1] = True
@@ -63,7 +64,7 @@ def give_gradients(optimizer: alq.ALQ, number: int) -> None:
     generator = torch.Generator().manual_seed(number)
     for weight in optimizer.weights:
         g = torch.randn(weight.parameter.shape, generator=generator)
-        weight.parameter.grad = g.to(weight.parameter.dtype)
+        weight.parameter.grad = g.to(weight.parameter.device, weight.parameter.dtype)
 
 
 def take(optimizer: alq.ALQ, number: int, step: str) -> None:
@@ -82,7 +83,7 @@ def assert_same_moments(optimizer: alq.ALQ, references: list[Reference], where: 
             assert (own is None) == (expected is None), where
             if own is not None:
                 np.testing.assert_allclose(
-                    own.numpy(), expected, rtol=1e-5, atol=1e-5, err_msg=f"{where}, {key}"
+                    numbers(own), expected, rtol=1e-5, atol=1e-5, err_msg=f"{where}, {key}"
                 )
 
 
@@ -104,10 +105,12 @@ def test_compiled_steps_follow_the_plain_reference(tables) -> None:
     follow_throughout(alq.CompiledALQ, None)
 
 
-def follow_throughout(kind: type[alq.ALQ], ridge: float | None) -> None:
-    optimizer = make(kind, ridge=ridge)
+def follow_throughout(
+    kind: type[alq.ALQ], ridge: float | None, device: torch.device | str = "cpu"
+) -> None:
+    optimizer = make(kind, ridge=ridge, device=device)
     references = [
-        Reference(w.B, w.alpha, w.mask, lr=LR, wd=1e-3, tie=1e-5, ridge=ridge)
+        Reference(*map(numbers, (w.B, w.alpha, w.mask)), lr=LR, wd=1e-3, tie=1e-5, ridge=ridge)
         for w in optimizer.weights
     ]
     negative = 0

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 SHORT = shlex.split(
     "--PRETRAIN --ALQ --POSTTRAIN --val_size 20 --batch_size 32 --epoch_pretrain 1 --R 1 "
     "--epoch_basis 1 --epoch_coord 1 --pr 0.4 --top_k 0.4 --epoch_ste 1 --epoch_post_coord 1 "
-    "--max_bit 3"
+    "--max_bit 3 --channels_last"
 )
 
 
@@ -44,9 +44,12 @@ def waits(monkeypatch) -> dict[str, list[int]]:
 
     for name in ("basis_step", "coordinate_step", "ste_step", "prune_step"):
         monkeypatch.setattr(alq.ALQ, name, counted(name))
-    # Blocks of one size, so that both devices sum in the same order.
-    monkeypatch.setattr(alq.method.codes, "DEVICE_BLOCK", alq.method.codes.CPU_BLOCK)
+    # The accelerator's formulation on the CPU too, so that both sum in the same order.
+    monkeypatch.setattr(alq.method.codes, "CPU", "none")
     monkeypatch.setattr(alq.files.runlog, "describe_device", str)
+    # The pretend device has no generator of its own; this one leaves the host's alone.
+    own = torch.Generator()
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: own.get_state())
     return counts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 from argparse import ArgumentParser
@@ -187,3 +188,13 @@ def test_the_bytes_of_a_smaller_file_are_those_of_the_published_network(tmp_path
     # The names in the file are deflated, not by every zlib to the same byte.
     found = [found[k] for k in (0, 2, 1, 3)]
     assert [int(size) for _, size in rows] == pytest.approx(found, abs=16)
+
+
+def test_the_loaders_figures_are_those_of_the_measurement() -> None:
+    text = (ROOT / "docs" / "devices.md").read_text()
+    found = json.loads((ROOT / "benchmarks" / "results" / "loader.json").read_text())
+    section = text[text.index("## Reading ILSVRC12") :]
+    told = re.findall(r"^\| .* \| (\d+) \|$", section[: section.index("\n## ")], re.MULTILINE)
+    assert list(map(int, told)) == [round(rate) for rate in found["rows"].values()]
+    apart = found["beside Pillow"]
+    assert f"at most {apart['largest']} of 255, in {100 * apart['share of values']:.1f} %" in text

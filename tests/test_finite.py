@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lenet5
 from alq.errors import NotFinite
@@ -97,3 +98,27 @@ def test_a_watch_tells_the_first_bad_batch() -> None:
     nn.init.constant_(model[0].weight, torch.inf)
     with pytest.raises(NotFinite, match=r"epoch: a step made 0\.weight infinite; stop"):
         watch.check()
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations within `with`: on a device, at least a launch each."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        self.count += 1
+        return function(*arguments, **(named or {}))
+
+
+@pytest.mark.parametrize("layers", [1, 50])
+def test_a_watch_takes_as_many_operations_for_many_layers_as_for_one(layers) -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(layers)))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones(parameter.shape)
+    model[0].bias.grad = None
+    watch = Watch(model, "", "")
+    watch.note(1, torch.tensor(0.0))
+    with Operations() as operations:
+        watch.note(2, torch.tensor(0.0))
+    assert operations.count < 20
+    watch.check()

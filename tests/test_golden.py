@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import alq
-from compare import follow
+from compare import follow, numbers
 from reference import Reference
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -35,9 +35,11 @@ def load(name: str) -> dict[str, np.ndarray]:
         return {key: file[key] for key in file.files}
 
 
-def layers_and_weights(record: dict) -> tuple[Layers, list[alq.MultiBitWeight]]:
+def layers_and_weights(
+    record: dict, device: torch.device | str = "cpu"
+) -> tuple[Layers, list[alq.MultiBitWeight]]:
     count = len(record["max_bits"])
-    model = Layers([torch.from_numpy(record[f"c{k}_w0"].copy()) for k in range(count)])
+    model = Layers([torch.tensor(record[f"c{k}_w0"], device=device) for k in range(count)])
     weights = alq.quantize(
         model,
         structure=[str(s) for s in record["structures"]],
@@ -72,12 +74,12 @@ def check(
         )
         w = weight.grouping.to_groups(torch.from_numpy(w)).numpy()
         atol = tolerance * np.abs(record[f"c{k}_w0"]).max()
-        np.testing.assert_array_equal(weight.mask.numpy(), mask, err_msg=where)
-        np.testing.assert_array_equal(weight.B.numpy()[groups], B[groups], err_msg=where)
-        parameter = weight.grouping.to_groups(weight.parameter.detach())
+        np.testing.assert_array_equal(numbers(weight.mask), mask, err_msg=where)
+        np.testing.assert_array_equal(numbers(weight.B)[groups], B[groups], err_msg=where)
+        parameter = weight.grouping.to_groups(weight.parameter)
         for ours, theirs in ((weight.alpha, alpha), (weight.w_hat_groups(), w), (parameter, w)):
             np.testing.assert_allclose(
-                ours.numpy()[groups], theirs[groups], atol=atol, rtol=0, err_msg=where
+                numbers(ours)[groups], theirs[groups], atol=atol, rtol=0, err_msg=where
             )
 
 
@@ -91,13 +93,13 @@ def test_recorded_steps_compiled(name: str, compiler) -> None:
     take_recorded_steps(name, alq.CompiledALQ)
 
 
-def take_recorded_steps(name: str, kind: type[alq.ALQ]) -> None:
+def take_recorded_steps(name: str, kind: type[alq.ALQ], device: torch.device | str = "cpu") -> None:
     """As recorded, but for groups that once had two levels equally near to a target.
 
     From there on these few are right if each step follows the plain reference, as all must.
     """
     record = load(name)
-    _, weights = layers_and_weights(record)
+    _, weights = layers_and_weights(record, device)
     optimizer = kind(
         weights,
         lr=float(record["lr"]),
@@ -110,7 +112,8 @@ def take_recorded_steps(name: str, kind: type[alq.ALQ]) -> None:
     check(record, 0, weights, same, TOLERANCE[kind])
     for number, mode in enumerate(map(str, record["modes"][1:]), start=1):
         for k, weight in enumerate(weights):
-            weight.parameter.grad = torch.from_numpy(record[f"s{number:02d}_c{k}_grad"].copy())
+            gradient = record[f"s{number:02d}_c{k}_grad"]
+            weight.parameter.grad = torch.tensor(gradient, device=device)
         shares = [float(record[key]) for key in ("prune_top_k", "prune_M_p") if mode == "prune"]
         follow(optimizer, plain, mode, *shares, atol=TOLERANCE[kind])
         same = [groups & ~layer.tied for groups, layer in zip(same, plain, strict=True)]

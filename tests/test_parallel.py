@@ -137,6 +137,82 @@ def test_resnet_in_two_processes_and_its_file_tested_by_two(tmp_path, monkeypatc
     assert f"{result['top1']:.2f}" in by_two
 
 
+def failing(script: str, *flags: str) -> list[str]:
+    """The lines on stderr that a script of tests/ prints itself in two processes; it fails."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
+    own = [str(ROOT / "tests" / script), *flags]
+    done = subprocess.run(
+        [sys.executable, *command, *own], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode
+    return [line for line in done.stderr.splitlines() if line.startswith(script)]
+
+
+def test_what_is_wrong_for_all_processes_is_said_once() -> None:
+    (line,) = failing("lenet5_on_a_sliver.py", *FLAGS, "--R", "0")
+    assert "--R: 0 is out of range" in line
+
+
+def test_what_is_wrong_in_process_1_alone_is_said(tmp_path) -> None:
+    """A damaged picture that it is to train on; the other waits for it, and is ended."""
+    write_imagenet(tmp_path / "data", 55, classes=2)
+    flags = ["--data", str(tmp_path / "data"), "--workers", "0", "--val_size", "10"]
+    args = resnet.command_line("resnet18").parse_args([*flags, *SHORT])
+    data, _ = resnet.imagenet.load_splits(args, None)
+    order, _ = data.train.draw_order()
+    share = share_batches(data.train.count, args.batch_size, True, 1, 2)[0]
+    path = Path(data.train.pictures.samples[int(order[share.part][0])][0])
+    path.write_bytes(path.read_bytes()[:500])
+    files = ["--model_ori", str(tmp_path / "ori.pth"), "--model", str(tmp_path / "model.pth")]
+    own = [*SHORT, *files, "--workers", "0", "--val_size", "10"]
+    (line,) = failing("narrow.py", "resnet", str(tmp_path / "data"), *own)
+    assert f"{path} is no whole picture" in line
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """What is asked of torch in process 1 of two, on a machine with one GPU."""
+    made: list[str] = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(processes, "launched", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: made.append(f"cuda:{number}"))
+    monkeypatch.setattr(processes.dist, "init_process_group", made.append)
+    monkeypatch.setattr(processes.dist, "destroy_process_group", lambda: made.append("destroy"))
+    return made
+
+
+def test_two_processes_beside_one_gpu_may_use_the_cpu(calls) -> None:
+    processes.claim_device()
+    with (
+        pytest.raises(InputError, match="more processes than the 1 GPUs"),
+        processes.join_processes(torch.device("cuda")),
+    ):
+        pass
+    with processes.join_processes(torch.device("cpu")):
+        pass
+    assert calls == ["gloo", "destroy"]
+
+
+def test_a_process_with_a_gpu_takes_its_own(calls, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    processes.claim_device()
+    with processes.join_processes(torch.device("cuda")):
+        pass
+    with (
+        pytest.raises(InputError, match="--device cuda:0: under torchrun give --device cuda"),
+        processes.join_processes(torch.device("cuda:0")),
+    ):
+        pass
+    assert calls == ["cuda:1", "cpu:gloo,cuda:nccl", "destroy"]
+
+
+def test_after_an_error_nobody_is_waited_for(calls) -> None:
+    with pytest.raises(InputError, match="damaged"), processes.join_processes(torch.device("cpu")):
+        raise InputError("damaged")
+    assert calls == ["gloo"]
+
+
 def test_a_batch_that_leaves_one_picture_to_a_process_is_refused(monkeypatch) -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     for number, count, size, advice in (

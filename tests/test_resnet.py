@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torch.nn import functional as F
+from torchvision import transforms
+from torchvision.transforms.functional import pil_to_tensor
 
 import resnet
 from alq.command.flags import ScriptParser
@@ -79,9 +82,42 @@ def test_only_training_pictures_change_and_only_with_seed_and_epoch(pictures) ->
     assert first[0].shape == (12, 3, 32, 32)
     assert first[0].is_contiguous(memory_format=torch.channels_last)
     held_out = imagenet.read_folder(pictures, "train").samples[int(val_indices[0])]
+    cut = [transforms.Resize(36), transforms.CenterCrop(32), transforms.ToTensor()]
+    usual = transforms.Compose([*cut, transforms.Normalize(imagenet.MEAN, imagenet.STD)])
     picture = torchvision.datasets.folder.default_loader(held_out[0])
-    expected = imagenet.transform(training=False)(picture)
-    assert torch.equal(val[0][0], expected)
+    torch.testing.assert_close(val[0][0], usual(picture), atol=1e-5, rtol=0)
+
+
+def test_training_reads_the_pixels_that_pillow_reads(tmp_path) -> None:
+    """Also of what ILSVRC12 has besides usual JPEGs: grey, four colours, a PNG of that name."""
+    pixels = (torch.rand(40, 60, 3, generator=torch.Generator().manual_seed(0)) * 255).byte()
+    picture = Image.fromarray(pixels.numpy()).resize((90, 60), Image.Resampling.BICUBIC)
+    for name, mode, options in (
+        ("usual", "RGB", {"format": "JPEG"}),
+        ("progressive", "RGB", {"format": "JPEG", "progressive": True, "subsampling": 0}),
+        ("grey", "L", {"format": "JPEG"}),
+        ("print", "CMYK", {"format": "JPEG"}),
+        ("other", "RGB", {"format": "PNG"}),
+        ("transparent", "RGBA", {"format": "PNG"}),
+    ):
+        path = str(tmp_path / f"{name}.JPEG")
+        picture.convert(mode).save(path, **options)
+        found, expected = imagenet.read_pixels(path), pil_to_tensor(imagenet.read_picture(path))
+        assert found.dtype == torch.uint8 and found.shape == (3, 60, 90), name
+        # Two builds of one library may round a colour differently.
+        assert (found.int() - expected.int()).abs().max() <= 2, name
+    cut = Path(tmp_path / "usual.JPEG").read_bytes()[:900]
+    for name, content in (("cut", cut), ("none", b"no picture"), ("empty", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{name} is no whole picture"):
+            imagenet.read_pixels(str(tmp_path / name))
+
+
+def test_reading_leaves_the_random_numbers_alone(pictures) -> None:
+    data, _ = imagenet.load_splits(parse(pictures), None)
+    before = torch.get_rng_state()
+    next(iter(data.train))
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_an_error_in_training_ends_the_process_and_its_workers(pictures) -> None:
@@ -90,7 +126,8 @@ import torch
 from argparse import Namespace
 from pathlib import Path
 from alq.data import imagenet
-args = Namespace(data=Path({str(pictures)!r}), batch_size=4, workers=1, device=torch.device("cpu"))
+args = Namespace(data=Path({str(pictures)!r}), batch_size=4, workers=1, channels_last=None)
+args.device = torch.device("cpu")
 batches = iter(imagenet.load_test(args))
 next(batches)
 raise RuntimeError("out of memory")

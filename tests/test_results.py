@@ -126,6 +126,7 @@ def test_only_default_schedules_make_the_row(edited, flag) -> None:
     [
         '"pr": 0.8, "seed": 7', '"pr": 0.8, "threads": 4', '"pr": 0.8, "deterministic": true',
         '"pr": 0.8, "floats": "float32"', '"pr": 0.8, "temperature": 4.0',
+        '"pr": 0.8, "channels_last": false, "cudnn_benchmark": true',
     ],
 )  # fmt: skip
 def test_seed_and_machine_do_not_matter_nor_defaults_that_are_spelt_out(edited, flag) -> None:

@@ -19,11 +19,12 @@ MAY_IMPORT = {
     "data": LOW,
     "files": LOW | {"method"},
     "training": LOW | {"method"},
+    "inference": LOW | {"method", "files"},
     "extras": LOW | {"method", "training"},
-    "command": LOW | {"method", "data", "files", "training", "extras"},
+    "command": LOW | {"method", "data", "files", "training", "inference", "extras"},
     "fit": LOW | {"method", "files", "training", "extras", "command"},
     "__main__": {"errors", "command"},
-    "__init__": {"method", "files", "training", "extras", "fit"},
+    "__init__": {"method", "files", "training", "inference", "extras", "fit"},
 }
 OUTSIDE = {path.stem for path in ROOT.glob("*.py")} | {
     path.stem for folder in ("tests", "benchmarks") for path in (ROOT / folder).glob("*.py")

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..machine.processes import first_to_say
+
 
 class OneLineParser(argparse.ArgumentParser):
     """Refuses bad input with one line on stderr and exit code 2. Flags are not abbreviated."""
@@ -21,8 +23,10 @@ class OneLineParser(argparse.ArgumentParser):
 
     def quit(self, code: int, message: str) -> None:
         """Exit after one line on stderr."""
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once for all processes of a torchrun
-            print(f"{self.prog}: {' '.join(message.split())}", file=sys.stderr)
+        line = f"{self.prog}: {' '.join(message.split())}"
+        if first_to_say(line):
+            sys.stdout.flush()  # in one file, what was said before stands before
+            print(line, file=sys.stderr, flush=True)
         raise SystemExit(code)
 
 
@@ -78,6 +82,7 @@ positive = bounded(int, 1, 10**9)
 some_epochs = bounded(int, 0, 10**5)
 epochs = bounded(int, 1, 10**5)
 bits = bounded(int, 1, 8)
+bits_or_none = bounded(int, 0, 8)
 seed = bounded(int, 0, 10**12)  # times a million, with the epoch's number, it fits 64 bits
 threads = bounded(int, 1, 4096)
 rate = bounded(float, 0, open_low=True)

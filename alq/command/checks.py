@@ -27,6 +27,8 @@ def check_flags(args: Namespace, recipe: Recipe, stages: list[str]) -> None:
     """Check all that follows from the flags alone; `stages` are those that they name."""
     check_task(args, stages)
     check_milestones(args)
+    if args.act_from and not args.act_bit:
+        raise InputError(f"--act_from {args.act_from}: goes with --act_bit, which is 0")
     if stages:
         check_files(args, stages)
         read_target(args, sketched_layers(args, recipe))
@@ -42,6 +44,8 @@ def check_task(args: Namespace, stages: list[str]) -> None:
         raise InputError(
             f"--EVAL {args.EVAL}: tests a finished file; give it without --{stages[0]}"
         )
+    if args.packed and not args.EVAL:
+        raise InputError("--packed: goes with --EVAL FILE, which it tests; training needs floats")
     if getattr(args, "DOWNLOAD", False) and not args.PRETRAIN:
         raise InputError("--DOWNLOAD goes with --PRETRAIN: it fetches what that would train")
     if args.resume and args.EVAL:

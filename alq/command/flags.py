@@ -13,15 +13,17 @@ import torch
 from ..method.structures import STRUCTURES
 from . import arguments as a
 
-# Flags that may differ between a run and its resumption. Other devices, numbers of threads and
-# compiled steps add in another order, so that their results differ in the last digits; floats and
+# Flags that may differ between a run and its resumption. Other devices, numbers of threads, layouts
+# and kernels add in another order, so that their results differ in the last digits; floats and
 # coded are the packed file's; all others change nothing.
 MAY_CHANGE = (
-    "data", "model", "model_ori", "device", "threads", "workers", "compile", "save_every",
-    "floats", "coded", "tensorboard",
+    "data", "model", "model_ori", "device", "threads", "workers", "compile", "channels_last",
+    "cudnn_benchmark", "save_every", "floats", "coded", "tensorboard",
 )  # fmt: skip
+# The stages that binary activations can begin with, in order, and that without --act_from.
+ACT_FROM, ACT_DEFAULT = ("pretrain", "alq", "posttrain"), "alq"
 # What a command does, which its resumption may do the rest of; its data set is compared apart.
-NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "EVAL", "resume", "dataset")
+NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "EVAL", "packed", "resume", "dataset")
 
 
 def number(parse: object, metavar: str, text: str, default: float | None = None) -> dict:
@@ -42,6 +44,11 @@ def dataset_flag(names: Iterable[str]) -> dict:
 def switch(text: str) -> dict:
     """Return the options of a flag that takes none."""
     return {"action": "store_true", "help": text}
+
+
+def either(text: str) -> dict:
+    """Return the options of a flag that can be given as --flag and as --no-flag, or left out."""
+    return {"action": argparse.BooleanOptionalAction, "help": text}
 
 
 # In the order of the published scripts.
@@ -106,6 +113,10 @@ BEYOND = {
         a.file, "FILE",
         "test the packed FILE (.alq) and nothing else; no stage and no checkpoint is needed",
     ),
+    "packed": switch(
+        "--EVAL tests the network that computes from the bits of its weights; "
+        "fast on CPUs with numba: pip install alq[inference]"
+    ),
     "target_bit": number(
         a.rate, "BITS", "--ALQ prunes to this average bitwidth, whatever rounds it takes"
     ),
@@ -118,6 +129,14 @@ BEYOND = {
     "temperature": number(
         a.rate, "T", "what --distill divides the logits by, which softens the answers", 4.0
     ),
+    "act_bit": number(
+        a.bits_or_none, "M",
+        "the input of every layer but the first in M binary bases, 1 to 8; 0 for float", 0,
+    ),
+    "act_from": {
+        "choices": list(ACT_FROM),
+        "help": f"the stage from which --act_bit holds (default: {ACT_DEFAULT}); later ones go on",
+    },
     "per_byte": switch("prune the coordinates that cost the loss least per byte saved, not each"),
     "floats": {
         "choices": ["float32", "float16"], "default": "float32",
@@ -137,8 +156,16 @@ MACHINE = {
     ),
     "tf32": switch("convolutions in TensorFloat-32 on CUDA; without it, and in all else, float32"),
     "compile": switch(
-        "torch.compile the network and the quantizer's steps: minutes at the start, and seconds "
-        "whenever a layer's largest number of bits changes. Needs a C++ compiler"
+        "compile the network and the quantizer's steps: minutes at the start, and seconds whenever "
+        "a layer's largest number of bits changes. Needs a C++ compiler, on CUDA also triton"
+    ),
+    "channels_last": either(
+        "pictures and convolutions with the channels last in memory (default: on a CPU, and on "
+        "CUDA with --tf32 or --amp)"
+    ),
+    "cudnn_benchmark": either(
+        "try out which kernels are the fastest for each shape of a convolution (default: on CUDA "
+        "without --deterministic)"
     ),
     "deterministic": switch(
         "kernels that add in a fixed order on CUDA, too: the same seed gives the same bits; "

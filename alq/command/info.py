@@ -7,11 +7,14 @@ from pathlib import Path
 from ..errors import InputError
 from ..files.checkpoint import load_checkpoint, weights_in
 from ..files.disk import read_whole
-from ..files.packed import read_packed
+from ..files.packed import read_bits, read_packed
+from ..inference.plan import choose
+from ..method.quantized_inputs import activation_bits
 from ..method.structures import coordinate_bytes
 from .plot import new_figure, save_figure
 from .report import format_bytes, parts_line
 
+POSITIONS = (1, 16, 128, 1024, 16384)  # that a plan is shown for
 HEADINGS = ("layer", "shape", "structure", "groups", "n", "bits", "storage")
 BAR = {"color": "0.75", "edgecolor": "black"}  # readable without colours
 
@@ -38,7 +41,11 @@ def inspect(path: str | Path) -> dict:
         weights, parts, dataset = weights_in(found, str(path)), None, found.get("dataset")
         names = {state["name"] for state in weights}
         rest = {k: v for k, v in found["model"].items() if k not in names}
-    layers = [describe_layer(state) for state in weights]
+    bits = activation_bits(rest)
+    layers = [
+        describe_layer(state) | {"act_bit": bits.get(state["name"].rpartition(".")[0], 0)}
+        for state in weights
+    ]
     rest_bytes = sum(value.numel() * value.element_size() for value in rest.values())
     return {
         "file": str(path),
@@ -95,6 +102,7 @@ def info_text(info: Mapping) -> str:
         values = format_bytes(info["rest_bytes"])
         return f"{info['file']}: {info['kind']} in full precision, {values} of values{trained}"
     most = max(layer["max_bit"] for layer in info["layers"])
+    fed = [f"{M} bit" if (M := layer["act_bit"]) else "float" for layer in info["layers"]]
     rows = [(*HEADINGS, *(f"{bits} bit" for bits in range(most + 1)))]
     for layer in info["layers"]:
         shape, size = "x".join(map(str, layer["shape"])), format_bytes(layer["storage_bytes"])
@@ -117,13 +125,36 @@ def info_text(info: Mapping) -> str:
     ]
     if info["parts"]:
         lines[-1] += f" ({times(info['file_compression'])}): {parts_line(info['parts'])}"
+    if any(layer["act_bit"] for layer in info["layers"]):
+        lines.append(f"activations: into the layers, in their order, {', '.join(fed)}")
     return "\n".join(lines)
 
 
-def align(rows: list[tuple[str, ...]]) -> list[str]:
-    """Return lines of columns as wide as they need to be, the numbers to the right."""
+def plan_text(path: str | Path) -> str:
+    """Return the table that `python -m alq info FILE --plan` prints."""
+    layers, _ = read_bits(path)
+    rows = [("layer", "shape", "bits", *(f"at {count}" for count in POSITIONS))]
+    for layer in layers:
+        R, shape = len(layer.alpha), layer.grouping.shape
+        ways = ["float32"] * len(POSITIONS)
+        if len(shape) <= 4 and not layer.grouping.transposed:
+            linear = len(shape) == 2
+            ways = [choose(layer.grouping, R, count, "float32", linear) for count in POSITIONS]
+        bits = f"{R / layer.grouping.G:.3f}"
+        rows.append((layer.name, "x".join(map(str, shape)), bits, *ways))
+    return "\n".join(
+        [
+            f"{path}: how each layer computes from bits, by the number of output positions:",
+            "the batch of a linear layer, batch x height x width of a convolution's output",
+            *("", *align(rows)),
+        ]
+    )
+
+
+def align(rows: list[tuple[str, ...]], left: int = 3) -> list[str]:
+    """Return lines of columns as wide as they need to be, all but the `left` first to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    cells = (f"{{:{'<' if k < 3 else '>'}{width}}}" for k, width in enumerate(widths))
+    cells = (f"{{:{'<' if k < left else '>'}{width}}}" for k, width in enumerate(widths))
     line = "  ".join(cells)
     return [line.format(*row).rstrip() for row in rows]
 

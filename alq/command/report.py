@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from ..method.network import average_bitwidth, storage_bytes, uncompiled
+from ..method.quantized_inputs import act_bit, activations_in
 from ..method.weight import MultiBitWeight
 from ..training.pruning import PruneToTarget, PruningPlan, expected_size
 from ..training.sizes import Layers, size_in
@@ -58,7 +59,10 @@ def expectation(
 
 
 def network_lines(model: nn.Module, weights: Sequence[MultiBitWeight]) -> str:
-    """Return two lines: what weights and whole network take; the largest that is not quantized."""
+    """Return two lines: what weights and whole network take; the largest that is not quantized.
+
+    A third follows where activations are quantized.
+    """
     names: dict[Tensor, str] = {weight.parameter: "" for weight in weights}
     for name, value in uncompiled(model).state_dict(keep_vars=True).items():
         if isinstance(value, Tensor):
@@ -73,8 +77,18 @@ def network_lines(model: nn.Module, weights: Sequence[MultiBitWeight]) -> str:
         f"{average_bitwidth(weights):.3f} bit a weight, {format_bytes(size)}; whole network "
         f"{mean:.3f} bit, {format_bytes(size + left)} (in full precision "
         f"{format_bytes(sum(value.nbytes for value in names))})\n"
-        f"not quantized: {format_bytes(left)} in {listed}{more}"
+        f"not quantized: {format_bytes(left)} in {listed}{more}{activations_line(model, weights)}"
     )
+
+
+def activations_line(model: nn.Module, weights: Sequence[MultiBitWeight]) -> str:
+    """Return a further line: the bits of activations, and what float ones are fed into."""
+    fed = activations_in(model)
+    if not fed:
+        return ""
+    layers = [weight.name.rpartition(".")[0] for weight in weights]
+    floats = ", ".join(name for name in layers if name not in fed) or "none"
+    return f"\nactivations: {act_bit(model)} bit into {len(fed)} layers, float into {floats}"
 
 
 def layer_table(weights: Sequence[MultiBitWeight]) -> str:

@@ -27,6 +27,7 @@ from .flags import MAY_CHANGE, NOT_COMPARED
 from .recipe import Recipe
 from .shared import Run, plain_state
 
+OFF = {"act_bit": 0}  # what flags were before there were such
 SAVE = 1  # what a process wishes after a step: this, an exit code (above 128), or nothing
 
 
@@ -75,8 +76,9 @@ def check_same_run(
     stage, flags = saved["stage"], saved.get("flags", {})
     but = {*but, *NOT_COMPARED, *(["DOWNLOAD"] if stage != "pretrain" else [])}
     for flag, value in compared_flags(args).items():
-        if flag not in but and value != flags.get(flag):
-            raise or_anew(f"--{flag} {value}: {whose} had {flags.get(flag)}; give that")
+        theirs = flags.get(flag, OFF.get(flag))
+        if flag not in but and value != theirs:
+            raise or_anew(f"--{flag} {value}: {whose} had {theirs}; give that")
     sources = files.sources(stage, args.distill)
     for path, checksum in zip(sources, saved.get("sources", ()), strict=False):
         if path.exists() and read_checksum(path) != checksum:
@@ -142,7 +144,7 @@ class ResumePoints:
             "flags": compared_flags(run.args),
             "sources": self.sources,
             "log_size": run.log.size() if main else 0,
-            "generators": generator_states(),
+            "generators": generator_states(run.args.device),
             **training_state(self.training),
         }
         save_checkpoint(run.files.resume_point, state)
@@ -163,8 +165,8 @@ class ResumePoints:
             return False
         load_training(self.training, point)
         torch.set_rng_state(point["generators"]["cpu"])
-        if "cuda" in point["generators"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state(point["generators"]["cuda"])
+        if "cuda" in point["generators"] and self.run.args.device.type == "cuda":
+            torch.cuda.set_rng_state(point["generators"]["cuda"], self.run.args.device)
         if processes.is_main():
             self.run.log.truncate(point["log_size"])
         return True
@@ -199,9 +201,12 @@ def load_training(training: Training, state: dict) -> None:
     totals.loss, totals.correct = (x.to(device) if isinstance(x, Tensor) else x for x in sums)
 
 
-def generator_states() -> dict[str, Tensor]:
-    """Return the states of torch's own generators."""
+def generator_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's own generators: the host's, and that of `device` if on CUDA.
+
+    No other device is touched, which a forked process may not even do.
+    """
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return states

@@ -1,12 +1,12 @@
 """From the command line to the table at the end: what the entry scripts call."""
 
-import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
+from ..data.loaders import memory_format
 from ..errors import InputError, NotFinite
 from ..extras.compiled import require_compiler
 from ..files.disk import hold
@@ -14,9 +14,11 @@ from ..files.packed import load_packed, read_packed
 from ..files.paths import RunFiles
 from ..files.runlog import RunLog, describe_run
 from ..files.scalars import Scalars
+from ..inference.pack import load_for_inference
 from ..machine import processes
-from ..machine.arithmetic import settle_cpu
+from ..machine.arithmetic import settle_cpu, settle_sums
 from ..machine.interruption import Interruption, Stopped
+from ..method.quantized_inputs import act_bit
 from ..training.epoch import evaluate
 from ..training.loop import size_of
 from .arguments import OneLineParser
@@ -43,6 +45,7 @@ def run_stages(recipe: Recipe, parser: OneLineParser, argv: Sequence[str] | None
         args = parser.parse_args(argv)
         named = [name for name in STAGES if getattr(args, name)]
         check_flags(args, recipe, named)
+        fill_in(args)
         set_arithmetic(args)
         with processes.join_processes(args.device):
             if args.EVAL:
@@ -80,14 +83,28 @@ def errors_in_one_line(parser: OneLineParser) -> Iterator[None]:
         parser.quit(130, "aborted; the same command with --resume goes on from what was saved last")
 
 
+def fill_in(args: Namespace) -> None:
+    """Give the flags that depend on device and precision their value, where none was given.
+
+    CUDA's kernels for channels_last are the fast ones in TensorFloat-32 and bfloat16; in float32
+    they are said to be the slow ones. A CPU's are the fast ones.
+    """
+    on_cuda = args.device.type == "cuda"
+    if args.channels_last is None:
+        args.channels_last = not on_cuda or args.amp or args.tf32
+    if args.cudnn_benchmark is None:
+        args.cudnn_benchmark = on_cuda and not args.deterministic
+
+
 def set_arithmetic(args: Namespace) -> None:
     """Set threads, precision, and whether kernels always add in one order; prepare the CPU."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.deterministic:  # before CUDA's first product
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(args.deterministic, warn_only=True)
+    if args.deterministic or processes.launched():
+        settle_sums(args.compile)  # after the line above, which sets the compiler, too
     torch.backends.cudnn.deterministic = args.deterministic
+    torch.backends.cudnn.benchmark = args.cudnn_benchmark
     torch.backends.cudnn.allow_tf32 = args.tf32  # matrix products never use it unless asked to
     settle_cpu()
 
@@ -121,15 +138,21 @@ def check_sources(run: Run, left: list[str]) -> None:
 
 
 def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
-    """Return the test accuracy of the packed file that --EVAL names, from that file alone."""
+    """Return the test accuracy of the packed file that --EVAL names, from that file alone.
+
+    With --packed the network that is tested computes from bits; the tables are the same.
+    """
     content = read_packed(args.EVAL)
     check_dataset(recipe, content.dataset, f"--EVAL {args.EVAL}")
-    model = recipe.network().to(args.device, memory_format=torch.channels_last)
+    model = recipe.network().to(args.device, memory_format=memory_format(args))
     weights = load_packed(args.EVAL, model)
+    tested = model
+    if args.packed:
+        tested = load_for_inference(args.EVAL, recipe.shapes()).to(args.device)
     return {
         "stage": "packing",
         "top1_fp": None,
-        "top1": evaluate(model, recipe.load_test(args))["accuracy"],
+        "top1": evaluate(tested, recipe.load_test(args))["accuracy"],
         **size_of(weights),
         "file_bytes": args.EVAL.stat().st_size,
         "packed": args.EVAL,
@@ -147,6 +170,8 @@ def print_result(recipe: Recipe, result: dict) -> None:
     if not weights:
         top1 = result["top1"] if result["top1_fp"] is None else result["top1_fp"]
         print(f"full-precision top-1 on the test set: {top1:.2f} %")
+        if M := act_bit(result["model"]):
+            print(f"its activations have {M} bit")
         return
     numel = sum(weight.grouping.numel for weight in weights)
     print(layer_table(weights), summary_table(result, recipe.published, numel), sep="\n\n")

@@ -4,10 +4,9 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from ..data.loaders import Split
+from ..data.loaders import Split, memory_format
 from ..errors import InputError
 from ..extras.distill import distillation
 from ..files.checkpoint import load_checkpoint, load_model, save_checkpoint, tensors_of
@@ -16,12 +15,19 @@ from ..files.paths import RunFiles, packed, part
 from ..files.runlog import RunLog, plain_flags
 from ..machine.interruption import Interruption
 from ..machine.processes import check_batch_norm, is_main
+from ..method.quantized_inputs import (
+    act_bit,
+    activations_in,
+    quantize_activations,
+    restore_activations,
+)
 from ..training.epoch import LossFunction, classification, compute_in_bfloat16, score
 from ..training.loop import Training, size_of
 from ..training.progress import Progress
 from ..training.pruning import pruning_plan
 from ..training.schedule import alq_schedule, posttrain_schedule, pretrain_schedule
 from .checks import check_data, check_dataset, sketched_layers
+from .flags import ACT_DEFAULT, ACT_FROM
 from .recipe import Recipe
 from .report import expectation
 
@@ -52,13 +58,38 @@ class Run:
     progress: Progress = field(default_factory=Progress)
 
     def new_network(self) -> nn.Module:
-        """Return an untrained network on the device, in channels_last, the fastest layout."""
-        model = self.recipe.network().to(self.args.device, memory_format=torch.channels_last)
+        """Return an untrained network on the device, in the layout that its pictures come in."""
+        model = self.recipe.network().to(self.args.device, memory_format=memory_format(self.args))
         if self.args.amp:
             compute_in_bfloat16(model, self.args.device)
         if self.args.compile:
             model.compile()
         return model
+
+    def saved_network(self, state: dict, source: str) -> nn.Module:
+        """Return the network of state dict `state` from file `source`, with its activations."""
+        model = self.new_network()
+        try:
+            restore_activations(model, state)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
+        load_model(model, state, source)
+        return model
+
+    def add_activations(self, model: nn.Module, stage: str, source: str) -> None:
+        """Quantize the activations that `stage` trains with, where `model` has float ones.
+
+        Raises: InputError if it, which `source` is the name of, has some of other bits.
+        """
+        M, found = self.args.act_bit, activations_in(model).values()
+        if other := {len(each.gamma) for each in found} - {M}:
+            raise InputError(
+                f"--act_bit {M}: {source} has activations of {min(other)} bit; give that, or "
+                "another file"
+            )
+        begin = self.args.act_from or ACT_DEFAULT
+        if M and not found and ACT_FROM.index(stage) >= ACT_FROM.index(begin):
+            quantize_activations(model, M)
 
     def require(self, path: Path, maker: str, flag: str) -> dict:
         """Return the checkpoint that stage `maker` saved at `path`, which `flag` names."""
@@ -110,8 +141,7 @@ class Run:
         path = self.files.model_ori
         if teacher is None:
             teacher = self.require(path, "PRETRAIN", "model_ori")["model"]
-        model = self.new_network()
-        load_model(model, teacher, f"--model_ori {path}")
+        model = self.saved_network(teacher, f"--model_ori {path}")
         return distillation(model, self.args.distill, self.args.temperature)
 
     def save(self, path: Path, training: Training, finished: bool, **more: object) -> None:
@@ -152,6 +182,7 @@ class Run:
             "stage": training.stage,
             **accuracies,
             **size_of(training.weights),
+            **({"act_bit": M} if (M := act_bit(training.model)) else {}),
             "file_bytes": (small or path).stat().st_size,
             "seconds": round(training.seconds, 1),
         }

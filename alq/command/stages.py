@@ -7,6 +7,7 @@ from ..files.checkpoint import load_checkpoint, load_model, weights_in
 from ..files.coding import round_floats
 from ..files.paths import part
 from ..method.network import quantize, restore
+from ..training.calibration import calibrate
 from ..training.epoch import evaluate
 from ..training.loop import Training, quantized_training, rate_start, size_of, train
 from ..training.pruning import expected_size, pruning_plan
@@ -24,17 +25,18 @@ def pretrain(run: Run) -> dict:
     model = run.new_network()
     data, val_indices = run.load_data(model, None)
     run.announce(len(data.train))
-    optimizer = run.recipe.pretrain_optimizer(model.parameters(), args)
-    training = Training("pretrain", model, [optimizer], {"pretrain": optimizer.step})
-    points = ResumePoints(run, training)
-    points.restore()
-
     fetched = run.recipe.fetch(args)
     if fetched is None:
         epochs = pretrain_schedule(args)
     else:
         load_model(model, fetched, f"--model_ori_urls {args.model_ori_urls}")
         epochs = []
+    run.add_activations(model, "pretrain", "")
+    optimizer = run.recipe.pretrain_optimizer(model.parameters(), args)
+    training = Training("pretrain", model, [optimizer], {"pretrain": optimizer.step})
+    points = ResumePoints(run, training)
+    if not points.restore():
+        calibrate(training, data.train)
 
     def keep_best(epoch: Epoch, val: dict) -> None:
         run.save_if_best(target, training, val, val_indices=val_indices)
@@ -52,8 +54,8 @@ def alq(run: Run) -> dict:
     """Sketch --model_ori, then rounds of basis, coordinate and pruning epochs -> --model."""
     args, target = run.args, run.files.model
     source = run.require(run.files.model_ori, "PRETRAIN", "model_ori")
-    model = run.new_network()
-    load_model(model, source["model"], f"--model_ori {args.model_ori}")
+    model = run.saved_network(source["model"], f"--model_ori {args.model_ori}")
+    run.add_activations(model, "alq", f"--model_ori {args.model_ori}")
     data, val_indices = run.load_data(model, source.get("val_indices"))
     run.announce(len(data.train))
     weights = quantize(model, **grouping_options(args))
@@ -64,6 +66,7 @@ def alq(run: Run) -> dict:
     top1_fp = source.get("top1_fp")
     kept = {"val_indices": val_indices, "top1_fp": top1_fp, "sources": points.sources}
     if not points.restore():
+        calibrate(training, data.train)
         size = expected_size(plan, weights)
         run.log.write("plan", plan=str(plan), rounds=plan.rounds, expected=size)
         run.save(target, training, False, **kept)
@@ -92,8 +95,8 @@ def posttrain(run: Run) -> dict:
     source = run.require(run.files.model, "ALQ", "model")
     states = weights_in(source, f"--model {args.model}")
     check_same_layers(args, run.recipe, states, source.get("val_indices", ()))
-    model = run.new_network()
-    load_model(model, source["model"], f"--model {args.model}")
+    model = run.saved_network(source["model"], f"--model {args.model}")
+    run.add_activations(model, "posttrain", f"--model {args.model}")
     data, val_indices = run.load_data(model, source.get("val_indices"))
     run.announce(len(data.train))
     weights, optimizer = restore(model, states), quantizer_class(args.compile)
@@ -104,6 +107,7 @@ def posttrain(run: Run) -> dict:
     top1_fp = source.get("top1_fp")
     kept = {"val_indices": val_indices, "top1_fp": top1_fp, "sources": points.sources}
     if not points.restore():
+        calibrate(training, data.train)
         rate_start(training, data.val, run.log.write)
         run.save(target, training, False, **kept)
 

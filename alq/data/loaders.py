@@ -46,16 +46,22 @@ class DataSet:
 class Loader:
     """Mini-batches of a data set; those with a seed come in a new order at every epoch.
 
-    Iterating yields x (batch, C, H, W) float32 in channels_last and y (batch,) int64, of several
-    processes to each its share of every batch.
+    Iterating yields x (batch, C, H, W) float32 and y (batch,) int64, of several processes to each
+    its share of every batch.
+
+    Arguments:
+        layout: of x in memory.
 
     Attributes:
         count: images an epoch, over all processes.
         shares: this process's share of each batch.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int | None) -> None:
-        self.count, self.seed = count, seed
+    def __init__(
+        self, count: int, batch_size: int, seed: int | None,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:  # fmt: skip
+        self.count, self.seed, self.layout = count, seed, layout
         self.epoch = self.first = 0
         self.shares = share_batches(count, batch_size, seed is not None, rank(), process_count())
 
@@ -73,6 +79,25 @@ class Loader:
             return torch.arange(self.count), generator
         generator.manual_seed(self.seed * 1_000_003 + self.epoch)
         return torch.randperm(self.count, generator=generator), generator
+
+
+class Normalise:
+    """Pixels as bytes -> (x/255 - mean) / std of each channel, in float32 on `device`."""
+
+    def __init__(self, mean: PerChannel, std: PerChannel, device: torch.device) -> None:
+        both = torch.tensor([mean, std], dtype=torch.float32, device=device)
+        means, stds = both.view(2, 1, -1, 1, 1)  # (1, C, 1, 1) each
+        # (x/255 - mean) / std  =  x * scale + shift
+        self.scale, self.shift = 1 / (255 * stds), -(means / stds)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the images (batch, C, H, W) uint8, which are on the device, normalised."""
+        return torch.addcmul(self.shift, images.float(), self.scale)
+
+
+def memory_format(args: Namespace) -> torch.memory_format:
+    """Return the layout of pictures and network: channels_last, unless it is switched off."""
+    return torch.contiguous_format if args.channels_last is False else torch.channels_last
 
 
 @dataclass(frozen=True)
@@ -134,13 +159,11 @@ class TensorLoader(Loader):
     def __init__(
         self, images: Tensor, labels: Tensor, batch_size: int, mean: PerChannel, std: PerChannel,
         seed: int | None = None, augment: CropFlip | None = None,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:  # fmt: skip
-        super().__init__(len(labels), batch_size, seed)
+        super().__init__(len(labels), batch_size, seed, layout)
         self.images, self.labels, self.augment = images, labels, augment
-        both = torch.tensor([mean, std], dtype=torch.float32, device=images.device)
-        means, stds = both.view(2, 1, -1, 1, 1)  # (1, C, 1, 1) each
-        # (x/255 - mean) / std  =  x * scale + shift
-        self.scale, self.shift = 1 / (255 * stds), -(means / stds)
+        self.normalise = Normalise(mean, std, images.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order, generator = self.draw_order()
@@ -152,14 +175,14 @@ class TensorLoader(Loader):
             images = self.images[index]
             if self.augment:
                 images = self.augment(images, draws[share.part])
-            x = torch.addcmul(self.shift, images.float(), self.scale)
-            yield x.contiguous(memory_format=torch.channels_last), self.labels[index]
+            x = self.normalise(images)
+            yield x.contiguous(memory_format=self.layout), self.labels[index]
 
 
 def evaluation_loader(args: Namespace, data: Labelled, kind: DataSet) -> Loader:
     """Return batches of (images, labels), in order and unchanged, on the device."""
     images, labels = (part.to(args.device) for part in data)
-    return TensorLoader(images, labels, EVAL_BATCH, kind.mean, kind.std)
+    return TensorLoader(images, labels, EVAL_BATCH, kind.mean, kind.std, layout=memory_format(args))
 
 
 def split_tensors(
@@ -174,7 +197,9 @@ def split_tensors(
     kept = (images[~held_out].to(args.device), labels[~held_out].to(args.device))
     all_labels = torch.cat([labels, test[1]])
     split = Split(
-        train=TensorLoader(*kept, args.batch_size, kind.mean, kind.std, args.seed, augment),
+        train=TensorLoader(
+            *kept, args.batch_size, kind.mean, kind.std, args.seed, augment, memory_format(args)
+        ),
         val=evaluation_loader(args, (images[held_out], labels[held_out]), kind),
         test=evaluation_loader(args, test, kind),
         labels=range(int(all_labels.min()), int(all_labels.max()) + 1),

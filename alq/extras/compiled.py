@@ -1,6 +1,7 @@
 """`CompiledALQ`: the quantizer with its steps compiled."""
 
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,7 +23,19 @@ class CompiledALQ(ALQ):
     def arithmetic(self, weight: MultiBitWeight) -> Any:
         """Return the compiled steps; the eager ones without live bases or in another type."""
         can_compile = weight.L > 0 and weight.parameter.dtype == torch.float32
-        return compiled_steps if can_compile else steps
+        return steps_for(weight.parameter.device) if can_compile else steps
+
+
+def steps_for(device: torch.device) -> ModuleType:
+    """Return the module of compiled steps: kernels in Triton on CUDA, elsewhere `torch.compile`'s.
+
+    Raises: ImportError where Triton is needed and not installed.
+    """
+    if device.type != "cuda":
+        return compiled_steps
+    from . import fused_steps  # imports Triton, which nothing else needs
+
+    return fused_steps
 
 
 def quantizer_class(compile: bool) -> type[ALQ]:
@@ -32,12 +45,12 @@ def quantizer_class(compile: bool) -> type[ALQ]:
 
 @cache
 def require_compiler(device: torch.device) -> None:
-    """InputError if `torch.compile` can make nothing for `device`."""
+    """InputError if no kernel can be made for `device`."""
     codes = torch.zeros(4, 64, dtype=torch.uint8, device=device)
     w_hat = torch.zeros(4, 64, device=device)
     try:
         # One of the kernels themselves: trivial ones work where vector code cannot be compiled.
-        compiled_steps.rebuild(codes, torch.ones(4, 1, device=device), w_hat)
+        steps_for(device).rebuild(codes, torch.ones(4, 1, device=device), w_hat)
     except Exception as error:  # whatever is missing: torch has no one class for it
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(

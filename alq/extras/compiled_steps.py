@@ -1,4 +1,4 @@
-"""The arithmetic of `alq.method.steps` as kernels of `torch.compile`: what `--compile` runs.
+"""The arithmetic of `alq.method.steps` by `torch.compile`: what `--compile` runs on a CPU.
 
 An eager step reads and writes a block of weights some 30 times, in cache. Here `torch.compile`
 makes one or two passes of it, with the arithmetic in vector registers; therefore the nearest level

@@ -2,12 +2,32 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..method.structures import Grouping, make_grouping
 from ..method.weight import MultiBitWeight
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """One layer as the file holds it, nothing made of it yet.
+
+    Attributes:
+        name, grouping: of the layer.
+        bits: (G,) int64, the groups' bitwidths.
+        signs: uint8, one bit a weight and live basis: group by group, basis by basis.
+        alpha: the live coordinates in the same order.
+    """
+
+    name: str
+    grouping: Grouping
+    bits: np.ndarray
+    signs: np.ndarray
+    alpha: Tensor
 
 
 def pack_weights(weights: Sequence[MultiBitWeight]) -> tuple[dict[str, list], dict[str, Tensor]]:
@@ -21,15 +41,43 @@ def pack_weights(weights: Sequence[MultiBitWeight]) -> tuple[dict[str, list], di
         plain |= {"G": weight.G, "I": weight.I, "L": int(bits[-1].max())}
         for key, value in plain.items():
             layers.setdefault(key, []).append(value)
-        flags = np.unpackbits(saved["codes"].numpy()[:, None], axis=1, bitorder="little")
-        live = np.arange(8) < bits[-1][:, None]  # (G, 8), of flags (G, 8, n)
-        signs.append(np.packbits(flags[live], bitorder="little"))
+        flags = live_signs(saved["codes"].numpy(), bits[-1])
+        signs.append(np.packbits(flags, bitorder="little"))
         coordinates.append(saved["alpha"][saved["mask"]])
     return layers, {
         "signs": join_bytes(signs),
         "coordinates": torch.cat([torch.empty(0), *coordinates]),
         "bitwidths": pack_bitwidths(bits, layers),
     }
+
+
+def live_signs(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Return the signs (live bases, n), 0 or 1, in codes (G, n) of groups with `bits` (G,)."""
+    flags = np.unpackbits(codes[:, None], axis=1, bitorder="little")  # (G, 8, n)
+    return flags[np.arange(8) < bits[:, None]]
+
+
+def split_layers(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[LayerBits]:
+    """Return every layer's bits; ValueError, TypeError and the like if no `pack_weights` made them.
+
+    A layer takes the memory that it takes in the file.
+    """
+    found, bits = [], unpack_bitwidths(tensors["bitwidths"], layers)
+    states = [dict(zip(layers, row, strict=True)) for row in zip(*layers.values(), strict=True)]
+    live = [int(b.sum()) for b in bits]
+    sizes = [math.prod(state["shape"]) // state["G"] for state in states]  # n of each layer
+    lengths = [-(-k * n // 8) for k, n in zip(live, sizes, strict=True)]  # bytes
+    signs = split_exactly(tensors["signs"], lengths)
+    coordinates = split_exactly(tensors["coordinates"], live)
+    for state, b, sign, alpha in zip(states, bits, signs, coordinates, strict=True):
+        plain = state["structure"], state["subc"] or None, state.get("transposed", 0)
+        grouping = make_grouping(state["name"], tuple(state["shape"]), *plain)
+        if not b.max() == state["L"] <= state["I"] <= 8 or state["G"] != grouping.G:
+            raise ValueError(f"bitwidths up to {b.max()} in {len(b)} groups")
+        if not alpha.isfinite().all():
+            raise ValueError("coordinates that are not finite")
+        found.append(LayerBits(state["name"], grouping, b, sign.numpy(), alpha))
+    return found
 
 
 def unpack_weights(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[dict]:

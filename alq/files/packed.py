@@ -5,7 +5,8 @@ A safetensors file (nothing in it is executed) of a few flat tensors, layer afte
     signs        uint8    one bit a weight and live basis: group by group, basis by basis
     coordinates  float32  alpha of the live bases, group by group
     bitwidths    uint8    every group's I_g, in as few bits as the layer's largest needs
-    rest.DTYPE            the rest of the state dict, one tensor a type: biases, normalisation
+    rest.DTYPE            the rest of the state dict, one tensor a type: biases, normalisation, and
+                          gamma and lowest level of each layer's binary activations, if it has some
     names        uint8    JSON, deflated: the layers' names, structures, shapes, G, I and largest
                           I_g; the names and shapes of the rest; the data set, if it is told
     metadata              "alq-packed": format version and checksum
@@ -31,8 +32,21 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..method.checks import check_of_model
 from ..method.network import matrix_names, restore, uncompiled
+from ..method.quantized_inputs import (
+    is_activations,
+    layers_of_activations,
+    restore_activations,
+)
 from ..method.weight import MultiBitWeight
-from .bits import dtype_name, pack_rest, pack_weights, unpack_rest, unpack_weights
+from .bits import (
+    LayerBits,
+    dtype_name,
+    pack_rest,
+    pack_weights,
+    split_layers,
+    unpack_rest,
+    unpack_weights,
+)
 from .checkpoint import first_difference, tensors_of
 from .coding import compress, expand
 from .disk import read_whole, write_atomically
@@ -106,13 +120,16 @@ def save_packed(
 def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
     """Put the network in `path` into `model`, bit for bit, and return its multi-bit weights.
 
-    `model` is the same network, trained or not, on any device. It is left as it was when the file
+    `model` is the same network, trained or not, on any device; activations in binary bases that the
+    file has, and the network has not, are put there. It is left as it was when the file
     is refused: InputError names what is wrong with a missing, damaged or foreign file.
     """
     state = untied_state(model)
     content = read_packed(path, state)
     with explain_damage(path):
+        layers_of_activations(model, content.rest)  # raises before anything is changed
         weights = restore(model, content.weights)
+        restore_activations(model, content.rest)
     uncompiled(model).load_state_dict(content.rest, strict=False)  # all that is not in `weights`
     return weights
 
@@ -122,6 +139,28 @@ def read_packed(path: str | Path, state: dict[str, Tensor] | None = None) -> Pac
 
     `state` is that of the network which the file must be of; None takes any.
     """
+    names, tensors, sizes = read_tensors(path, state)
+    with torch.device("cpu"), explain_damage(path):
+        weights = unpack_weights(names["layers"], tensors)
+        dataset = names.get("dataset")
+        if not isinstance(dataset, str | None):
+            raise TypeError("its data set is no name")
+        return PackedFile(weights, unpack_rest(names["rest"], tensors), sizes, dataset)
+
+
+def read_bits(
+    path: str | Path, state: dict[str, Tensor] | None = None
+) -> tuple[list[LayerBits], dict[str, Tensor]]:
+    """Return the layers' bits in `path` as they are, and the rest; raise as `read_packed` does."""
+    names, tensors, _ = read_tensors(path, state)
+    with torch.device("cpu"), explain_damage(path):
+        return split_layers(names["layers"], tensors), unpack_rest(names["rest"], tensors)
+
+
+def read_tensors(
+    path: str | Path, state: dict[str, Tensor] | None
+) -> tuple[dict, dict[str, Tensor], dict[str, int]]:
+    """Return names, flat tensors and the bytes of each part of `path`, of the network `state`."""
     content = read_whole(path)
     tensors = decode_container(content, path)
     with torch.device("cpu"), explain_damage(path):  # whatever the caller's default device
@@ -131,11 +170,7 @@ def read_packed(path: str | Path, state: dict[str, Tensor] | None = None) -> Pac
             check_same_network(names, state)
         if "compact" in names:
             tensors = expand(tensors, names)
-        weights = unpack_weights(names["layers"], tensors)
-        dataset = names.get("dataset")
-        if not isinstance(dataset, str | None):
-            raise TypeError("its data set is no name")
-        return PackedFile(weights, unpack_rest(names["rest"], tensors), sizes, dataset)
+        return names, tensors, sizes
 
 
 def part_sizes(tensors: dict[str, Tensor], size: int) -> dict[str, int]:
@@ -157,13 +192,16 @@ def explain_damage(path: str | Path) -> Iterator[None]:
         raise InputError(f"{path} is damaged: its content makes no sense ({error!r})") from error
 
 
-def untied_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's own tensors by name; of tied ones only the name that `quantize` takes."""
+def untied_state(model: nn.Module, shapes_only: bool = False) -> dict[str, Tensor]:
+    """Return the model's own tensors by name; of tied ones only the name that `quantize` takes.
+
+    Raises: InputError for a tensor without memory, unless `shapes_only` are asked for.
+    """
     model = uncompiled(model)
     matrices = matrix_names(model)
     state: dict[int, tuple[str, Tensor]] = {}
     for name, value in tensors_of(model, keep_vars=True).items():
-        if value.is_meta:
+        if value.is_meta and not shapes_only:
             raise InputError(f"{name}: has no memory; use model.to_empty(device=...) first")
         taken = state.get(id(value), ("",))[0]
         if not taken or (name in matrices and taken not in matrices):
@@ -179,6 +217,8 @@ def check_same_network(names: dict, state: dict[str, Tensor]) -> None:
     for kind, shapes in names["rest"].items():
         saved |= {name: f"{kind} {tuple(shape)}" for name, shape in shapes.items()}
     own = {name: f"{dtype_name(tensor)} {tuple(tensor.shape)}" for name, tensor in state.items()}
+    if not any(map(is_activations, own)):  # those of the file will find a place
+        saved = {name: value for name, value in saved.items() if not is_activations(name)}
     if difference := first_difference(saved, own):
         name, there, here = difference
         raise InputError(

@@ -1,12 +1,15 @@
 """How the machine computes: full float32 in the quantizer's steps, and CPUs at their full speed."""
 
 import ctypes
+import importlib
+import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 
 import torch
+from torch import Tensor
 
 from .interruption import delayed_interrupt
 
@@ -14,6 +17,8 @@ from .interruption import delayed_interrupt
 # what is larger than MMAP bytes is mapped anew each time.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 TRIM, MMAP = 2**31 - 1, 2**30
+# The most that CUDA's kernels for many small systems take at once; they refuse more.
+MOST_SYSTEMS = 65_535
 
 
 def settle_cpu() -> None:
@@ -29,6 +34,32 @@ def settle_cpu() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, TRIM)
         libc.mallopt(M_MMAP_THRESHOLD, MMAP)
+
+
+def settle_sums(compiled: bool) -> None:
+    """Let this process add in one order on CUDA wherever PyTorch leaves a choice to timing or luck.
+
+    For runs that must come to the same bits each time, and for processes that must come to the same
+    bits as each other. To be called before CUDA's first product, and before anything is `compiled`.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if not compiled:  # to read the compiler's settings takes a second
+        return
+    config = importlib.import_module("torch._inductor.config")
+    # By these the compiler tries out how to divide a sum, and takes what was fastest.
+    for name, value in (("dynamic_scale_rblock", False), ("deterministic", True)):
+        if hasattr(config, name):  # torch 2.9 has both; they are nobody's public interface
+            setattr(config, name, value)
+
+
+def solve(A: Tensor, b: Tensor) -> Tensor:
+    """Return A^-1 b (G, L) of A (G, L, L) and b (G, L), however large G is.
+
+    Nothing is raised where A is singular; the solution then need not be finite.
+    """
+    parts = zip(A.split(MOST_SYSTEMS), b.unsqueeze(2).split(MOST_SYSTEMS), strict=True)
+    solved = [torch.linalg.solve_ex(*part)[0] for part in parts]
+    return (solved[0] if len(solved) == 1 else torch.cat(solved)).squeeze(2)
 
 
 @contextmanager

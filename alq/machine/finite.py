@@ -27,13 +27,16 @@ class Watch:
     def note(self, batch: int, loss: Tensor) -> None:
         """Note what is not finite after the backward pass of `batch`."""
         loss = loss.detach()
+        gradients = [p.grad for _, p in self.parameters if p.grad is not None]
+        # One call for all, as each operation of its own costs a device's host some microseconds.
+        norms = iter(torch._foreach_norm(gradients, torch.inf) if gradients else ())
         none = torch.zeros_like(loss)
         largest = [
-            none if p.grad is None else torch.linalg.vector_norm(p.grad, torch.inf).to(loss.dtype)
-            for _, p in self.parameters
+            none if p.grad is None else next(norms).to(loss.dtype) for _, p in self.parameters
         ]
-        squares = [x.square() for x in largest]  # which the moments hold
-        bad = torch.stack([loss, *squares]).isfinite() * NO_BATCH + batch
+        found = torch.stack([loss, *largest])
+        found[1:].square_()  # which the moments hold
+        bad = found.isfinite() * NO_BATCH + batch
         self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
 
     def check(self) -> None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -17,34 +18,70 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import InputError
 
+PATIENCE = timedelta(seconds=10)  # with a store that does not answer
+
 
 def claim_device() -> None:
-    """Let "cuda" mean this process's own GPU; InputError if there are fewer than processes."""
-    if not dist.is_torchelastic_launched() or not torch.cuda.is_available():
-        return
-    local, found = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if local >= found:
-        raise InputError(
-            f"--nproc_per_node: more processes than the {found} GPUs here; give torchrun {found}, "
-            "or hide the GPUs (CUDA_VISIBLE_DEVICES=) and add --device cpu"
-        )
-    torch.cuda.set_device(local)
+    """Let "cuda" mean this process's own GPU, if there is one for it."""
+    if launched() and local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(local_rank())
 
 
 @contextmanager
 def join_processes(device: torch.device) -> Iterator[None]:
-    """Work together with torchrun's other processes: by nccl on CUDA, by gloo elsewhere."""
-    if not dist.is_torchelastic_launched():
+    """Work together with torchrun's other processes: by nccl on CUDA, by gloo elsewhere.
+
+    Raises: InputError if they cannot have a GPU each, and `device` asks for that.
+    """
+    if not launched():
         yield
         return
-    if device.type == "cuda" and device.index not in (None, torch.cuda.current_device()):
+    on_cuda = device.type == "cuda"
+    if on_cuda and local_rank() >= (found := torch.cuda.device_count()):
+        raise InputError(
+            f"--nproc_per_node: more processes than the {found} GPUs here; give torchrun {found}, "
+            "or add --device cpu"
+        )
+    if on_cuda and device.index not in (None, local_rank()):
         raise InputError(f"--device {device}: under torchrun give --device cuda, a GPU for each")
     # gloo for what is on the host: asking after each step whether to stop waits for no GPU
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+    yield
+    # Not after an error: nccl's would wait for the others, which wait for this process.
+    dist.destroy_process_group()
+
+
+def launched() -> bool:
+    """Return whether torchrun has started this process."""
+    return dist.is_torchelastic_launched()
+
+
+def local_rank() -> int:
+    """Return this process's number on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def own_cores() -> int:
+    """Return how many of the cores that may be used here fall to this process, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def first_to_say(text: str) -> bool:
+    """Return whether no other process of this torchrun has asked the same with this `text`.
+
+    So what all have to say is said once, and what only one has to say is said, too.
+    """
+    if not launched():
+        return True
     try:
-        yield
-    finally:
-        dist.destroy_process_group()
+        store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
+        return store.add(text, 1) == 1
+    except Exception:  # whatever is wrong with the store: the text must not be lost
+        return True
 
 
 def process_count() -> int:
@@ -151,6 +188,13 @@ def largest_over_processes(value: int) -> int:
     return int(largest)
 
 
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Return the sum of the `values` of all processes, in their place and equal in each."""
+    if process_count() > 1:
+        dist.all_reduce(values)
+    return values
+
+
 def average_gradients(model: nn.Module) -> nn.Module:
     """Return what computes training batches: `model`, its gradients averaged over the processes.
 
@@ -165,21 +209,6 @@ def copy_buffers_from_main(model: nn.Module) -> None:
     if process_count() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
-
-
-@contextmanager
-def sum_in_fixed_order() -> Iterator[None]:
-    """Use kernels that add in a fixed order, where processes must come to the same bits.
-
-    Only CUDA has others: sums by scattering come in any order there.
-    """
-    before = torch.get_deterministic_debug_mode()
-    if process_count() > 1 and torch.cuda.is_available():
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(before)
 
 
 def check_same(state: object, when: str) -> None:

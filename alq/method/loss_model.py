@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .codes import on_accelerator
+
 
 class AMSGrad(NamedTuple):
     """The numbers of AMSGrad: learning rate, decay of the two moments, and eps."""
@@ -45,4 +47,7 @@ def pseudo_gradient_and_hessian(
 
     The learning rate sits in p, so that the unconstrained minimum d = -p/h is one AMSGrad step.
     """
-    return m * p_factor, v_max.sqrt().add_(eps).mul_(h_factor)
+    root = v_max.sqrt()
+    if on_accelerator(root):  # an operation less
+        return m * p_factor, torch.rsub(root, eps * h_factor, alpha=-h_factor)
+    return m * p_factor, root.add_(eps).mul_(h_factor)

@@ -11,11 +11,12 @@ from ..errors import InputError
 from ..machine.arithmetic import optimizer_step
 from . import steps
 from .checks import check_weights, read_gradients
-from .codes import blocks
+from .families import Family, families
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
-from .steps import Groups, alpha_moments, choose_pruned, removal_cost
+from .stacks import Stack
+from .steps import choose_pruned, removal_cost, round_at_random
 from .structures import coordinate_bytes
-from .weight import MultiBitWeight, check_state, copied, prune
+from .weight import MultiBitWeight, check_state, copied
 
 MOMENTS = ("m", "v", "v_max")  # of the weights, (G, n) each
 
@@ -59,6 +60,7 @@ class ALQ(Optimizer):
         check_weights(self.weights)
         self.generator = generator
         self.ridge = ridge
+        self._families: list[Family] = []  # the layers as steps take them, from the first on
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([weight.parameter for weight in self.weights], defaults)
         for weight in self.weights:
@@ -81,8 +83,9 @@ class ALQ(Optimizer):
         B = the signs of the level nearest to t, weight by weight
         alpha = argmin_a d.p + 1/2 d.(h*d),  d = B^T a - w_hat
         """
-        for layer in self._layers():
-            self._optimise_bases(*layer)
+        for family in self._advance():
+            for stack, arithmetic in self._with_arithmetic(family):
+                stack.optimise_bases(arithmetic, self.amsgrad, self.ridge)
 
     @optimizer_step
     def ste_step(self) -> None:
@@ -90,10 +93,10 @@ class ALQ(Optimizer):
 
         The basis step with w0 for w_hat;  then w0 = w0 - p/h
         """
-        for weight, state, groups in self._layers():
-            if state["w0"] is None:
-                state["w0"] = weight.grouping.to_groups(weight.parameter).clone()  # (G, n)
-            self._optimise_bases(weight, state, groups, w0=state["w0"])
+        for family in self._advance():
+            for stack, arithmetic in self._with_arithmetic(family):
+                stack.begin_copy()
+                stack.optimise_bases(arithmetic, self.amsgrad, self.ridge, stack.w0)
 
     @optimizer_step
     def coordinate_step(self) -> None:
@@ -102,10 +105,11 @@ class ALQ(Optimizer):
         g_a = B g + wd*alpha
         alpha = alpha - p_a/h_a
         """
-        for weight, state, groups in self._layers():
-            p_a, h_a = self._coordinate_loss_model(weight, state, groups)
-            weight.alpha = torch.where(weight.mask, weight.alpha - p_a / h_a, 0.0)
-            self._rebuild(weight)
+        for family in self._advance():
+            p_a, h_a = self._coordinate_loss_model(family)
+            family.alpha.copy_(torch.where(family.mask, family.alpha - p_a / h_a, 0.0))
+            for stack, arithmetic in self._with_arithmetic(family):
+                stack.rebuild(arithmetic)
 
     @optimizer_step
     def prune_step(
@@ -125,16 +129,24 @@ class ALQ(Optimizer):
         """
         if not (0 < top_k <= 1 and 0 <= M_p <= 1):
             raise InputError(f"top_k {top_k}, M_p {M_p}: are shares, above 0 and at most 1")
-        costs, candidates = [], []
-        for weight, state, groups in self._layers():
-            p_a, h_a = self._coordinate_loss_model(weight, state, groups)
-            f = removal_cost(weight.alpha, p_a, h_a)
-            costs.append(f / coordinate_bytes(weight.n) if per_byte else f)
-            share = top_k * weight.live_total
-            draw = torch.rand((), generator=self.generator).item()  # on the host: no device waits
-            candidates.append(int(share) + (draw < share - int(share)))
+        costs: dict[MultiBitWeight, Tensor] = {}
+        for family in self._advance():
+            p_a, h_a = self._coordinate_loss_model(family)
+            f = removal_cost(family.alpha, p_a, h_a)
+            if per_byte:
+                for stack, part in zip(family.stacks, family.parts(f), strict=True):
+                    part.div_(coordinate_bytes(stack.n))
+            costs |= family.of_layers(f)
+        shares = [top_k * weight.live_total for weight in self.weights]
+        candidates = round_at_random(shares, self.generator)
         masks = [weight.mask for weight in self.weights]
-        prune(self.weights, choose(costs, masks, candidates, M_p, prices, budget), self._rebuild)
+        ranked = [costs[weight] for weight in self.weights]
+        chosen = choose(ranked, masks, candidates, M_p, prices, budget)
+        for family in self._families:
+            family.prune(dict(zip(self.weights, chosen, strict=True)))
+        for family in self._arranged():
+            for stack, arithmetic in self._with_arithmetic(family):
+                stack.rebuild(arithmetic)
 
     def step(self, closure: Callable | None = None) -> NoReturn:
         """Not defined: choose one of the four steps."""
@@ -147,74 +159,51 @@ class ALQ(Optimizer):
         """The numbers of AMSGrad as they are now."""
         return AMSGrad(*(self.param_groups[0][key] for key in AMSGrad._fields))
 
-    def _layers(self) -> Iterator[tuple[MultiBitWeight, dict, Groups]]:
-        """Yield each weight, its state, in which the step is counted, and its groups.
+    def _arranged(self) -> list[Family]:
+        """Return the layers as they are worked on."""
+        if not (self._families and all(x.is_current(self.state) for x in self._families)):
+            self._families = families(self.weights, self.state)
+        return self._families
 
-        Raises: InputError before the first, if any has no gradient.
-        """
-        for weight, gradient in zip(self.weights, read_gradients(self.weights), strict=True):
-            state = self.state[weight.parameter]
-            state["step"] += 1
-            state["step_a"] += 1
-            g = weight.grouping.to_groups(gradient.to_dense())
-            m, v, v_max = (state[key] for key in MOMENTS)
-            alpha, live = (weight.live_first(x) for x in (weight.alpha, weight.mask))
-            yield weight, state, Groups(g, m, v, v_max, weight.codes, alpha, live)
+    def _advance(self) -> list[Family]:
+        """Count a step and return the layers; InputError if any has no gradient."""
+        read_gradients(self.weights)
+        for weight in self.weights:
+            self.state[weight.parameter]["step"] += 1
+            self.state[weight.parameter]["step_a"] += 1
+        return self._arranged()
 
     def arithmetic(self, weight: MultiBitWeight) -> Any:
-        """Return the module whose BLOCK and four functions (`alq.method.steps`) a step takes."""
+        """Return the module whose BLOCK and four functions (`alq.method.steps`) a step takes.
+
+        `weight` is any of a stack.
+        """
         return steps
 
-    def _blocks(self, weight: MultiBitWeight) -> Iterator[slice]:
-        """Yield the groups of one weight, as many at a time as its arithmetic likes."""
-        return blocks(weight.codes, weight.L, self.arithmetic(weight).BLOCK)
+    def _with_arithmetic(self, family: Family) -> Iterator[tuple[Stack, Any]]:
+        """Yield each stack with its arithmetic."""
+        for stack in family.stacks:
+            yield stack, self.arithmetic(stack.weights[0])
 
-    def _optimise_bases(
-        self, weight: MultiBitWeight, state: dict, groups: Groups, w0: Tensor | None = None
-    ) -> None:
-        """Take a basis step from the copy `w0` (G, n), which then moves, or else from w_hat."""
-        w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
-        base, move_base = (w_hat, False) if w0 is None else (w0, True)
-        state["alpha_moments"] = None
-        for block in self._blocks(weight):
-            self.arithmetic(weight).basis_step(
-                groups[block], base[block], w_hat[block], state["step"], self.amsgrad, move_base,
-                self.ridge,
-            )  # fmt: skip
-        weight.alpha = weight.at_own_places(groups.alpha)
-        weight.write(w_hat)
-
-    def _coordinate_loss_model(
-        self, weight: MultiBitWeight, state: dict, groups: Groups
-    ) -> tuple[Tensor, Tensor]:
-        """Update the moments of the weights and of the coordinates; return p_a and h_a (G, I)."""
-        amsgrad, arithmetic = self.amsgrad, self.arithmetic(weight)
-        moments, products = [], []  # of blocks, (G, L)
-        for part in (groups[block] for block in self._blocks(weight)):
-            if state["alpha_moments"] is None:
-                moments.append(alpha_moments(part, arithmetic.basis_products))
-            products.append(arithmetic.coordinate_gradients(part, amsgrad.betas))
-        if moments:
-            wholes = map(torch.cat, zip(*moments, strict=True))
-            state["alpha_moments"] = [weight.at_own_places(whole) for whole in wholes]
-        decay = self.param_groups[0]["weight_decay"] * weight.alpha
-        g_a = weight.at_own_places(torch.cat(products)) + decay  # (G, I)
-        m_a, v_a, v_a_max = state["alpha_moments"]
+    def _coordinate_loss_model(self, family: Family) -> tuple[Tensor, Tensor]:
+        """Update the moments of the weights and of the coordinates; return p_a and h_a, vectors."""
+        amsgrad, g_a = self.amsgrad, torch.zeros_like(family.alpha)
+        pairs = zip(self._with_arithmetic(family), family.parts(g_a), strict=True)
+        for (stack, arithmetic), part in pairs:
+            stack.project(arithmetic, amsgrad.betas, part)
+        if decay := self.param_groups[0]["weight_decay"]:
+            g_a += decay * family.alpha
+        m_a, v_a, v_a_max = family.alpha_moments
         update_moments(g_a, m_a, v_a, v_a_max, amsgrad.betas)
-        return pseudo_gradient_and_hessian(m_a, v_a_max, *amsgrad.at(state["step_a"]))
-
-    def _rebuild(self, weight: MultiBitWeight) -> None:
-        """Put w_hat of new coordinates into the parameter."""
-        w_hat = weight.grouping.to_groups(weight.parameter)  # (G, n)
-        alpha = weight.live_first(weight.alpha)  # (G, L)
-        for block in self._blocks(weight):
-            self.arithmetic(weight).rebuild(weight.codes[block], alpha[block], w_hat[block])
-        weight.write(w_hat)
+        return pseudo_gradient_and_hessian(m_a, v_a_max, *amsgrad.at(family.step_a))
 
     # ------------------------------------------------------------------------ saving
 
     def __getstate__(self) -> dict:
         """Return what copies and pickles take: torch's own leave out all that is not torch's."""
+        for family in self._families:
+            family.dissolve()
+        self._families = []
         return vars(self).copy()
 
     def state_dict(self) -> dict:

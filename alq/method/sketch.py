@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..machine.arithmetic import solve
+
 RESIDUAL = 1e-6  # |r|^2 / |w|^2 below which a group needs no further basis
 
 
@@ -45,7 +47,7 @@ def sketch(w: Tensor, I: int) -> tuple[Tensor, Tensor, Tensor]:
         gram[:, : k + 1, k] = row
         Bw[:, k] = (basis * w).sum(1, dtype=dtype)
         system = gram[:, : k + 1, : k + 1]
-        alpha[:, : k + 1] = torch.linalg.solve_ex(system, Bw[:, : k + 1].unsqueeze(2))[0].squeeze(2)
+        alpha[:, : k + 1] = solve(system, Bw[:, : k + 1])
         # I5  r = w - B^T alpha
         r = w - (alpha[:, : k + 1].to(w.dtype).unsqueeze(1) @ B[:, : k + 1].to(w.dtype)).squeeze(1)
 

@@ -11,16 +11,26 @@ go through all the weights of a group:
     basis_products         B m, once after a new B                     coordinate and prune steps
     rebuild                w_hat = B^T alpha                           coordinate and prune steps
 
-`alq.extras.compiled_steps` has the same four, and `alq.method.optimizer` takes either.
+`alq.extras.compiled_steps` and `alq.extras.fused_steps` have the same four, and
+`alq.method.optimizer` takes any of the three.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from .codes import basis_products, live_pairs, pack_bits, pair_table, sum_by_code, weights_by_code
+from ..machine.arithmetic import solve
+from .codes import (
+    as_index,
+    basis_products,
+    on_accelerator,
+    pack_bits,
+    pair_products,
+    weights_by_code,
+)
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .nearest import nearest_codes
 
@@ -63,20 +73,21 @@ def basis_step(
     # B1  moments of the gradient; p and h of the loss model
     update_moments(groups.g, groups.m, groups.v, groups.v_max, amsgrad.betas)
     p, h = pseudo_gradient_and_hessian(groups.m, groups.v_max, *amsgrad.at(t))
-    codes, alpha, product, target = optimise_bases(w0, p, h, groups.alpha, groups.live, ridge)
+    codes, alpha, _, target = optimise_bases(w0, p, h, groups.alpha, groups.live, ridge, w_hat)
     groups.codes.copy_(codes)
     groups.alpha.copy_(alpha)
-    w_hat.copy_(product)
     if move_base:  # S2
         w0.copy_(target)
 
 
 def optimise_bases(
-    w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor, ridge: float | None = None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor, live: Tensor, ridge: float | None = None,
+    w_hat: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Optimise B with alpha fixed, then alpha with B fixed, from base point `w0`.
 
-    Arguments: w0, p, h (G, n); alpha, live (G, L); ridge as in `solve_coordinates`.
+    Arguments: w0, p, h (G, n); alpha, live (G, L); ridge as in `solve_coordinates`; w_hat takes
+        the result, and may be w0.
     Returns: codes (G, n) uint8, alpha (G, L), w_hat (G, n), target (G, n).
     """
     # B2  target = w0 - p/h, where the loss model is least if nothing binds
@@ -84,14 +95,14 @@ def optimise_bases(
 
     # B3  B = the signs of the level nearest to the target, weight by weight
     codes = nearest_codes(target, alpha, live)  # (G, n)
-    index = codes.long()
+    index = as_index(codes)
 
     # B4  alpha = argmin_a (B^T a - w0).p + 1/2 (B^T a - w0).(h*(B^T a - w0))
-    solved = solve_coordinates(index, live, w0, p, h, alpha, ridge)  # (G, L)
+    solved = solve_coordinates(index, live, w0, p, h, alpha, ridge, target)  # (G, L)
     alpha = finite_or(alpha, solved)
 
     # B5  w_hat = B^T alpha
-    w_hat = weights_by_code(alpha, index)  # (G, n)
+    w_hat = weights_by_code(alpha, index, w_hat)  # (G, n)
 
     # B6  a negative coordinate flips together with its basis: w_hat does not change
     flipped = pack_bits(alpha < 0).unsqueeze(1)  # (G, 1)
@@ -100,29 +111,28 @@ def optimise_bases(
 
 def solve_coordinates(
     index: Tensor, live: Tensor, w0: Tensor, p: Tensor, h: Tensor, alpha: Tensor,
-    ridge: float | None = None,
+    ridge: float | None = None, target: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Solve (B diag(h) B^T + R) a = B (h*w0 - p) + R alpha for a (G, L), 0 where not live.
 
     R is diagonal, `RIDGE` times the group's sum of h: a group that bases do not determine stays
     near its present alpha, one without gradient stays where it is, and the scale of the loss does
     not matter. A number `ridge` is the published rule: R = ridge, and nothing pulls to alpha.
-
-    Element (i, j) of B diag(h) B^T is the sum of h over the 2^L codes, each times its signs i and
-    j. The diagonal is 1 where a coordinate is not live.
+    The diagonal is 1 where a coordinate is not live. `target` is w0 - p/h, if it is known.
     """
-    L = live.shape[1]
-    h_by_code = sum_by_code(h, index, L)  # (G, 2^L)
-    both_live = live_pairs(L, h.dtype, h.device)[live.sum(1)]  # (G, L*L): live ones come first
-    A = (h_by_code @ pair_table(L, h.dtype, h.device)).mul_(both_live).unflatten(1, (L, L))
-    b = basis_products((h * w0).sub_(p), index, live)  # (G, L)
+    A, total = pair_products(h, index, live)  # (G, L, L), (G, 1)
+    if on_accelerator(h) and target is not None:
+        x = h * target  # (G, n): the same, and two tensors less to read
+    else:
+        x = (h * w0).sub_(p)
+    b = basis_products(x, index, live)  # (G, L)
     if ridge is None:
-        R = RIDGE * h_by_code.sum(1, keepdim=True)  # (G, 1)
+        R = RIDGE * total  # (G, 1)
         b.addcmul_(R, alpha)
     else:
         R = torch.full_like(h[:, :1], ridge)
     A.diagonal(dim1=1, dim2=2).add_(torch.where(live, R, 1.0))
-    return torch.linalg.solve_ex(A, b.unsqueeze(2))[0].squeeze(2) * live
+    return solve(A, b) * live
 
 
 def finite_or(alpha: Tensor, solved: Tensor) -> Tensor:
@@ -130,7 +140,8 @@ def finite_or(alpha: Tensor, solved: Tensor) -> Tensor:
 
     Where h overflows, and under a published ridge that vanishes beside a large h, alpha stays.
     """
-    return torch.where(solved.isfinite().all(1, keepdim=True), solved, alpha)
+    not_finite = (solved - solved).any(1, keepdim=True)  # else the difference is 0
+    return torch.where(not_finite, alpha, solved)
 
 
 def coordinate_gradients(groups: Groups, betas: tuple[float, float]) -> Tensor:
@@ -155,7 +166,7 @@ def alpha_moments(groups: Groups, product: Callable[..., Tensor]) -> tuple[Tenso
 
 def rebuild(codes: Tensor, alpha: Tensor, w_hat: Tensor) -> None:
     """Write w_hat = B^T alpha (G, n) of codes (G, n) and live coordinates (G, L)."""
-    w_hat.copy_(weights_by_code(alpha, codes))
+    weights_by_code(alpha, codes, w_hat)
 
 
 def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:
@@ -164,6 +175,16 @@ def removal_cost(alpha: Tensor, p_a: Tensor, h_a: Tensor) -> Tensor:
     f = -p_a*alpha + 1/2*alpha^2*h_a, all (G, I).
     """
     return alpha * (0.5 * alpha * h_a - p_a)
+
+
+def round_at_random(shares: Sequence[float], generator: torch.Generator | None) -> list[int]:
+    """Round each number down, or up with a probability that is its fraction.
+
+    One draw a number, in order, on the host: no device waits.
+    """
+    draws = torch.rand(len(shares), generator=generator).tolist()
+    pairs = zip(shares, draws, strict=True)
+    return [int(share) + (draw < share - int(share)) for share, draw in pairs]
 
 
 def choose_pruned(
@@ -178,23 +199,23 @@ def choose_pruned(
     needs to free `budget` bits. A cost that is infinite or no number ranks last.
     Returns: per layer (G, I) bool.
     """
-    values, places, offset = [], [], 0
-    for f, mask, k in zip(costs, masks, candidates, strict=True):
-        most = torch.finfo(f.dtype).max  # finite, so before any dead one
-        f = torch.where(f.isfinite(), f, most)
-        cheapest = torch.where(mask, f, torch.inf).flatten().topk(k, largest=False)
-        values.append(cheapest.values)
-        places.append(cheapest.indices + offset)
-        offset += mask.numel()
+    sizes = [mask.numel() for mask in masks]
+    f, alive = (torch.cat([x.flatten() for x in parts]) for parts in (costs, masks))
+    most = torch.finfo(f.dtype).max  # finite, so before any dead one
+    ranked = torch.where(alive, f.nan_to_num(most, most, most), torch.inf).split(sizes)
+    cheapest = [part.topk(k, largest=False) for part, k in zip(ranked, candidates, strict=True)]
+    places = [found.indices for found in cheapest]
+    torch._foreach_add_(places, [0, *accumulate(sizes[:-1])])
     removed = int(M_p * sum(candidates))
-    chosen = torch.cat(values).topk(removed, largest=False).indices  # cheapest first
+    values = torch.cat([found.values for found in cheapest])
+    chosen = values.topk(removed, largest=False).indices  # cheapest first
     gone = torch.ones_like(chosen, dtype=torch.bool)
     if prices is not None:
-        layers = zip(values, prices, strict=True)
-        bits = [torch.full_like(x, price, dtype=torch.int64) for x, price in layers]
-        freed = torch.cat(bits)[chosen]
+        bits = torch.zeros_like(values, dtype=torch.int64)
+        torch._foreach_add_(bits.split(candidates), list(prices))
+        freed = bits[chosen]
         gone = freed.cumsum(0) - freed < budget  # what the cheaper ones free
-    dead = torch.zeros(offset, dtype=torch.bool, device=masks[0].device)
+    dead = torch.zeros_like(alive)
     dead[torch.cat(places)[chosen]] = gone
-    parts = dead.split([mask.numel() for mask in masks])
+    parts = dead.split(sizes)
     return [part.view(mask.shape) for part, mask in zip(parts, masks, strict=True)]

@@ -77,6 +77,13 @@ class Grouping:
             weight = weight.flatten(2).transpose(1, 2)  # (O, positions, C)
         return weight.reshape(self.G, self.n).contiguous()
 
+    def view_groups(self, weight: Tensor) -> Tensor | None:
+        """Return what `to_groups` does as a view, None where the weight has not its order."""
+        in_order = weight.movedim(1, -1) if self.structure == "pixelwise" else weight
+        if self.transposed or not in_order.is_contiguous():
+            return None
+        return in_order.view(self.G, self.n)
+
     def to_weight(self, groups: Tensor) -> Tensor:
         """Return groups (G, n) in the layer's shape, the inverse of `to_groups`."""
         if self.structure == "pixelwise":

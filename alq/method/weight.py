@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..machine.arithmetic import float32_products
-from .codes import blocks, pack_bits, sign_table, weights_by_code
+from .codes import blocks, half_bits, pack_bits, sign_table, weights_by_code
 from .sketch import sketch
 from .structures import Grouping, coordinate_bytes
 
@@ -159,23 +159,26 @@ def prune(
     The host waits for the device once, for all weights. `write` puts w_hat into one parameter.
     """
     for weight, flags in zip(weights, dead, strict=True):
-        weight.codes = codes_without(weight, flags)
-        weight.mask = weight.mask & ~flags
+        kept = weight.mask & ~flags
+        weight.codes, weight.mask = codes_without(weight.codes, weight.live_first(kept)), kept
         weight.alpha = weight.alpha * weight.mask
     count_live(weights)
     for weight in weights:
         write(weight)
 
 
-def codes_without(weight: MultiBitWeight, dead: Tensor) -> Tensor:
-    """Return the codes (G, n) that are left: the bits of live bases move up to fill the gaps."""
-    keep = weight.live_first(weight.mask & ~dead)  # (G, L)
-    value = keep * 2.0 ** (keep.cumsum(1) - 1)  # (G, L): of its bit from now on
-    bits = (sign_table(weight.L, value.dtype, value.device) + 1) / 2  # (2^L, L)
+def codes_without(codes: Tensor, keep: Tensor) -> Tensor:
+    """Return the codes (G, n) that are left: the bits of live bases move up to fill the gaps.
+
+    `keep` (G, L) bool are the bases that stay.
+    """
+    L = keep.shape[1]
+    value = keep * 2.0 ** keep.cumsum(1)  # (G, L): twice that of its bit from now on
+    bits = half_bits(L, value.dtype, value.device)  # (2^L, L)
     parts = []
-    for block in blocks(weight.codes, weight.L):
+    for block in blocks(codes, L):
         new_codes = (value[block] @ bits.T).to(torch.uint8)  # (G, 2^L), of each old code
-        parts.append(new_codes.gather(1, weight.codes[block].long()))
+        parts.append(new_codes.gather(1, codes[block].long()))
     return torch.cat(parts)
 
 
@@ -187,8 +190,15 @@ def count_live(weights: Sequence[MultiBitWeight]) -> None:
         counts.append(torch.stack([live.sum(), live.max()]))
     for weight, (total, most) in zip(weights, torch.stack(counts).tolist(), strict=True):
         weight.live_total, weight.L = total, most
-        order = (~weight.mask).to(torch.uint8).sort(dim=1, stable=True).indices  # (G, I)
-        weight.order = order[:, :most]  # each kind in its own order
+        weight.order = live_places(weight.mask, most)
+
+
+def live_places(mask: Tensor, L: int) -> Tensor:
+    """Return the places of live coordinates (G, L), dead ones behind, each kind in its own order.
+
+    `mask` is (G, I) bool, `L` its largest number of live ones.
+    """
+    return mask.view(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :L]
 
 
 def describe(name: str, grouping: Grouping) -> dict:

@@ -125,11 +125,9 @@ def train(
                 (loss * factor).backward()
                 so_far.note_backward(loss)
 
-                with processes.sum_in_fixed_order():
-                    training.steps[epoch.kind]()
-                    for optimizer in training.optimizers[1:]:
-                        optimizer.step()
-
+                training.steps[epoch.kind]()
+                for optimizer in training.optimizers[1:]:
+                    optimizer.step()
                 if factor:  # else the samples are another process's
                     so_far.totals.add(loss.detach(), correct, count)
                 bar.update()

@@ -1,0 +1,1 @@
+"""Networks that compute from the bits of their weights: docs/inference.md."""

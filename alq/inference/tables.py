@@ -1,0 +1,219 @@
+"""Convolutions and linear layers at many positions, from the signs, by tables.
+
+Four inputs have 16 signed sums. A table holds them for a tile of output positions, and four signs
+of a row name one of its vectors. A word of 64 signs is 16 such look-ups and additions in place of
+64 multiplications; the tables, 16 KB, stay in the fastest cache while all rows pass by:
+
+    for each segment and word of 64 inputs:
+        table[j][c] = sum of +-x, signs of the bits of c        for j < 16, c < 16
+        for each row r:  tile[output_r] += alpha_r sum_j table[j][c_rj]
+
+A tile has 16 positions with float32 tables, 32 with int16.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .vectors import (
+    F32,
+    FLOATS,
+    FUSED,
+    I32,
+    I64,
+    SHORTS,
+    VECTOR,
+    as_floats,
+    compiled,
+    constant,
+    i64,
+    load,
+    splat,
+    store,
+    types,
+)  # fmt: skip
+
+TABLES = 16 * 16 * VECTOR  # bytes of the tables of a word
+
+
+def signed_sums(b: Any, x: list, floats: bool) -> list:
+    """Return the 16 sums of +-x[0] to +-x[3]; bit i of the place is x[i]'s sign."""
+    add, sub = (b.fadd, b.fsub) if floats else (b.add, b.sub)
+    zero = ir.Constant(x[0].type, None)
+
+    def pair(u: Any, v: Any) -> list:
+        both, first = add(u, v), sub(u, v)
+        return [sub(zero, both), first, sub(zero, first), both]
+
+    low, high = pair(*x[:2]), pair(*x[2:])
+    return [add(low[c & 3], high[c >> 2]) for c in range(16)]
+
+
+def tables_builder(kind: ir.VectorType) -> Callable:
+    """Return the intrinsic (tables, count, x, taps, zeros): write `count` tables.
+
+    `taps` is the address of where the vectors lie behind x, four a table, in bytes; of one that is
+    negative the vector at `zeros` is taken.
+    """
+
+    @intrinsic
+    def build(typing: Any, tables: Any, count: Any, x: Any, taps: Any, zeros: Any) -> Any:
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            tables, count, x, taps, zeros = arguments
+
+            def vector(place: Any) -> Any:
+                tap = load(b, b.add(taps, b.mul(place, constant(8))), I64)
+                inside = b.icmp_signed(">=", tap, constant(0))
+                return load(b, b.select(inside, b.add(x, tap), zeros), kind)
+
+            with cgutils.for_range(b, count) as loop:
+                places = [b.add(b.mul(loop.index, constant(4)), constant(k)) for k in range(4)]
+                table = b.add(tables, b.mul(loop.index, constant(16 * VECTOR)))
+                for c, value in enumerate(signed_sums(b, [*map(vector, places)], kind is FLOATS)):
+                    store(b, value, b.add(table, constant(VECTOR * c)), VECTOR)
+            return context.get_dummy_value()
+
+        return types.void(i64, i64, i64, i64, i64), generate
+
+    return build
+
+
+def look_up(b: Any, tables: Any, word: Any, count: int, kind: ir.VectorType) -> Any:
+    """Return the sum of the vectors of `count` tables that the word's groups of 4 bits name."""
+    add = b.fadd if kind is FLOATS else b.add
+    parts: list[Any] = [None, None]
+    for j in range(count):
+        shift = 4 * j - 6  # to the place of the vector in bytes
+        bits = b.lshr(word, constant(shift)) if shift > 0 else b.shl(word, constant(-shift))
+        place = b.add(b.add(tables, b.and_(bits, constant(0x3C0))), constant(16 * VECTOR * j))
+        value = load(b, place, kind, VECTOR)
+        parts[j & 1] = value if parts[j & 1] is None else add(parts[j & 1], value)
+    return add(*parts)
+
+
+def rows_adder(kind: ir.VectorType, count: int) -> Callable:
+    """Return the intrinsic (tables, signs, stride, rows, alpha, outputs, tile).
+
+    It adds alpha times what `look_up` finds to the output's vectors in the tile, row after row;
+    `signs` is the address of the first row's word, `stride` the bytes to the next.
+    """
+
+    @intrinsic
+    def add_rows(
+        typing: Any, tables: Any, signs: Any, stride: Any, rows: Any, alpha: Any, outputs: Any,
+        tile: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            tables, signs, stride, rows, alpha, outputs, tile = arguments
+            with cgutils.for_range(b, rows) as loop:
+                place = b.mul(loop.index, constant(4))
+                word = load(b, b.add(signs, b.mul(loop.index, stride)), I64 if count == 16 else I32)
+                word = word if count == 16 else b.zext(word, I64)
+                output = b.zext(load(b, b.add(outputs, place), I32), I64)
+                y = b.add(tile, b.mul(output, constant(VECTOR if kind is FLOATS else 2 * VECTOR)))
+                factor = splat(b, load(b, b.add(alpha, place), F32))
+                found = look_up(b, tables, word, count, kind)
+                for part in [found] if kind is FLOATS else as_floats(b, found):
+                    product = b.fmul(factor, part, flags=FUSED)
+                    store(b, b.fadd(load(b, y, FLOATS, VECTOR), product, flags=FUSED), y, VECTOR)
+                    y = b.add(y, constant(VECTOR))
+            return context.get_dummy_value()
+
+        return types.void(i64, i64, i64, i64, i64, i64, i64), generate
+
+    return add_rows
+
+
+build_floats, build_shorts = tables_builder(FLOATS), tables_builder(SHORTS)
+add_float_rows, add_float_half_rows = rows_adder(FLOATS, 16), rows_adder(FLOATS, 8)
+add_short_rows, add_short_half_rows = rows_adder(SHORTS, 16), rows_adder(SHORTS, 8)
+
+
+@compiled
+def add_rows(kind, tables, signs, stride, first, last, alpha, outputs, tile):
+    """Add the rows `first` to `last` of one word; `kind` is 2 for int16, + 1 for half words."""
+    signs += first * stride
+    a, o, count = alpha.ctypes.data + 4 * first, outputs.ctypes.data + 4 * first, last - first
+    if kind == 0:
+        add_float_rows(tables, signs, stride, count, a, o, tile)
+    elif kind == 1:
+        add_float_half_rows(tables, signs, stride, count, a, o, tile)
+    elif kind == 2:
+        add_short_rows(tables, signs, stride, count, a, o, tile)
+    else:
+        add_short_half_rows(tables, signs, stride, count, a, o, tile)
+
+
+@compiled
+def write_tile(tile, lanes, scales, bias, targets, y, width):
+    """Put a tile's sums (O, lanes), times each lane's scale, and the bias at its targets' places.
+
+    The outputs of a position lie side by side in y, from one position to the next `width` apart.
+    """
+    for q in range(lanes):
+        if targets[q] >= 0:
+            place, scale = targets[q] * width, scales[q]
+            for o in range(len(bias)):
+                y[place + o] = tile[o * lanes + q] * scale + bias[o]
+
+
+@compiled
+def tiles(
+    kind, signs, alpha, outputs, bounds, edges, shifts, taps, x, starts, targets, scales, bias, y,
+    steps, scratch, first, last,
+):  # fmt: skip
+    """Compute the units `first` to `last`: each a tile of an image, and a block of outputs.
+
+    Arguments:
+        kind: as for `add_rows`.
+        signs, x: the address of R rows of signs, and of the input.
+        alpha, outputs: (R,), of the rows.
+        bounds: (S, blocks + 1), which rows of a segment are a block's.
+        edges: (blocks + 1,), which outputs.
+        shifts: (blocks,), where in the input a block begins.
+        taps, starts, targets: `alq.inference.tiles`.
+        steps: from image to image in the input and in output positions; outputs of a position,
+            positions of a picture, bytes of a row of signs.
+        scales: (B,), of the pictures.
+        bias, y: (O,), and the flat output.
+        scratch: float32, at least TABLES + VECTOR bytes and a tile, its address a multiple of 64.
+    """
+    S, places = taps.shape
+    lanes = targets.shape[1]
+    item = 4 if kind < 2 else 2
+    step = 32 if kind & 1 else 64
+    blocks, count = len(shifts), len(starts)
+    tables = scratch.ctypes.data
+    zeros = tables + TABLES
+    scratch[TABLES // 4 : (TABLES + VECTOR) // 4] = 0
+    used = (TABLES + VECTOR) // 4
+    lane_scales = np.empty(lanes, np.float32)
+    for unit in range(first, last):
+        tile_number, block = divmod(unit, blocks)
+        image, t = divmod(tile_number, count)
+        O = edges[block + 1] - edges[block]
+        scratch[used : used + O * lanes] = 0
+        begin = x + item * (image * steps[0] + starts[t] + shifts[block])
+        sums = tables + TABLES + VECTOR - edges[block] * lanes * 4
+        for s in range(S):
+            begin_row, end_row = bounds[s, block], bounds[s, block + 1]
+            if begin_row == end_row:
+                continue
+            for w in range(places // step):
+                here = taps.ctypes.data + 8 * (s * places + w * step)
+                if kind < 2:
+                    build_floats(tables, step // 4, begin, here, zeros)
+                else:
+                    build_shorts(tables, step // 4, begin, here, zeros)
+                word = signs + w * step // 8
+                add_rows(kind, tables, word, steps[4], begin_row, end_row, alpha, outputs, sums)
+        for q in range(lanes):
+            lane_scales[q] = scales[image + max(targets[t, q], 0) // steps[3]]
+        sums_of_block = scratch[used : used + O * lanes]
+        offsets = bias[edges[block] : edges[block + 1]]
+        own = y[image * steps[1] * steps[2] + edges[block] :]
+        write_tile(sums_of_block, lanes, lane_scales, offsets, targets[t], own, steps[2])

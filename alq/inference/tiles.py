@@ -1,0 +1,201 @@
+"""Where a kernel finds its inputs and puts its outputs: plain numbers, computed once a shape.
+
+The kernels work on tiles of as many output positions as a vector has lanes. An input that lies
+right makes each weight's inputs for a tile one plain vector load, whatever stride and dilation:
+pictures are padded and split into phases, one for each remainder by the stride, so that kernel
+position k of output position p lies at p + tap(k). A tile is any run of positions in that plane;
+lanes that fall on no output are dropped.
+
+Pictures lie one after the other, or, where they are small, position after position of all.
+A linear layer is a convolution of pictures of one position.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+REMEMBERED = 512  # shapes whose numbers are kept
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One convolution of one batch; pairs are (vertical, horizontal).
+
+    Attributes:
+        batch, channels: of the input.
+        size: height and width of the input.
+        kernel, stride, dilation: of the layer.
+        before, after: zeros around the input.
+        groups: of the convolution.
+    """
+
+    batch: int
+    channels: int
+    size: tuple[int, int]
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    before: tuple[int, int] = (0, 0)
+    after: tuple[int, int] = (0, 0)
+    groups: int = 1
+
+    @cached_property
+    def output(self) -> tuple[int, int]:
+        """Height and width of the output; 0 where the kernel does not fit."""
+        whole = (self.size[i] + self.before[i] + self.after[i] for i in (0, 1))
+        reach = (self.dilation[i] * (self.kernel[i] - 1) for i in (0, 1))
+        sizes = ((w - r - 1) // s + 1 for w, r, s in zip(whole, reach, self.stride, strict=True))
+        return tuple(max(0, size) for size in sizes)  # type: ignore[return-value]
+
+    @cached_property
+    def positions(self) -> int:
+        """Output positions of the whole batch."""
+        return self.batch * self.output[0] * self.output[1]
+
+    @cached_property
+    def phases(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The remainders by the stride that the kernel's positions have."""
+        found = []
+        for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True):
+            found.append(tuple(sorted({d * place % s for place in range(k)})))
+        return found[0], found[1]
+
+    @cached_property
+    def plane(self) -> tuple[int, int]:
+        """Height and width of one phase of one channel."""
+        reach = (d * (k - 1) // s for k, s, d in zip(*self._walk, strict=True))
+        return tuple(o + r for o, r in zip(self.output, reach, strict=True))  # type: ignore
+
+    @property
+    def _walk(self) -> tuple:
+        return self.kernel, self.stride, self.dilation
+
+
+@dataclass(frozen=True, eq=False)
+class Tiling:
+    """How the batch of a `Geometry` is cut into tiles.
+
+    Attributes:
+        joined: whether one image of the kernel's is the whole batch, and not one picture.
+        images, input_step, output_step: how many, and how far two of them are apart, in the input
+            and in output positions.
+        channel_step: what lies between two channels of the input.
+        starts: (tiles,) int64, where the tiles of an image begin in the input.
+        targets: (tiles, lanes) int64, the output positions of their lanes; -1 for none.
+    """
+
+    joined: bool
+    images: int
+    input_step: int
+    output_step: int
+    channel_step: int
+    starts: np.ndarray
+    targets: np.ndarray
+
+
+@lru_cache(REMEMBERED)
+def tiling(geometry: Geometry, lanes: int) -> Tiling:
+    """Return the tiles, the fewest of both ways to lay the pictures."""
+    area = geometry.output[0] * geometry.output[1]
+    height, width = geometry.plane
+    phases = len(geometry.phases[0]) * len(geometry.phases[1])
+    rows, columns = map(np.arange, geometry.output)
+    places = (rows[:, None] * width + columns).ravel()
+    starts, targets = cover(places, np.arange(area), lanes)
+    step = phases * height * width
+    apart = Tiling(False, geometry.batch, geometry.channels * step, area, step, starts, targets)
+    if area >= 4 * lanes or geometry.batch == 1:
+        return apart
+    images = np.arange(geometry.batch)[:, None]
+    inputs, numbers = images * height * width + places, images * area + np.arange(area)
+    together = cover(inputs.ravel(), numbers.ravel(), lanes)
+    if len(together[0]) >= geometry.batch * len(starts):
+        return apart
+    return Tiling(True, 1, 0, 0, geometry.batch * step, *together)
+
+
+def cover(places: np.ndarray, numbers: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (starts, targets) of the fewest runs of `lanes` places that cover the rising `places`.
+
+    A lane's target is the number of its place, -1 if that is not one of `places`.
+    """
+    starts, targets, done = [], [], 0
+    while done < len(places):
+        start = places[done]
+        end = int(np.searchsorted(places, start + lanes))
+        target = np.full(lanes, -1)
+        target[places[done:end] - start] = numbers[done:end]
+        starts.append(start)
+        targets.append(target)
+        done = end
+    return np.array(starts, np.int64), np.array(targets, np.int64).reshape(-1, lanes)
+
+
+@lru_cache(REMEMBERED)
+def taps(
+    geometry: Geometry, order: tuple[int, int, bool], channel_step: int, item: int
+) -> np.ndarray:
+    """Return (S, places) int64: how many bytes behind a tile's start segment s's inputs lie.
+
+    `order` is (S, n, whether positions come before channels), of one group of the convolution;
+    `item` the bytes of a value. Behind n they are negative.
+    """
+    S, n, by_position = order
+    area = geometry.kernel[0] * geometry.kernel[1]
+    numbers = np.arange(S * n).reshape(n, S).T if by_position else np.arange(S * n).reshape(S, n)
+    channel, place = np.divmod(numbers, area)
+    y, x = np.divmod(place, geometry.kernel[1])
+    width = geometry.plane[1]
+    pictures = channel_step // (len(geometry.phases[0]) * len(geometry.phases[1]))
+    row = phase_of(geometry, 0, y) * len(geometry.phases[1]) + phase_of(geometry, 1, x)
+    found = channel * channel_step + row * pictures
+    found += (geometry.dilation[0] * y // geometry.stride[0]) * width
+    found += geometry.dilation[1] * x // geometry.stride[1]
+    places = 32 if n <= 32 else -(-n // 64) * 64
+    padded = np.full((S, places), -1, np.int64)
+    padded[:, :n] = item * found
+    return padded
+
+
+def phase_of(geometry: Geometry, axis: int, place: np.ndarray) -> np.ndarray:
+    """Return which phase kernel positions `place` along `axis` read."""
+    remainder = geometry.dilation[axis] * place % geometry.stride[axis]
+    return np.searchsorted(geometry.phases[axis], remainder)
+
+
+def lay_out(x: Tensor, geometry: Geometry, joined: bool, lanes: int) -> Tensor:
+    """Return the pictures x (B, C, H, W) flat, as a `Tiling` reads them, and `lanes` behind."""
+    B, C = geometry.batch, geometry.channels
+    rows, columns = geometry.phases
+    height, width = geometry.plane
+    shape = (C, len(rows), len(columns), B) if joined else (B, C, len(rows), len(columns))
+    flat = x.new_zeros(int(np.prod(shape)) * height * width + lanes)
+    planes = flat[: len(flat) - lanes].view(*shape, height, width)
+    planes = planes.permute(3, 0, 1, 2, 4, 5) if joined else planes
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            (to_y, from_y), (to_x, from_x) = (
+                overlap(geometry, axis, remainder) for axis, remainder in ((0, row), (1, column))
+            )
+            planes[:, :, i, j, to_y, to_x] = x[:, :, from_y, from_x]
+    return flat
+
+
+def overlap(geometry: Geometry, axis: int, remainder: int) -> tuple[slice, slice]:
+    """Return which part of a phase is which part of the input, along one axis."""
+    stride, before, size = (
+        pair[axis] for pair in (geometry.stride, geometry.before, geometry.size)
+    )
+    first = max(0, -(-(before - remainder) // stride))  # of the phase, that is no padding
+    begin = remainder + stride * first - before
+    count = max(0, min(geometry.plane[axis] - first, -(-(size - begin) // stride)))
+    return slice(first, first + count), slice(begin, begin + stride * count, stride)
+
+
+def picture_steps(x: Tensor, most: int) -> Tensor:
+    """Return each picture's (B,) step, of which `most` make its largest value."""
+    largest = x.flatten(1).abs().amax(1) if x.numel() else x.new_zeros(len(x))
+    return torch.where(largest > 0, largest / most, torch.ones_like(largest))

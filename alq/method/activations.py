@@ -1,0 +1,242 @@
+"""Activations in binary bases: what a layer is fed becomes x_ref + sum_m gamma_m D_m.
+
+With D_m in {-1, +1} elementwise, b_m = (1 + D_m) / 2 in {0, 1}, and one set (x_ref, gamma) a layer:
+
+    levels     lowest + {0, 2 gamma_1} + ... + {0, 2 gamma_M}            2^M of them, ascending
+               lowest = x_ref - sum_m gamma_m
+    x_hat      the level nearest to x, which the midpoints of neighbours tell
+               = lowest + sum_m 2 gamma_m b_m = x_ref + sum_m gamma_m D_m
+    gradient   dLoss/dx = dLoss/dx_hat where levels[0] <= x <= levels[-1], else 0
+    fit        theta = (lowest, 2 gamma_1, .., 2 gamma_M), C = (1, b_1, .., b_M) of each x
+               (C^T C + R) d = C^T (x - x_hat),  R = 1e-4 times the number of x's
+    update     theta = theta + 0.1 d;  gamma = max(gamma, 0)             once a training batch
+
+The fit is the least squares of x on its codes, written for the change d: what the batch does not
+determine stays as it is. 0.1 d makes it a running average of decay 0.9. Where the first batch has
+zeros and nothing below, as behind ReLU, the lowest level is 0 and stays exactly that: its column of
+C is 0. ReLU then changes nothing, and zero padding is a level. Once negative values come, the
+lowest level is fitted as gamma is.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..errors import InputError
+from ..machine.processes import sum_over_processes
+
+DECAY = 0.9  # of the running average, once a training batch
+RIDGE = 1e-4  # of the fit, relative to the number of values
+SAMPLE = 2**14  # values of a batch, over the whole of it, that its fit is of
+PRIME = 2654435761  # steps of this length meet every place of a tensor before one comes again
+FIRST_FITS = 30  # turns of codes, then fit, on the first batch
+COUNTED_BITS = 3  # up to 2^3 levels it is faster to add up their steps than to search
+
+
+def choices(M: int) -> Tensor:
+    """Return every code behind a 1, (1, b_1, .., b_M), which gives its level: (2^M, M + 1)."""
+    codes = torch.arange(2**M).unsqueeze(1) >> torch.arange(M)
+    return torch.cat([torch.ones(2**M, 1), (codes & 1).float()], dim=1)
+
+
+def midpoints(levels: Tensor) -> Tensor:
+    """Return the midpoints of neighbours: (K,) ascending -> (K - 1,)."""
+    return levels[:-1] / 2 + levels[1:] / 2
+
+
+def nearest_level(x: Tensor, levels: Tensor) -> Tensor:
+    """Return the nearest of `levels` (2^M,), ascending, to each x; halfway the lower one.
+
+    What is not a number stays that. Memory keeps its order.
+    """
+    middle = midpoints(levels)
+    if len(levels) <= 2**COUNTED_BITS:
+        # x_hat = levels[0] + sum_k (levels[k+1] - levels[k]) [x > middle[k]]
+        x_hat, above = x.clamp(levels[0], levels[0]), torch.empty_like(x)
+        for step, low in zip(levels.diff(), middle, strict=True):
+            x_hat.addcmul_(torch.gt(x, low, out=above), step)
+        return x_hat
+    order = in_memory(x)
+    x = x.permute(order).contiguous()
+    if torch.compiler.is_exporting():  # ONNX has no search
+        rank = (x.unsqueeze(-1) > middle).sum(-1)
+    else:
+        rank = torch.bucketize(x, middle, out_int32=True)
+    x_hat = levels[rank] + x.clamp(0, 0)  # of what is not a number the search makes one
+    return x_hat.permute([order.index(k) for k in range(x.dim())])
+
+
+def in_memory(x: Tensor) -> list[int]:
+    """Return the dimensions of x from the outermost in memory to the innermost."""
+    return sorted(range(x.dim()), key=x.stride, reverse=True)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """`nearest_level`, with the gradient of a clamp to the range of the levels."""
+
+    @staticmethod
+    def forward(x: Tensor, levels: Tensor) -> Tensor:
+        return nearest_level(x, levels)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        x, levels = ctx.saved_tensors
+        inside = torch.eq(x, x.clamp(levels[0], levels[-1]), out=torch.empty_like(x))
+        return inside.mul_(gradient), None
+
+
+def quantize(x: Tensor, levels: Tensor) -> Tensor:
+    """Return the level nearest to each x, in x's type; its gradient is straight through."""
+    return _StraightThrough.apply(x, levels.to(x.dtype))
+
+
+def sample(x: Tensor) -> Tensor:
+    """Return up to SAMPLE values spread over all of x, the same places for equal shapes (S,)."""
+    flat = x.detach().permute(in_memory(x)).reshape(-1)  # a view, but for x that has gaps
+    if flat.numel() <= SAMPLE:
+        return flat
+    places = torch.arange(SAMPLE, device=x.device) * PRIME % flat.numel()
+    return flat[places]
+
+
+def normal_equations(x: Tensor, theta: Tensor, C: Tensor) -> Tensor:
+    """Return C^T C, C^T (x - x_hat) and the number of negative x's of (S,) values, in one row.
+
+    `theta` (M + 1,), `C` (2^M, M + 1) as `choices`. Rows of several batches add up.
+    """
+    levels, order = (C @ theta).sort()
+    rank = torch.bucketize(x, midpoints(levels), out_int32=True)
+    rows = C[order].index_select(0, rank)  # (S, M + 1)
+    rest = x - levels.index_select(0, rank)  # (S,)
+    negative = (x < 0).sum(dtype=x.dtype)
+    return torch.cat([(rows.T @ rows).flatten(), rows.T @ rest, negative.unsqueeze(0)])
+
+
+def solve(sums: Tensor, theta: Tensor) -> Tensor:
+    """Return the change d of `theta` (M + 1,) that fits it best to the values summed up."""
+    size = len(theta)
+    A, b, negative = sums.split([size * size, size, 1])
+    A = A.view(size, size)
+    free = torch.ones_like(theta)
+    free[:1] = (negative > 0) | (theta[:1] != 0)  # else the lowest level is 0 and stays it
+    R = RIDGE * A[0, 0].clamp(min=1) * torch.eye(size, dtype=A.dtype, device=A.device)
+    return torch.linalg.solve_ex(free * A * free.unsqueeze(1) + R, free * b).result
+
+
+def start(x: Tensor, theta: Tensor) -> Tensor:
+    """Return `theta` (M + 1,) of evenly spaced levels for the values x (S,), to begin fits from.
+
+    They reach from 0, or from below the mean to above it, as far as most of a normal distribution.
+    """
+    M, one = len(theta) - 1, x.new_ones(())
+    x = x if x.numel() else x.new_zeros(1)
+    zeros, negatives, values = (x == 0).sum(), (x < 0).sum(), one * len(x)
+    sums = [x.sum(), x.abs().sum(), zeros, negatives, values, x.amax() - x.amin(), one]
+    total, size, zeros, negatives, values, span, one = sum_over_processes(torch.stack(sums))
+    mean = total / values
+    spread = sum_over_processes((x - mean).abs().sum()) / values
+    from_zero = (negatives == 0) & (zeros > 0)
+    reach = torch.where(from_zero, size / (values - zeros).clamp(min=1), 2 * spread)
+    # 1.25 times the mean of |x| is a normal distribution's standard deviation.
+    reach = torch.minimum(1.25 * (1 + M / 2) * reach, span / one)
+    steps = 2.0 ** torch.arange(M, dtype=x.dtype, device=x.device) / (2**M - 1)
+    lowest = (mean - reach / 2) * ~from_zero
+    return torch.cat([lowest.reshape(1), reach * steps])
+
+
+class BinaryActivation(nn.Module):
+    """Puts the levels of M bits in the place of an input.
+
+    It fits itself to the first batch that it sees. From then on every batch in training mode moves
+    the levels a little, and the batch takes the levels so moved; in eval mode they stay. Several
+    processes fit to the batches of all, so that training takes equally many in each.
+
+    Attributes:
+        gamma: (M,), not negative.
+        lowest: (), the lowest level; x_ref is `lowest + gamma.sum()`.
+        fitted: whether it has seen a batch, or was loaded from one that had.
+    """
+
+    gamma: Tensor
+    lowest: Tensor
+    choices: Tensor
+
+    def __init__(self, act_bit: int, like: Tensor) -> None:
+        """Make one of `act_bit` bits; device and type of what it keeps are those of `like`."""
+        super().__init__()
+        self.register_buffer("gamma", like.new_zeros(act_bit))
+        self.register_buffer("lowest", like.new_zeros(()))
+        self.register_buffer("choices", choices(act_bit).to(like), persistent=False)
+        self.fitted = False
+
+    @property
+    def x_ref(self) -> Tensor:
+        """The middle between the lowest and the highest level."""
+        return self.lowest + self.gamma.sum()
+
+    def levels(self) -> Tensor:
+        """Return the 2^M levels, ascending."""
+        return (self.choices[:, 1:] @ (2 * self.gamma) + self.lowest).sort().values
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x_hat in x's shape and type."""
+        with torch.autocast(x.device.type, enabled=False):
+            if not self.fitted:
+                if torch.compiler.is_exporting():
+                    raise InputError("no batch has passed the model's activations; pass one first")
+                self.fit_first(x)
+            elif self.training:
+                self.update(x)
+            return quantize(x, self.levels())
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Move the levels as the running average of the fits, by that to one batch."""
+        self.put(self.refitted(self.values(x), self.theta(), 1 - DECAY))
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def fit_first(self, x: Tensor) -> None:
+        """Fit the levels to one batch, in turns of codes and fit."""
+        x = self.values(x)
+        theta = start(x, self.theta())
+        for _ in range(FIRST_FITS):
+            theta = self.refitted(x, theta, 1.0)
+        self.put(theta)
+        self.fitted = True
+
+    def values(self, x: Tensor) -> Tensor:
+        """Return the values of x that are fitted to, in the type of the fit."""
+        return sample(x).to(torch.promote_types(self.gamma.dtype, torch.float32))
+
+    def theta(self) -> Tensor:
+        """Return (lowest, 2 gamma) in the type of the fit."""
+        theta = torch.cat([self.lowest.reshape(1), 2 * self.gamma])
+        return theta.to(torch.promote_types(theta.dtype, torch.float32))
+
+    def refitted(self, x: Tensor, theta: Tensor, rate: float) -> Tensor:
+        """Return `theta` moved by a share `rate` of the way to its fit to the values x (S,)."""
+        C = self.choices.to(theta.dtype)
+        theta = theta + rate * solve(sum_over_processes(normal_equations(x, theta, C)), theta)
+        return torch.cat([theta[:1], theta[1:].clamp(min=0)])
+
+    def put(self, theta: Tensor) -> None:
+        """Take `theta` over."""
+        self.lowest.copy_(theta[0])
+        self.gamma.copy_(theta[1:] / 2)
+
+    def _load_from_state_dict(self, state: Mapping, prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *rest)
+        saved = state.get(f"{prefix}gamma", self.gamma)
+        self.fitted = not saved.is_meta and bool(saved.any())
+
+    def extra_repr(self) -> str:
+        return f"act_bit={len(self.gamma)}"
