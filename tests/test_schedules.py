@@ -17,7 +17,7 @@ from alq.files.runlog import plain_flags
 from alq.method.network import groupings
 from alq.training.pruning import expected_size, pruning_plan
 from networks import NETWORKS
-from published_runs import MAY_DIFFER, Run, read_events, read_runs
+from published_runs import MAY_DIFFER, Run, read_events, read_run, read_runs
 from tables import seeds_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,7 +103,7 @@ def test_the_logs_have_the_published_pruning_over_all_batches(net: str) -> None:
     ]
     measured = coordinates_after_rounds(log)
     assert measured == pytest.approx(counted, rel=1e-3)
-    rows = re.findall(r"^\| (\d) \| (.*) \|$", DOCUMENT.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (\d) \| ((?:\d+ \| ){3}\d+) \|$", DOCUMENT.read_text(), re.MULTILINE)
     first = {"vgg": 0, "resnet18": 2}[net]
     cells = [tuple(map(int, row.split(" | ")))[first : first + 2] for _, row in rows]
     assert cells == list(zip(counted, measured, strict=True))
@@ -121,15 +121,15 @@ def test_the_command_for_each_row(net: str) -> None:
 # ---------------------------------------------------------------------------- make demo
 
 
-def demo_runs() -> list[Run]:
-    return read_runs(ROOT / "checkpoints" / "published" / "demo")
+def demo_runs(folder: str = "demo") -> list[Run]:
+    return read_runs(RUNS / folder)
 
 
 def test_the_runs_of_the_demo_have_the_flags_of_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     flags = re.search(r"^DEMO := (.*)$", makefile, re.MULTILINE)[1].split()
     wanted = plain_flags(NETWORKS["lenet5"].command_line().parse_args(flags))
-    for run in demo_runs():
+    for run in [*demo_runs(), *demo_runs("fashion_mnist")]:
         for stage in run.stages.values():
             (command,) = stage.commands
             others = {k: v for k, v in command["flags"].items() if k not in MAY_DIFFER}
@@ -144,3 +144,16 @@ def test_the_demo_reaches_the_row_with_every_seed() -> None:
         assert run.final["top1"] >= 99.1
         assert run.final["bitwidth"] <= 0.36 and run.final["storage_bytes"] <= 22.5e3
     assert mean(run.final["top1"] for run in runs) >= 99.15
+
+
+def test_the_demo_on_fashion_mnist() -> None:
+    runs = demo_runs("fashion_mnist")
+    assert seeds_table(runs) in DOCUMENT.read_text()
+    assert all(run.dataset == "fashion_mnist" for run in runs)
+    default = read_run(RUNS / "lenet5_fashion_mnist_seed0.jsonl")
+    full, gap = re.search(
+        r"Against ([\d.]+) %, which .*? in 100 epochs, ([\d.]+) % are missing", DOCUMENT.read_text()
+    ).groups()
+    assert float(full) == default.final["top1_fp"]
+    short = mean(run.final["top1"] for run in runs)
+    assert gap == f"{default.final['top1_fp'] - short:.1f}"
