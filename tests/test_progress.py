@@ -151,11 +151,10 @@ def test_a_run_that_was_interrupted_leaves_no_point_twice(found, tmp_path, reque
     feed(Scalars(tmp_path), events[cut - 1 :])  # both epochs again
     for stage in ("pretrain", "alq", "posttrain"):
         own = [e for e in events if e["event"] == "epoch" and e["stage"] == stage]
-        start = [
-            {**e, "epoch": 0} for e in events if (e["event"], e.get("stage")) == ("before", stage)
-        ]
+        before = [e for e in events if e["event"] == "before" and e["stage"] == stage]
         for key in ("loss", "val_accuracy", "lr", "seconds"):
-            assert [(e["epoch"], e[key]) for e in [*start, *own] if key in e] == found(stage, key)
+            first = [(0, e[key]) for e in before if key in e]
+            assert [*first, *((e["epoch"], e[key]) for e in own)] == found(stage, key)
     bits = [(e["epoch"], e["bitwidths"]["fc1.weight"]) for e in own]
     assert bits == found("posttrain", "bits/fc1.weight")
     rounds = [e["top1"] for e in events if e["event"] == "round"]
