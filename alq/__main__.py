@@ -25,6 +25,8 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"  # of the checko
 
 def show_info(args: Namespace) -> None:
     """Print, and draw where asked to, the bits and bytes of a file."""
+    if args.plan and (args.json or args.plot or args.ops):
+        raise InputError("--plan: is a table of its own; give it without --json, --plot and --ops")
     if args.plan:
         return print(plan_text(args.file))
     found = inspect(args.file)

@@ -83,8 +83,10 @@ def fit(
     try:
         calibrate(adaptive, train_loader)
         train(adaptive, alq_epochs, *loaders, write, kept.after(adaptive), progress=bars)
-        calibrate(last, train_loader)
+        if posttrain_epochs:
+            calibrate(last, train_loader)
         rate_start(last, val_loader, write)
+        kept.copy(kept.when)  # with its levels as they were rated
         train(last, posttrain_epochs, *loaders, write, kept.after(last), progress=bars)
     except NotFinite as error:
         raise NotFinite(f"{error}. Model and weights are as they were {kept.when}") from error
@@ -119,7 +121,7 @@ class _Kept:
 
     def __init__(self, model: nn.Module, weights: list[MultiBitWeight]) -> None:
         self.model, self.weights = model, weights
-        self._copy("before the first epoch")
+        self.copy("before the first epoch")
 
     def after(self, training: Training) -> Callable[[Epoch, dict], None]:
         """Return what copies them after an epoch, in post-training only if it is the best."""
@@ -127,7 +129,7 @@ class _Kept:
         def keep(epoch: Epoch, val: dict) -> None:
             if training.stage == "alq" or score(val) > training.best:
                 training.best = score(val)
-                self._copy(f"after epoch {training.epochs_done} of {training.stage}")
+                self.copy(f"after epoch {training.epochs_done} of {training.stage}")
 
         return keep
 
@@ -138,7 +140,8 @@ class _Kept:
             weight.load_state_dict(state)
         self.model.eval()
 
-    def _copy(self, when: str) -> None:
+    def copy(self, when: str) -> None:
+        """Take them as they are now for the last good ones."""
         self.when, self.state = when, copy.deepcopy(self.model.state_dict())
         self.states = [weight.state_dict() for weight in self.weights]
 

@@ -293,6 +293,61 @@ def test_norms_are_folded_where_that_is_exact() -> None:
         packed.head(torch.randn(2, 3, 8))
 
 
+class TwoNames(nn.Module):
+    """Its norm has two names, of which a trace shows one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+        self.block = nn.Sequential(nn.Linear(6, 8), self.norm, nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class ReadElsewhere(nn.Module):
+    """Its layer's weight, or bias, is used a second time, without the norm."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.layer, self.norm, self.kind = nn.Linear(6, 6), nn.BatchNorm1d(6), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.layer(x)).relu()
+        return F.linear(y, self.layer.weight.t()) if self.kind == "weight" else y + self.layer.bias
+
+
+@pytest.mark.parametrize(
+    "make", [TwoNames, *(lambda k=k: ReadElsewhere(k) for k in ("weight", "bias"))]
+)
+def test_a_norm_is_applied_once_and_to_nothing_else(make) -> None:
+    model = make().eval()
+    random_norm(model.norm)
+    packed = alq.pack_for_inference(model, alq.quantize(model, max_bit=3))
+    x = torch.randn(5, 6)
+    assert difference(packed(x), model(x)) < 1e-5
+
+
+@numba_works
+def test_the_callers_default_type_does_not_matter() -> None:
+    layer, x = nn.Conv2d(8, 8, 3, bias=False), torch.randn(1, 8, 9, 9)
+    packed = compute_by(alq.pack_for_inference(layer, alq.quantize(layer, max_bit=2)), "tables")
+    torch.set_default_dtype(torch.float64)
+    try:
+        y = packed(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert difference(y, layer(x)) < 1e-5
+
+
+def test_int16_tables_do_not_hide_what_is_not_a_number() -> None:
+    layer, x = nn.Conv2d(8, 8, 3), torch.randn(2, 8, 9, 9)
+    packed = alq.pack_for_inference(layer, alq.quantize(layer, max_bit=2), "int16")
+    x[1, 3, 4, 4] = torch.nan
+    finite = compute_by(packed, "tables" if compute.kernels_work() else "decoded")(x).isfinite()
+    assert finite[0].all() and not finite[1].all()
+
+
 def test_a_network_that_cannot_be_traced_keeps_its_norms() -> None:
     class Chooses(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
@@ -359,8 +414,11 @@ def test_activations_in_binary_bases_stay(tmp_path) -> None:
     alq.save_packed(tmp_path / "net.alq", model, weights)
     with torch.device("meta"):
         without_memory = network()
+        with_activations = network()
+        alq.quantize_activations(with_activations, 2, skip=["0.weight"], first="0.weight")
     for packed in (
         alq.pack_for_inference(model, weights),
+        alq.load_for_inference(tmp_path / "net.alq", with_activations),
         alq.load_for_inference(tmp_path / "net.alq", network()),
         alq.load_for_inference(tmp_path / "net.alq", without_memory),
     ):
@@ -392,12 +450,12 @@ def test_a_file_is_read_without_a_model_in_memory(tmp_path, decoder) -> None:
 
 
 PEAK = """
-import resource, sys, torch, alq
+import sys, torch, alq
 from vgg import VGG
 with torch.device("meta"):
     model = VGG((32, 64, 256), 2048)
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # of this process, where getrusage begins with its parent's
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if "VmHWM" in line)
 before = peak()
 packed = alq.load_for_inference(sys.argv[1], model)
 print(peak() - before)
@@ -466,6 +524,7 @@ def test_the_plan_takes_tables_where_bits_are_few_and_products_where_they_are_ma
 
 
 @numba_works
+@pytest.mark.skipif("AVX" not in torch.backends.cpu.get_cpu_capability(), reason="needs AVX2")
 def test_instructions_of_other_processors_give_the_same(tmp_path) -> None:
     """AVX2 without AVX-512; the compiled kernels lie in a folder that numba is told."""
     program = """

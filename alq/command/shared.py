@@ -98,6 +98,8 @@ class Run:
             raise InputError(f"--{flag} {path}: {what}; --{maker} makes it")
         content = load_checkpoint(path, self.recipe.net)
         check_dataset(self.recipe, content.get("dataset"), f"--{flag} {path}")
+        if "target" in content:
+            raise InputError(f"--{flag} {path}: is a resume point; give the checkpoint (.pth)")
         if lacking := sorted({"stage", "model"} - set(content)):
             raise InputError(f"--{flag} {path}: has no '{lacking[0]}'; make it again by --{maker}")
         if content["stage"] not in MADE_BY[maker]:

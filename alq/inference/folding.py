@@ -1,9 +1,9 @@
 """Batch norm that directly follows a packed layer becomes part of its coordinates and its bias.
 
 Where it follows is read from a trace of the network (torch.fx). It is folded where that shows the
-layer and the norm each called once, the norm on the layer's output, and nothing else on that. A
-network that cannot be traced, or takes more than one argument and so may compute in several ways,
-keeps its norms as they are.
+layer and the norm each called once, the norm on the layer's output, and nothing else on that nor on
+the layer's own tensors. A network that cannot be traced, or takes more than one argument and so may
+compute in several ways, keeps its norms as they are.
 """
 
 import inspect
@@ -12,13 +12,16 @@ from collections import Counter
 import torch
 from torch import Tensor, fx, nn
 
+from ..method.quantized_inputs import quantize_input
 from .layers import PackedLayer, PackedLinear
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class Tracer(fx.Tracer):
-    """Steps into all modules but PyTorch's and the packed ones."""
+    """Steps into all modules but PyTorch's and the packed ones; shows who reads a buffer."""
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, PackedLayer) or super().is_leaf_module(m, module_qualified_name)
@@ -30,8 +33,10 @@ def fold_batch_norms(model: nn.Module) -> list[str]:
     for layer_name, norm_name in pairs:
         layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
         fold(layer, norm)  # type: ignore[arg-type]
-        parent, _, own = norm_name.rpartition(".")
-        setattr(model.get_submodule(parent), own, nn.Identity())
+        for name, module in [*model.named_modules(remove_duplicate=False)]:
+            if module is norm:  # under each of its names
+                parent, _, own = name.rpartition(".")
+                setattr(model.get_submodule(parent), own, nn.Identity())
     return [norm for _, norm in pairs]
 
 
@@ -46,6 +51,7 @@ def foldable(model: nn.Module) -> list[tuple[str, str]]:
     calls = [node for node in graph.nodes if node.op == "call_module"]
     modules = {node: model.get_submodule(str(node.target)) for node in calls}
     count = Counter(map(id, modules.values()))
+    read = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
     pairs = []
     for node, norm in modules.items():
         before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
@@ -53,6 +59,8 @@ def foldable(model: nn.Module) -> list[tuple[str, str]]:
         if layer is None or not isinstance(before, fx.Node):
             continue
         if len(before.users) > 1 or count[id(layer)] > 1 or count[id(norm)] > 1:
+            continue
+        if str(before.target) in read:  # by something that wants the weights as they are
             continue
         if isinstance(layer, PackedLayer) and fits(layer, norm):
             pairs.append((str(before.target), str(node.target)))
@@ -70,7 +78,8 @@ def fits(layer: PackedLayer, norm: nn.Module) -> bool:
         and norm.running_mean.dtype == layer.alpha.dtype == torch.float32
         and norm.num_features == layer.grouping.shape[0]
         and not (norm._forward_hooks or norm._forward_pre_hooks)
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not layer._forward_hooks
+        and all(hook is quantize_input for hook in layer._forward_pre_hooks.values())
     )
 
 

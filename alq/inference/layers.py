@@ -68,7 +68,7 @@ class PackedLayer(nn.Module):
         if mode:
             raise InputError(
                 f"{self.name}: is packed for inference and cannot be trained; train the network "
-                "that it was made of"
+                "that it was made of. eval() puts the rest of the network back"
             )
         return super().train(False)
 

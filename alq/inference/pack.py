@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..files.packed import explain_damage, read_bits, untied_state
+from ..method.activations import choices
 from ..method.checks import check_of_model
 from ..method.network import quantizable, uncompiled
 from ..method.quantized_inputs import (
     PLACE,
+    activations_in,
     feed,
     quantize_input,
     restore_activations,
@@ -75,12 +77,14 @@ def load_for_inference(path: str | Path, model: nn.Module, tables: str = "float3
         raise InputError(f"{path}: holds another network: layers {[x.name for x in layers]}")
     packed = skeleton(model, [parameters[layer.name] for layer in layers])
     with torch.no_grad(), explain_damage(path):
-        restore_activations(packed, rest, like=torch.zeros(()))
+        restore_activations(packed, rest, like=torch.zeros((), dtype=torch.float32, device="cpu"))
         rows: Layers = {
             layer.name: (layer.grouping, partial(rows_of_file, layer)) for layer in layers
         }
         packed = replace_layers(packed, rows, tables, torch.device("cpu"))
         packed.load_state_dict(own_tensors(packed, rest), strict=False, assign=True)
+    for activation in activations_in(packed).values():  # what no file needs to hold
+        activation.choices = choices(len(activation.gamma)).to(activation.gamma)
     for name, value in [*packed.named_parameters(), *packed.named_buffers()]:
         if value.is_meta:
             raise InputError(f"{name}: is in no file; make the model with memory for it")

@@ -198,4 +198,4 @@ def overlap(geometry: Geometry, axis: int, remainder: int) -> tuple[slice, slice
 def picture_steps(x: Tensor, most: int) -> Tensor:
     """Return each picture's (B,) step, of which `most` make its largest value."""
     largest = x.flatten(1).abs().amax(1) if x.numel() else x.new_zeros(len(x))
-    return torch.where(largest > 0, largest / most, torch.ones_like(largest))
+    return torch.where(largest == 0, torch.ones_like(largest), largest / most)  # NaN stays

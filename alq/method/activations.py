@@ -172,7 +172,7 @@ class BinaryActivation(nn.Module):
     def __init__(self, act_bit: int, like: Tensor) -> None:
         """Make one of `act_bit` bits; device and type of what it keeps are those of `like`."""
         super().__init__()
-        self.register_buffer("gamma", like.new_zeros(act_bit))
+        self.register_buffer("gamma", like.new_full((act_bit,), torch.nan))  # until fitted
         self.register_buffer("lowest", like.new_zeros(()))
         self.register_buffer("choices", choices(act_bit).to(like), persistent=False)
         self.fitted = False
@@ -236,7 +236,7 @@ class BinaryActivation(nn.Module):
     def _load_from_state_dict(self, state: Mapping, prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state, prefix, *rest)
         saved = state.get(f"{prefix}gamma", self.gamma)
-        self.fitted = not saved.is_meta and bool(saved.any())
+        self.fitted = not saved.is_meta and not bool(saved.isnan().any())
 
     def extra_repr(self) -> str:
         return f"act_bit={len(self.gamma)}"
