@@ -90,6 +90,7 @@ class Shadow(torch.Tensor):
         return self.numpy()
 
     def tolist(self):
+        Stats.syncs += 1
         return self._elem.detach().tolist()
 
     def __format__(self, spec):

@@ -273,3 +273,21 @@ def test_shares_out_of_range_are_refused(top_k, M_p) -> None:
     w = make_layer("channelwise", None, 2, (3, 2, 3, 3))
     with pytest.raises(ValueError, match="are shares"):
         alq.ALQ([w]).prune_step(top_k, M_p)
+
+
+def test_each_layer_counts_its_own_steps() -> None:
+    """A layer whose counters are set back leaves the other's steps as they were."""
+
+    def after(reset: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.Linear(8, 4))
+        optimizer = alq.ALQ(alq.quantize(model, max_bit=2))
+        for number in range(4):
+            for parameter in (model[0].weight, model[1].weight):
+                parameter.grad = torch.randn_like(parameter)
+            if reset and number == 3:
+                optimizer.state[model[0].weight].update(step=0, step_a=0)
+            optimizer.coordinate_step()
+        return model[1].weight.detach().clone()
+
+    assert torch.equal(after(reset=True), after(reset=False))

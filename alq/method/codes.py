@@ -16,7 +16,7 @@ an order of their own: `on_accelerator` decides, here and in the modules that us
 """
 
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**23
 
 def on_accelerator(x: Tensor) -> bool:
     """Return whether x lies where the number of operations counts, and the bytes of each."""
-    return x.device.type != CPU
+    return x.device.type not in (CPU, "mps")  # where torch 2.9 lacks embedding_bag
 
 
 def blocks(codes: Tensor, L: int, size: int | None = None) -> Iterator[slice]:
@@ -131,7 +131,7 @@ def weights_by_code(alpha: Tensor, codes: Tensor, out: Tensor | None = None) -> 
     return out
 
 
-@cache
+@lru_cache(maxsize=32)
 def row_starts(rows: int, length: int, device: torch.device) -> Tensor:
     """Return the place of each row's first element in a flattened (rows, length); read-only."""
     return torch.arange(0, rows * length, length, dtype=torch.int32, device=device)

@@ -48,9 +48,10 @@ class Family:
             for members, (alpha, mask, *moments) in zip(alike.values(), cuts, strict=True)
         ]
         # (sum of G,): the number of each group's layer, times the kinds of groups: 0 to 8 bits
-        kinds = torch.arange(len(self.weights)) * KINDS
-        groups = torch.tensor([weight.G for weight in self.weights])
-        self.first_kind = kinds.repeat_interleave(groups).to(self.alpha.device)
+        self.first_kind = joined(
+            self.alpha.new_full((weight.G,), number * KINDS, dtype=torch.int64)
+            for number, weight in enumerate(self.weights)
+        )
 
     @property
     def step_a(self) -> int:
@@ -63,8 +64,8 @@ class Family:
         return [state for stack in self.stacks for state in stack.states]
 
     def is_current(self, states: Mapping[Tensor, dict]) -> bool:
-        """Return whether all layers still hold what was shared out."""
-        kinds = {state["alpha_moments"] is None for state in self.states}
+        """Return whether all layers still hold what was shared, and have taken as many steps."""
+        kinds = {(s["step"], s["step_a"], s["alpha_moments"] is None) for s in self.states}
         return len(kinds) == 1 and all(stack.is_current(states) for stack in self.stacks)
 
     def dissolve(self) -> None:

@@ -162,6 +162,7 @@ class ALQ(Optimizer):
     def _arranged(self) -> list[Family]:
         """Return the layers as they are worked on."""
         if not (self._families and all(x.is_current(self.state) for x in self._families)):
+            self._families = []  # what they hold is let go as the layers move
             self._families = families(self.weights, self.state)
         return self._families
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import read_gradients
 from .codes import blocks, joined
 from .loss_model import AMSGrad
 from .steps import Groups, alpha_moments
@@ -121,8 +122,7 @@ class Stack:
 
     def groups(self) -> Groups:
         """Return the groups with the gradients that the parameters have."""
-        gradients = (weight.parameter.grad for weight in self.weights)
-        g = self.read([gradient.to_dense() for gradient in gradients if gradient is not None])
+        g = self.read([gradient.to_dense() for gradient in read_gradients(self.weights)])
         return Groups(
             g, self.m, self.v, self.v_max, self.codes, self.live_first(self.alpha), self.live
         )
@@ -192,7 +192,8 @@ class Stack:
         self, arithmetic: Any, amsgrad: AMSGrad, ridge: float | None, w0: Tensor | None = None
     ) -> None:
         """Take a basis step from the copy `w0` (G, n), which then moves, or else from w_hat."""
-        groups, w_hat, t = self.groups(), self.read_w_hat(), self.states[0]["step"]
+        groups, t = self.groups(), self.states[0]["step"]
+        w_hat = self.read_w_hat() if w0 is None else self.room_for_w_hat()
         base, move_base = (w_hat, False) if w0 is None else (w0, True)
         for b in self.blocks(arithmetic):
             arithmetic.basis_step(groups[b], base[b], w_hat[b], t, amsgrad, move_base, ridge)

@@ -1,6 +1,6 @@
 """Multi-bit weights: w_hat = sum_i alpha_i B_i, group by group (docs/method.md, Notation)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ SKETCH_BLOCK = 2**22  # basis elements sketched at a time, which bounds the memo
 
 class MultiBitWeight:
     """One layer's weight as binary bases and coordinates.
+
+    Steps write to `codes`, `alpha` and `mask` in place, and these may be parts of larger tensors:
+    clone what is to be kept.
 
     Attributes:
         name: the parameter's name in the model.
@@ -82,10 +85,6 @@ class MultiBitWeight:
         """Return the values of the live coordinates, dead ones behind: (G, I) -> (G, L)."""
         return x.gather(1, self.order)
 
-    def at_own_places(self, x: Tensor) -> Tensor:
-        """Return the inverse of `live_first`, 0 elsewhere: (G, L) -> (G, I)."""
-        return x.new_zeros(self.mask.shape).scatter_(1, self.order, x)
-
     @property
     def B(self) -> Tensor:
         """(G, I, n) int8 of -1 and +1, dead rows 0; computed when asked for."""
@@ -149,14 +148,10 @@ class MultiBitWeight:
 
 
 @torch.no_grad()
-def prune(
-    weights: Sequence[MultiBitWeight],
-    dead: Sequence[Tensor],
-    write: Callable[[MultiBitWeight], None] = MultiBitWeight.write,
-) -> None:
+def prune(weights: Sequence[MultiBitWeight], dead: Sequence[Tensor]) -> None:
     """Remove the coordinates that `dead` flags, (G, I) bool for each weight; parameters get w_hat.
 
-    The host waits for the device once, for all weights. `write` puts w_hat into one parameter.
+    The host waits for the device once, for all weights.
     """
     for weight, flags in zip(weights, dead, strict=True):
         kept = weight.mask & ~flags
@@ -164,7 +159,7 @@ def prune(
         weight.alpha = weight.alpha * weight.mask
     count_live(weights)
     for weight in weights:
-        write(weight)
+        weight.write()
 
 
 def codes_without(codes: Tensor, keep: Tensor) -> Tensor:

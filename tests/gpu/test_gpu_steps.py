@@ -40,17 +40,17 @@ def test_recorded_steps(any_device, name) -> None:
     take_recorded_steps(name, alq.ALQ, any_device)
 
 
-def test_the_host_does_not_wait_for_the_device(device) -> None:
+def test_the_host_does_not_wait_for_the_device(cuda) -> None:
     """A prune step waits once, as the host must know what is left; the others never."""
-    optimizer = make(alq.ALQ, device=device)
+    optimizer = make(alq.ALQ, device=cuda)
     for number, step in enumerate(STEPS):  # the tables of the bases are made
         take(optimizer, number, step)
     for number, step in enumerate(["basis", "coordinate", "ste", "coordinate", "prune"]):
         give_gradients(optimizer, number)
-        with warnings.catch_warnings(record=True) as waits, synchronising("warn", device):
+        with warnings.catch_warnings(record=True) as waits, synchronising("warn", cuda):
             warnings.simplefilter("always")
             getattr(optimizer, f"{step}_step")(*(SHARES if step == "prune" else []))
-        found = [str(w.message) for w in waits if "synchroniz" in str(w.message)]
+        found = [str(w.message) for w in waits if "called a synchroniz" in str(w.message)]
         assert len(found) <= (step == "prune"), (step, found)
 
 
