@@ -125,8 +125,10 @@ def scale(ax: Any, keys: tuple) -> None:
     values = numpy.concatenate([line.get_ydata() for line in ax.lines])
     if keys == ACCURACY:
         judged = [line.get_ydata() for line in ax.lines if line.get_label() != "training"]
-        errors = 100 - numpy.concatenate(judged)
-        least = errors[errors > 0].min(initial=100) / 2  # what is better is drawn there
+        best, seen = (
+            (100 - y)[y < 100].min(initial=100) for y in (numpy.concatenate(judged), values)
+        )
+        least = max(seen, best / 10) / 2  # what is better is drawn there
 
         def height(accuracy: Any) -> Any:
             return -numpy.log10(numpy.maximum(100 - accuracy, least))
