@@ -147,15 +147,9 @@ def size(logs: Path) -> Figure:
 
 
 def plot_sizes(ax: Axes, logs: Iterable[Path], label: str, style: dict) -> None:
-    finals = [(log, events(log, "result")[-1]) for log in logs]
-    points = sorted((file_bytes(log, final) / 1e3, final["top1"]) for log, final in finals)
+    finals = [events(log, "result")[-1] for log in logs]
+    points = sorted((final["file_bytes"] / 1e3, final["top1"]) for final in finals)
     ax.plot(*zip(*points, strict=True), label=label, **style)
-
-
-def file_bytes(log: Path, final: dict) -> int:
-    """Return the packed file's bytes; seed 0's log is older and has the checkpoint's."""
-    older = log.name == "lenet5_seed0.jsonl"
-    return log.with_name("lenet5.alq").stat().st_size if older else final["file_bytes"]
 
 
 FIGURES: dict[str, Callable[[Path], Figure]] = {
