@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import activations
 import alq
 import lenet5
 import performance_tables
@@ -51,6 +53,13 @@ def test_the_evidence_holds_the_tables_of_the_logs() -> None:
     tables = [stages_table(read_runs(RUNS)), recipe_table(RUNS / "ablations")]
     for table in [*tables, *evidence_tables(RUNS).values()]:
         assert table in evidence, table
+
+
+def test_the_activations_hold_the_table_of_the_logs(capsys) -> None:
+    document = text("docs/activations.md")
+    (command,) = re.findall(r"`python benchmarks/activations.py (table .*)`", document)
+    activations.main(command.replace("checkpoints", str(ROOT / "checkpoints")).split())
+    assert capsys.readouterr().out in document
 
 
 def test_the_performance_holds_the_tables_of_the_benchmarks() -> None:
