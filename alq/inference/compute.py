@@ -1,27 +1,31 @@
-"""A layer's product with its input from the rows of `alq.inference.rows`, in each of three ways.
+"""A layer's product with its input from the rows of `alq.inference.rows`, in each of five ways.
 
-    tables   many positions: `alq.inference.tables`
-    dots     one or a few positions of a linear layer: `alq.inference.dots`
-    decoded  the weights of some outputs at a time in scratch memory, then PyTorch's product
+    tables         many positions: `alq.inference.tables`
+    dots           one or a few positions of a linear layer: `alq.inference.dots`
+    popcounts      many positions, inputs in binary bases: `alq.inference.popcounts`
+    popcount dots  one or a few positions of a linear layer, inputs in binary bases
+    decoded        the weights of some outputs at a time in scratch memory, then PyTorch's product
 
-Tables and dots need numba, a CPU and float32. Decoding works everywhere, without numba too.
+All but decoding need numba, a CPU and float32. Decoding works everywhere, without numba too.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..method.structures import Grouping
-from .plan import LANES
+from .plan import COUNTED_LANES, LANES
 from .rows import BLOCK, Rows, groups_of_rows, row_bytes
-from .tiles import Geometry, lay_out, picture_steps, taps, tiling
+from .tiles import Geometry, Tiling, lay_out, picture_steps, taps, tiling
 
+PLAIN: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever the caller's defaults are
 SHORT_MOST = 511  # of the inputs in int16: 64 of them may add up
 
 
@@ -31,7 +35,7 @@ def kernels_work() -> bool:
     if find_spec("numba") is None:
         return False
     try:
-        from . import dots, tables  # noqa: F401
+        from . import dots, popcounts, tables  # noqa: F401
     except ImportError:
         return False
     return True
@@ -46,14 +50,45 @@ def by_tables(
     """
     from .tables import TABLES, VECTOR, tiles
 
-    O, lanes = grouping.shape[0], LANES[kind]
-    y = x.new_empty(geometry.batch, *geometry.output, O)
+    lanes = LANES[kind]
     cut = tiling(geometry, lanes)
     steps = x.new_ones(geometry.batch)
     if kind == "int16":
         steps = picture_steps(x, SHORT_MOST)
         x = (x / steps[:, None, None, None]).round_().to(torch.int16)
     flat = lay_out(x, geometry, cut.joined, lanes)
+    mode = 2 * (kind == "int16") + (row_bytes(grouping.n) == 4)
+    return in_tiles(
+        partial(tiles, mode), rows, grouping, bias, flat, geometry, cut, steps.numpy(),
+        TABLES + VECTOR,
+    )  # fmt: skip
+
+
+def by_popcounts(
+    rows: Rows, grouping: Grouping, bias: Tensor | None, codes: Tensor, geometry: Geometry,
+    betas: np.ndarray,
+) -> Tensor:  # fmt: skip
+    """Return what `by_tables` does, of the codes (B, C, H, W) of `alq.inference.planes`."""
+    from .popcounts import VECTOR, count_tiles
+
+    lanes, P = COUNTED_LANES, len(betas)
+    cut = tiling(geometry, lanes)
+    flat = lay_out(codes, geometry, cut.joined, lanes)
+    head = (2 * P * (row_bytes(grouping.n) // 8) + 2) * VECTOR
+    return in_tiles(partial(count_tiles, P), rows, grouping, bias, flat, geometry, cut, betas, head)
+
+
+def in_tiles(
+    kernel: Callable, rows: Rows, grouping: Grouping, bias: Tensor | None, flat: Tensor,
+    geometry: Geometry, cut: Tiling, scales: np.ndarray, head: int,
+) -> Tensor:  # fmt: skip
+    """Return the layer's output (B, O, *output), computed tile by tile by `kernel`.
+
+    `flat` is the input as `cut` reads it; `head` the bytes of scratch that the kernel has before
+    its tile.
+    """
+    O, lanes = grouping.shape[0], cut.targets.shape[1]
+    y = torch.empty(geometry.batch, *geometry.output, O, **PLAIN)
     segments = len(rows.first) - 1
     order = segments, grouping.n, grouping.structure == "pixelwise"
     count, area = cut.images * len(cut.starts), geometry.output[0] * geometry.output[1]
@@ -64,15 +99,14 @@ def by_tables(
     item = flat.element_size()
     inputs = taps(geometry, order, cut.channel_step, item), flat.data_ptr(), cut.starts, cut.targets
     sizes = cut.input_step, cut.output_step, O, area, row_bytes(grouping.n)
-    mode = 2 * (kind == "int16") + (row_bytes(grouping.n) == 4)
 
     def work(first: int, last: int) -> None:
         largest = int(np.diff(edges).max())
-        size = (TABLES + VECTOR) // 4 + largest * lanes
-        scratch = torch.empty(size, dtype=torch.float32, device="cpu").numpy()  # at 64 bytes
-        tiles(
-            mode, rows.signs.data_ptr(), *values, *inputs, steps.numpy(), offsets,
-            y.view(-1).numpy(), sizes, scratch, first, last,
+        size = head // 4 + largest * lanes
+        scratch = torch.empty(size, **PLAIN).numpy()  # at 64 bytes
+        kernel(
+            rows.signs.data_ptr(), *values, *inputs, scales, offsets, y.view(-1).numpy(), sizes,
+            scratch, first, last,
         )  # fmt: skip
 
     in_threads(count * len(shifts), work)
@@ -114,18 +148,51 @@ def by_dots(rows: Rows, grouping: Grouping, bias: Tensor | None, x: Tensor) -> T
     padded = x.new_zeros(len(x), segments, 8 * stride)
     padded[:, :, : grouping.n] = x.view(len(x), segments, grouping.n)
     totals = padded.sum(2)
-    R, threads = len(rows.alpha), torch.get_num_threads()
-    parts = x.new_zeros(threads, len(x), O)
     values = stride, rows.alpha.numpy(), rows.outputs.numpy(), rows.first.numpy()
+
+    def work(b: int, y: np.ndarray, begin: int, end: int) -> None:
+        inputs = padded[b].numpy(), totals[b].numpy()
+        dots(rows.signs.data_ptr(), *values, *inputs, y, begin, end)
+
+    return in_parts(work, rows, bias, len(x), O)
+
+
+def by_popcount_dots(
+    rows: Rows, grouping: Grouping, bias: Tensor | None, codes: Tensor, betas: np.ndarray
+) -> Tensor:
+    """Return what `by_dots` does, of the codes (B, C) of `alq.inference.planes`."""
+    from .popcounts import count_dots
+
+    O, segments, stride = grouping.shape[0], len(rows.first) - 1, row_bytes(grouping.n)
+    flags = np.zeros((len(codes), segments, len(betas), 8 * stride), np.uint8)
+    for m in range(len(betas)):
+        flags[:, :, m, : grouping.n] = (codes >> m & 1).view(-1, segments, grouping.n).numpy()
+    totals = flags.sum(3, dtype=np.float32) @ betas  # (B, S)
+    packed = np.packbits(flags, axis=3, bitorder="little").view(np.int64)  # (B, S, P, words)
+    signs = rows.signs.numpy().view(np.int64)
+    values = signs, rows.alpha.numpy(), rows.outputs.numpy(), rows.first.numpy()
+
+    def work(b: int, y: np.ndarray, begin: int, end: int) -> None:
+        count_dots(*values, packed[b], totals[b], betas, y, begin, end)
+
+    return in_parts(work, rows, bias, len(codes), O)
+
+
+def in_parts(
+    add: Callable[[int, np.ndarray, int, int], None],
+    rows: Rows,
+    bias: Tensor | None,
+    B: int,
+    O: int,
+) -> Tensor:
+    """Return y (B, O); `add(b, y, begin, end)` adds the rows from `begin` to `end` to y (O,)."""
+    R, threads = len(rows.alpha), torch.get_num_threads()
+    parts = torch.zeros(threads, B, O, **PLAIN)
 
     def work(first: int, last: int) -> None:
         for part in range(first, last):
-            begin, end = R * part // threads, R * (part + 1) // threads
-            for b in range(len(x)):
-                dots(
-                    rows.signs.data_ptr(), *values, padded[b].numpy(), totals[b].numpy(),
-                    parts[part, b].numpy(), begin, end,
-                )  # fmt: skip
+            for b in range(B):
+                add(b, parts[part, b].numpy(), R * part // threads, R * (part + 1) // threads)
 
     in_threads(threads, work)
     y = parts.sum(0) if threads > 1 else parts[0]
@@ -162,7 +229,7 @@ def blocks_to_decode(rows: Rows, grouping: Grouping) -> Iterator[tuple[int, int]
 
 
 def biases(bias: Tensor | None, O: int) -> Tensor:
-    return torch.zeros(O, dtype=torch.float32, device="cpu") if bias is None else bias
+    return torch.zeros(O, **PLAIN) if bias is None else bias
 
 
 def in_threads(units: int, work: Callable[[int, int], None]) -> None:

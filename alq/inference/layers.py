@@ -10,9 +10,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError
+from ..method.activations import BinaryActivation
+from ..method.quantized_inputs import PLACE
 from ..method.structures import Grouping
-from .compute import blocks_to_decode, by_dots, by_tables, decoded, kernels_work
-from .plan import choose
+from .compute import (
+    blocks_to_decode,
+    by_dots,
+    by_popcount_dots,
+    by_popcounts,
+    by_tables,
+    decoded,
+    kernels_work,
+)
+from .plan import COUNTED, can_count, choose
+from .planes import encoded, planes_of
 from .rows import Rows
 from .tiles import Geometry
 
@@ -30,7 +41,8 @@ class PackedLayer(nn.Module):
         name: of the weight in the network.
         grouping: which of its weights share coordinates.
         tables: "float32", exact to rounding, or "int16", faster.
-        way: "tables", "dots" or "decoded"; None for what `alq.inference.plan` chooses.
+        way: one of `alq.inference.compute`; None for what `alq.inference.plan` chooses.
+        binary_input: the activation that its input passes first, or None.
         normalised: whether a batch norm was folded into it.
         weight: the weights in float32, decoded anew whenever asked for.
     """
@@ -40,6 +52,7 @@ class PackedLayer(nn.Module):
     outputs: Tensor
     first: Tensor
     bias: Tensor | None
+    binary_input: BinaryActivation | None
 
     def __init__(self, layer: Any, name: str, grouping: Grouping, rows: Rows, tables: str) -> None:
         super().__init__()
@@ -53,6 +66,7 @@ class PackedLayer(nn.Module):
             self.register_buffer(key, value)
         bias = layer.bias
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
+        setattr(self, PLACE, getattr(layer, PLACE, None))
         self.training = False
 
     @property
@@ -92,9 +106,34 @@ class PackedLayer(nn.Module):
         """Return the way to compute x of so many output positions."""
         if x.device.type != "cpu" or x.dtype != torch.float32 or not kernels_work():
             return "decoded"
-        if self.way:
+        planes = self.planes(x)
+        if self.way and (planes or self.way not in COUNTED):
             return self.way
-        return choose(self.grouping, len(self.alpha), positions, self.tables, linear)
+        return choose(self.grouping, len(self.alpha), positions, self.tables, linear, planes)
+
+    def planes(self, x: Tensor) -> int:
+        """Return of how many planes (`alq.inference.planes`) x is, 0 if it cannot be counted."""
+        activation = self.binary_input
+        if activation is None:
+            return 0
+        if not activation.fitted:
+            activation.fit_first(x)
+        planes = len(activation.gamma) + int(activation.lowest != 0)
+        # What is not a number has no code. Infinite values are rare enough to take the other ways.
+        counted = can_count(self.grouping, planes) and x.sum().isfinite()
+        return planes if counted else 0
+
+    def fed(self, x: Tensor) -> Tensor:
+        """Return what the layer is to multiply by."""
+        return x if self.binary_input is None else self.binary_input(x)
+
+    def in_tiles(self, x: Tensor, geometry: Geometry, way: str) -> Tensor:
+        """Return the convolution (B, O, *output) of pictures x (B, C, H, W) by tables or popcounts."""
+        layer = self.rows, self.grouping, self.bias
+        if way == "tables":
+            return by_tables(*layer, self.fed(x), geometry, self.tables)
+        planes = planes_of(self.binary_input)
+        return by_popcounts(*layer, encoded(x, planes), geometry, planes.betas)
 
     def part_of_bias(self, start: int, stop: int) -> Tensor | None:
         return None if self.bias is None else self.bias[start:stop]
@@ -118,13 +157,16 @@ class PackedLinear(PackedLayer):
         if not flat.numel():
             y = x.new_zeros(len(flat), O)
         elif way == "dots":
-            y = by_dots(self.rows, self.grouping, self.bias, flat)
-        elif way == "tables":
-            geometry = Geometry(len(flat), C, (1, 1))
-            picture = flat[:, :, None, None]
-            y = by_tables(self.rows, self.grouping, self.bias, picture, geometry, self.tables)
+            y = by_dots(self.rows, self.grouping, self.bias, self.fed(flat))
+        elif way == "popcount dots":
+            planes = planes_of(self.binary_input)
+            y = by_popcount_dots(
+                self.rows, self.grouping, self.bias, encoded(flat, planes), planes.betas
+            )
+        elif way == "decoded":
+            y = self.by_decoding(self.fed(flat))
         else:
-            y = self.by_decoding(flat)
+            y = self.in_tiles(flat[:, :, None, None], Geometry(len(flat), C, (1, 1)), way)
         return y.view(*x.shape[:-1], O)
 
     def by_decoding(self, x: Tensor) -> Tensor:
@@ -170,10 +212,10 @@ class PackedConv(PackedLayer):
         geometry = self.geometry(x, around)
         if min(geometry.output) < 1:
             raise InputError(f"{self.name}: its kernel does not fit into {tuple(x.shape)}")
-        if self.chosen(x, geometry.positions) != "tables" or not x.numel():
-            return self.by_decoding(x, around)
-        picture = x if self.axes == 2 else x.unsqueeze(2)
-        y = by_tables(self.rows, self.grouping, self.bias, picture, geometry, self.tables)
+        way = self.chosen(x, geometry.positions) if x.numel() else "decoded"
+        if way == "decoded":
+            return self.by_decoding(self.fed(x), around)
+        y = self.in_tiles(x if self.axes == 2 else x.unsqueeze(2), geometry, way)
         return y if self.axes == 2 else y.squeeze(2)
 
     def geometry(self, x: Tensor, around: tuple[int, ...]) -> Geometry:

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +13,7 @@ from ..files.packed import explain_damage, read_bits, untied_state
 from ..method.activations import choices
 from ..method.checks import check_of_model
 from ..method.network import quantizable, uncompiled
-from ..method.quantized_inputs import (
-    PLACE,
-    activations_in,
-    feed,
-    quantize_input,
-    restore_activations,
-)
+from ..method.quantized_inputs import activations_in, quantize_input, restore_activations
 from ..method.structures import Grouping
 from ..method.weight import MultiBitWeight
 from .compute import blocks_to_decode
@@ -113,7 +106,7 @@ def replace_layers(
         rows = Rows(*(value.to(device) for value in vars(make_rows()).values()))
         modules = [root.get_submodule(path) for path, _ in places]
         if all(map(can_be_packed, modules)):
-            made = {id(m): packed_layer(m, name, grouping, rows, tables) for m in modules}
+            made = {id(m): PACKED[type(m)](m, name, grouping, rows, tables) for m in modules}
             for (path, _), module in zip(places, modules, strict=True):
                 set_submodule(root, path, made[id(module)])
         else:
@@ -123,14 +116,6 @@ def replace_layers(
             for (_, own), module in zip(places, modules, strict=True):
                 setattr(module, own, weight)
     return root["network"]
-
-
-def packed_layer(module: nn.Module, *arguments: Any) -> nn.Module:
-    """Return what computes from bits what `module` does, fed the same activations."""
-    packed = PACKED[type(module)](module, *arguments)
-    if activation := getattr(module, PLACE, None):
-        feed(packed, activation)
-    return packed
 
 
 def check_tables(tables: str) -> None:

@@ -8,15 +8,22 @@ measurement, so that the same network computes the same numbers in every run.
 import math
 
 from ..method.structures import Grouping
-from .rows import row_bytes
+from .rows import SHORT, row_bytes
 
-LANES = {"float32": 16, "int16": 32}  # positions a tile
+LANES = {"float32": 16, "int16": 32}  # positions a tile of tables
+COUNTED_LANES = 16  # of popcounts
+MOST_PLANES = 4  # of bits that inputs in binary bases are counted in
+COUNTED = ("popcounts", "popcount dots")  # the ways that count
 # Of tables: a call; a table of four inputs; a look-up; a row beside its look-ups; an output.
 CALL, TABLE, WRITE = 60e3, 9.5, 8.0
 LOOK_UP, ROW = {"float32": 0.16, "int16": 0.19}, 0.7
 UNUSED = 1.15  # tiles of a convolution, over those that its outputs would fill
 # Of dots: a call; each position; a word of 64 signs.
 DOTS_CALL, DOTS_POSITION, DOTS_WORD = 18e3, 9e3, 1.7
+# Of popcounts: a call; of a plane, a word of the input; a row; of a plane, its word and its sum.
+COUNTED_CALL, PACK, COUNTED_ROW, COUNT, CONVERT = 80e3, 30.0, 1.2, 0.7, 0.7
+# One position at a time: a call; each position; a row; of a plane, its word.
+ONE_CALL, ONE_POSITION, ONE_ROW, ONE_COUNT = 60e3, 5e3, 1.5, 0.5
 # Of decoding: a call; a weight to clear and lay out; a sign; then PyTorch's product, of which a
 # weight is read, and multiplied once a position.
 DECODE_CALL, CLEAR, SIGN = 30e3, 0.05, 0.12
@@ -24,14 +31,40 @@ READ = {True: 0.10, False: 0.45}  # of a linear layer, of a convolution
 MULTIPLY = {True: 0.030, False: 0.0095}
 
 
-def choose(grouping: Grouping, R: int, positions: int, kind: str, linear: bool) -> str:
-    """Return "tables", "dots" or "decoded" for a layer of R rows, whichever costs least.
+def choose(
+    grouping: Grouping, R: int, positions: int, kind: str, linear: bool, planes: int = 0
+) -> str:
+    """Return which way computes a layer of R rows (`alq.inference.compute`): what costs least.
 
     `positions` are the batch's for a linear layer, batch x height x width for a convolution's
-    output; `kind` is that of the tables.
+    output; `kind` is that of the tables; `planes` those of an input in binary bases, if it is.
     """
     found = costs(grouping, R, positions, kind, linear)
+    if can_count(grouping, planes):
+        found |= costs_of_counting(grouping, R, positions, linear, planes)
     return min(found, key=found.__getitem__)
+
+
+def can_count(grouping: Grouping, planes: int) -> bool:
+    """Return whether popcounts compute a layer; words of few signs would be mostly empty."""
+    return 1 <= planes <= MOST_PLANES and grouping.n > SHORT
+
+
+def costs_of_counting(
+    grouping: Grouping, R: int, positions: int, linear: bool, planes: int
+) -> dict[str, float]:
+    """Return what popcounts cost, in nanoseconds; arguments as for `choose`."""
+    words = row_bytes(grouping.n) / 8  # of a row
+    tiles = math.ceil(positions / COUNTED_LANES) * (1 if linear else UNUSED)
+    inputs = grouping.G // grouping.shape[0] * words * planes  # words of an output
+    a_row = COUNTED_ROW + planes * (words * COUNT + CONVERT)
+    found = {
+        "popcounts": COUNTED_CALL + tiles * (inputs * PACK + R * a_row + grouping.shape[0] * WRITE)
+    }
+    if linear:
+        a_dot = ONE_ROW + planes * words * ONE_COUNT
+        found["popcount dots"] = ONE_CALL + positions * (ONE_POSITION + R * a_dot)
+    return found
 
 
 def costs(grouping: Grouping, R: int, positions: int, kind: str, linear: bool) -> dict[str, float]:
