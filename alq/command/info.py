@@ -9,7 +9,7 @@ from ..files.checkpoint import load_checkpoint, weights_in
 from ..files.disk import read_whole
 from ..files.packed import read_bits, read_packed
 from ..inference.plan import choose
-from ..method.quantized_inputs import activation_bits
+from ..method.quantized_inputs import PLACE, activation_bits
 from ..method.structures import coordinate_bytes
 from .plot import new_figure, save_figure
 from .report import format_bytes, parts_line
@@ -132,14 +132,20 @@ def info_text(info: Mapping) -> str:
 
 def plan_text(path: str | Path) -> str:
     """Return the table that `python -m alq info FILE --plan` prints."""
-    layers, _ = read_bits(path)
+    layers, rest = read_bits(path)
+    bits_of_inputs = activation_bits(rest)
     rows = [("layer", "shape", "bits", *(f"at {count}" for count in POSITIONS))]
     for layer in layers:
         R, shape = len(layer.alpha), layer.grouping.shape
         ways = ["float32"] * len(POSITIONS)
         if len(shape) <= 4 and not layer.grouping.transposed:
-            linear = len(shape) == 2
-            ways = [choose(layer.grouping, R, count, "float32", linear) for count in POSITIONS]
+            own, linear = layer.name.rpartition(".")[0], len(shape) == 2
+            planes = bits_of_inputs.get(own, 0)
+            if planes:  # a lowest level that is not 0 is one more: `alq.inference.planes`
+                planes += int(rest[f"{own}.{PLACE}.lowest".lstrip(".")] != 0)
+            ways = [
+                choose(layer.grouping, R, count, "float32", linear, planes) for count in POSITIONS
+            ]
         bits = f"{R / layer.grouping.G:.3f}"
         rows.append((layer.name, "x".join(map(str, shape)), bits, *ways))
     return "\n".join(

@@ -161,7 +161,7 @@ def by_popcount_dots(
     rows: Rows, grouping: Grouping, bias: Tensor | None, codes: Tensor, betas: np.ndarray
 ) -> Tensor:
     """Return what `by_dots` does, of the codes (B, C) of `alq.inference.planes`."""
-    from .popcounts import count_dots
+    from .dots import count_dots
 
     O, segments, stride = grouping.shape[0], len(rows.first) - 1, row_bytes(grouping.n)
     flags = np.zeros((len(codes), segments, len(betas), 8 * stride), np.uint8)

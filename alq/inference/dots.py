@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -17,6 +18,7 @@ from .vectors import (
     f32,
     i64,
     load,
+    ones,
     splat,
     store,
     types,
@@ -67,6 +69,12 @@ def add_signed(typing: Any, signs: Any, alpha: Any, w: Any, words: Any) -> Any:
     return types.void(i64, f32, i64, i64), generate
 
 
+@intrinsic
+def ones_of_word(typing: Any, word: Any) -> Any:
+    """Return how many ones a word of 64 bits has."""
+    return i64(i64), lambda context, b, signature, arguments: ones(b, arguments[0])
+
+
 @compiled
 def dots(signs, stride, alpha, outputs, first, x, totals, y, begin, end):
     """Add rows `begin` to `end` of a linear layer at one input x (S, places) to y (O,).
@@ -79,6 +87,24 @@ def dots(signs, stride, alpha, outputs, first, x, totals, y, begin, end):
         for r in range(max(begin, first[s]), min(end, first[s + 1])):
             part = positive_sum(signs + stride * r, values, places // 32)
             y[outputs[r]] += alpha[r] * (part + part - totals[s])
+
+
+@compiled
+def count_dots(signs, alpha, outputs, first, packed, totals, betas, y, begin, end):
+    """Add rows `begin` to `end` (R, words) of a linear layer at one input to y (O,).
+
+    The input is `packed` (S, planes, words); its `totals` (S,), `alq.inference.popcounts` explains.
+    """
+    S, planes, words = packed.shape
+    for s in range(S):
+        for r in range(max(begin, first[s]), min(end, first[s + 1])):
+            value = -totals[s]
+            for m in range(planes):
+                count = 0
+                for w in range(words):
+                    count += ones_of_word(signs[r, w] & packed[s, m, w])
+                value += np.float32(2) * betas[m] * np.float32(count)
+            y[outputs[r]] += alpha[r] * value
 
 
 @compiled

@@ -22,8 +22,8 @@ from .compute import (
     decoded,
     kernels_work,
 )
-from .plan import COUNTED, can_count, choose
-from .planes import encoded, planes_of
+from .plan import COUNTED, choose
+from .planes import countable, encoded, planes_of
 from .rows import Rows
 from .tiles import Geometry
 
@@ -106,29 +106,17 @@ class PackedLayer(nn.Module):
         """Return the way to compute x of so many output positions."""
         if x.device.type != "cpu" or x.dtype != torch.float32 or not kernels_work():
             return "decoded"
-        planes = self.planes(x)
+        planes = countable(x, self.binary_input, self.grouping)
         if self.way and (planes or self.way not in COUNTED):
             return self.way
         return choose(self.grouping, len(self.alpha), positions, self.tables, linear, planes)
-
-    def planes(self, x: Tensor) -> int:
-        """Return of how many planes (`alq.inference.planes`) x is, 0 if it cannot be counted."""
-        activation = self.binary_input
-        if activation is None:
-            return 0
-        if not activation.fitted:
-            activation.fit_first(x)
-        planes = len(activation.gamma) + int(activation.lowest != 0)
-        # What is not a number has no code. Infinite values are rare enough to take the other ways.
-        counted = can_count(self.grouping, planes) and x.sum().isfinite()
-        return planes if counted else 0
 
     def fed(self, x: Tensor) -> Tensor:
         """Return what the layer is to multiply by."""
         return x if self.binary_input is None else self.binary_input(x)
 
     def in_tiles(self, x: Tensor, geometry: Geometry, way: str) -> Tensor:
-        """Return the convolution (B, O, *output) of pictures x (B, C, H, W) by tables or popcounts."""
+        """Return the convolution (B, O, *output) of pictures x (B, C, H, W) by tables or counts."""
         layer = self.rows, self.grouping, self.bias
         if way == "tables":
             return by_tables(*layer, self.fed(x), geometry, self.tables)
@@ -160,9 +148,8 @@ class PackedLinear(PackedLayer):
             y = by_dots(self.rows, self.grouping, self.bias, self.fed(flat))
         elif way == "popcount dots":
             planes = planes_of(self.binary_input)
-            y = by_popcount_dots(
-                self.rows, self.grouping, self.bias, encoded(flat, planes), planes.betas
-            )
+            codes = encoded(flat, planes)
+            y = by_popcount_dots(self.rows, self.grouping, self.bias, codes, planes.betas)
         elif way == "decoded":
             y = self.by_decoding(self.fed(flat))
         else:

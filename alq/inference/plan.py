@@ -20,10 +20,13 @@ LOOK_UP, ROW = {"float32": 0.16, "int16": 0.19}, 0.7
 UNUSED = 1.15  # tiles of a convolution, over those that its outputs would fill
 # Of dots: a call; each position; a word of 64 signs.
 DOTS_CALL, DOTS_POSITION, DOTS_WORD = 18e3, 9e3, 1.7
-# Of popcounts: a call; of a plane, a word of the input; a row; of a plane, its word and its sum.
-COUNTED_CALL, PACK, COUNTED_ROW, COUNT, CONVERT = 80e3, 30.0, 1.2, 0.7, 0.7
-# One position at a time: a call; each position; a row; of a plane, its word.
-ONE_CALL, ONE_POSITION, ONE_ROW, ONE_COUNT = 60e3, 5e3, 1.5, 0.5
+# Of popcounts: a call; an input; a word of the input in all planes; a row; of a plane, a word; an
+# output of a tile.
+COUNTED_CALL, ENCODE, PACK, COUNTED_ROW, COUNT, COUNTED_WRITE = 60e3, 0.5, 50.0, 1.2, 0.39, 1.0
+# Of popcount dots: a call; each position; a row; of a plane, a row's sum; of a plane, a word.
+ONE_CALL, ONE_POSITION, ONE_ROW, ONE_SUM, ONE_WORD = 40e3, 2.4e3, 1.1, 0.9, 0.14
+# Of all ways but these two, where the input is in binary bases: a call; an input to put on a level.
+FEED_CALL, FEED = 60e3, 1.0
 # Of decoding: a call; a weight to clear and lay out; a sign; then PyTorch's product, of which a
 # weight is read, and multiplied once a position.
 DECODE_CALL, CLEAR, SIGN = 30e3, 0.05, 0.12
@@ -40,8 +43,11 @@ def choose(
     output; `kind` is that of the tables; `planes` those of an input in binary bases, if it is.
     """
     found = costs(grouping, R, positions, kind, linear)
+    if planes:
+        feed = FEED_CALL + positions * grouping.shape[1] * FEED
+        found = {way: cost + feed for way, cost in found.items()}
     if can_count(grouping, planes):
-        found |= costs_of_counting(grouping, R, positions, linear, planes)
+        found |= costs_of_counting(grouping, R, positions, planes, linear)
     return min(found, key=found.__getitem__)
 
 
@@ -51,19 +57,18 @@ def can_count(grouping: Grouping, planes: int) -> bool:
 
 
 def costs_of_counting(
-    grouping: Grouping, R: int, positions: int, linear: bool, planes: int
+    grouping: Grouping, R: int, positions: int, planes: int, linear: bool
 ) -> dict[str, float]:
     """Return what popcounts cost, in nanoseconds; arguments as for `choose`."""
+    O, C = grouping.shape[:2]
     words = row_bytes(grouping.n) / 8  # of a row
     tiles = math.ceil(positions / COUNTED_LANES) * (1 if linear else UNUSED)
-    inputs = grouping.G // grouping.shape[0] * words * planes  # words of an output
-    a_row = COUNTED_ROW + planes * (words * COUNT + CONVERT)
-    found = {
-        "popcounts": COUNTED_CALL + tiles * (inputs * PACK + R * a_row + grouping.shape[0] * WRITE)
-    }
+    a_row = COUNTED_ROW + planes * words * COUNT
+    a_tile = grouping.G // O * words * PACK + R * a_row + O * COUNTED_WRITE
+    found = {"popcounts": COUNTED_CALL + positions * C * ENCODE + tiles * a_tile}
     if linear:
-        a_dot = ONE_ROW + planes * words * ONE_COUNT
-        found["popcount dots"] = ONE_CALL + positions * (ONE_POSITION + R * a_dot)
+        a_row = ONE_ROW + planes * (ONE_SUM + words * ONE_WORD)
+        found["popcount dots"] = ONE_CALL + positions * (ONE_POSITION + R * a_row)
     return found
 
 

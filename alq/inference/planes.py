@@ -5,12 +5,16 @@ bits are 1 throughout and beta is that level: zero padding, all of whose bits ar
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..method.activations import BinaryActivation, in_memory, midpoints
+from ..method.activations import BinaryActivation, choices, in_memory, midpoints
+from ..method.structures import Grouping
+from .plan import can_count
+from .tiles import REMEMBERED
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,34 @@ class Planes:
     start: int
 
 
+def countable(x: Tensor, activation: BinaryActivation | None, grouping: Grouping) -> int:
+    """Return of how many planes the input x of a layer is, 0 where popcounts cannot compute it."""
+    if activation is None:
+        return 0
+    if not activation.fitted:
+        activation.fit_first(x)
+    planes = len(activation.gamma) + int(activation.lowest != 0)
+    # What is not a number has no code; what is infinite takes the same way, being as rare.
+    return planes if can_count(grouping, planes) and x.sum().isfinite() else 0
+
+
 def planes_of(activation: BinaryActivation) -> Planes:
     """Return the planes of an activation of at most 7 bits; it decides as the activation does."""
-    gamma, lowest = activation.gamma.float(), activation.lowest.float()
-    levels, codes = (activation.choices[:, 1:].float() @ (2 * gamma) + lowest).sort(stable=True)
-    betas, start = (2 * gamma).numpy(), 0
+    return planes_of_levels(tuple(activation.gamma.tolist()), activation.lowest.item())
+
+
+@lru_cache(REMEMBERED)
+def planes_of_levels(gamma: tuple[float, ...], lowest: float) -> Planes:
+    """Return the planes of the levels that `alq.method.activations` describes."""
+    steps = 2 * torch.tensor(gamma)
+    # The levels as `BinaryActivation.levels` computes them, so that both round alike.
+    levels, codes = (choices(len(gamma))[:, 1:] @ steps + lowest).sort(stable=True)
+    betas, start = steps.numpy(), 0
     if lowest != 0:
         start = 1 << len(gamma)
-        betas = np.append(betas, lowest.numpy())
-    codes = codes.numpy().astype(np.uint8)
-    return Planes(betas, midpoints(levels).numpy(), codes[:-1] ^ codes[1:], start)
+        betas = np.append(betas, np.float32(lowest))
+    flips = codes.numpy().astype(np.uint8)
+    return Planes(betas, midpoints(levels).numpy(), flips[:-1] ^ flips[1:], start)
 
 
 def encoded(x: Tensor, planes: Planes) -> Tensor:

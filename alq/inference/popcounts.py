@@ -26,31 +26,26 @@ from .vectors import (
     FUSED,
     I32,
     I64,
+    LONGS,
     VECTOR,
     compiled,
     constant,
     i64,
     load,
+    ones,
     splat,
     store,
     types,
 )  # fmt: skip
 
 BYTES = ir.VectorType(ir.IntType(8), 16)
-INTS, LONGS = ir.VectorType(I32, 16), ir.VectorType(I64, 8)
+INTS = ir.VectorType(I32, 16)
 BLOCK = 4096  # inputs that stay in the fastest cache
 
 
 def same(number: int, kind: ir.VectorType) -> ir.Constant:
     """Return `number` in all lanes."""
     return ir.Constant(kind, [number] * kind.count)
-
-
-def ones(b: Any, value: Any) -> Any:
-    """Return how many ones each lane of `value` has."""
-    name = "i64" if value.type is I64 else "v8i64"
-    kind = ir.FunctionType(value.type, [value.type])
-    return b.call(cgutils.get_or_insert_function(b.module, kind, f"llvm.ctpop.{name}"), [value])
 
 
 def as_counts(b: Any, even: Any, odd: Any) -> Any:
@@ -176,12 +171,6 @@ def rows_adder(planes: int) -> Callable:
     return add_rows
 
 
-@intrinsic
-def ones_of_word(typing: Any, word: Any) -> Any:
-    """Return how many ones a word of 64 bits has."""
-    return i64(i64), lambda context, b, signature, arguments: ones(b, arguments[0])
-
-
 assert MOST_PLANES == 4
 pack_1, pack_2, pack_3, pack_4 = map(packer, range(1, 5))
 add_1, add_2, add_3, add_4 = map(rows_adder, range(1, 5))
@@ -247,30 +236,12 @@ def count_tiles(
 
 
 @compiled
-def count_dots(signs, alpha, outputs, first, packed, totals, betas, y, begin, end):
-    """Add rows `begin` to `end` (R, words) of a linear layer at one input to y (O,).
-
-    The input is `packed` (S, planes, words), its `totals` (S,) are the module's text's.
-    """
-    S, planes, words = packed.shape
-    for s in range(S):
-        for r in range(max(begin, first[s]), min(end, first[s + 1])):
-            value = -totals[s]
-            for m in range(planes):
-                count = 0
-                for w in range(words):
-                    count += ones_of_word(signs[r, w] & packed[s, m, w])
-                value += np.float32(2) * betas[m] * np.float32(count)
-            y[outputs[r]] += alpha[r] * value
-
-
-@compiled
 def encode(x, middle, flips, start, codes):
     """Write the codes (N,) uint8 of x (N,): `start`, changed by `flips[k]` where x > middle[k]."""
     for begin in range(0, len(x), BLOCK):
-        end = min(len(x), begin + BLOCK)
-        codes[begin:end] = start
+        values, found = x[begin : begin + BLOCK], codes[begin : begin + BLOCK]
+        found[:] = start
         for k in range(len(middle)):
             low, flip = middle[k], flips[k]
-            for i in range(begin, end):
-                codes[i] ^= flip if x[i] > low else np.uint8(0)
+            for i in range(len(values)):  # which becomes vector instructions
+                found[i] ^= np.uint8(values[i] > low) * flip

@@ -11,9 +11,11 @@ from typing import Any
 import numba
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 FLOATS, SHORTS = ir.VectorType(F32, 16), ir.VectorType(I16, 32)
+LONGS = ir.VectorType(I64, 8)
 FLAGS = ir.VectorType(ir.IntType(1), 16)
 VECTOR = 64  # bytes of either
 FUSED = ("contract",)  # a product and a sum may be one instruction
@@ -42,6 +44,13 @@ def as_floats(b: Any, shorts: Any) -> list:
     """Return the lower and the upper half of `shorts` as floats."""
     order = [ir.Constant(ir.VectorType(I32, 16), list(range(k, k + 16))) for k in (0, 16)]
     return [b.sitofp(b.shuffle_vector(shorts, shorts, half), FLOATS) for half in order]
+
+
+def ones(b: Any, value: Any) -> Any:
+    """Return how many ones a 64-bit word has, or each lane of `LONGS`."""
+    name = "i64" if value.type is I64 else "v8i64"
+    kind = ir.FunctionType(value.type, [value.type])
+    return b.call(cgutils.get_or_insert_function(b.module, kind, f"llvm.ctpop.{name}"), [value])
 
 
 def compiled(function: Callable) -> Callable:
