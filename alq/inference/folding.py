@@ -12,7 +12,6 @@ from collections import Counter
 import torch
 from torch import Tensor, fx, nn
 
-from ..method.quantized_inputs import quantize_input
 from .layers import PackedLayer, PackedLinear
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -78,8 +77,7 @@ def fits(layer: PackedLayer, norm: nn.Module) -> bool:
         and norm.running_mean.dtype == layer.alpha.dtype == torch.float32
         and norm.num_features == layer.grouping.shape[0]
         and not (norm._forward_hooks or norm._forward_pre_hooks)
-        and not layer._forward_hooks
-        and all(hook is quantize_input for hook in layer._forward_pre_hooks.values())
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
     )
 
 

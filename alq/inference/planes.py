@@ -53,15 +53,16 @@ def planes_of(activation: BinaryActivation) -> Planes:
 @lru_cache(REMEMBERED)
 def planes_of_levels(gamma: tuple[float, ...], lowest: float) -> Planes:
     """Return the planes of the levels that `alq.method.activations` describes."""
-    steps = 2 * torch.tensor(gamma)
+    with torch.device("cpu"):
+        steps, codes = 2 * torch.tensor(gamma, dtype=torch.float32), choices(len(gamma)).float()
     # The levels as `BinaryActivation.levels` computes them, so that both round alike.
-    levels, codes = (choices(len(gamma))[:, 1:] @ steps + lowest).sort(stable=True)
+    levels, order = (codes[:, 1:] @ steps + lowest).sort(stable=True)
     betas, start = steps.numpy(), 0
     if lowest != 0:
         start = 1 << len(gamma)
         betas = np.append(betas, np.float32(lowest))
-    flips = codes.numpy().astype(np.uint8)
-    return Planes(betas, midpoints(levels).numpy(), flips[:-1] ^ flips[1:], start)
+    order = order.numpy().astype(np.uint8)  # a level's place among the choices is its code
+    return Planes(betas, midpoints(levels).numpy(), order[:-1] ^ order[1:], start)
 
 
 def encoded(x: Tensor, planes: Planes) -> Tensor:
@@ -70,7 +71,7 @@ def encoded(x: Tensor, planes: Planes) -> Tensor:
 
     order = in_memory(x)
     x = x.permute(order).contiguous()
-    codes = torch.empty(x.shape, dtype=torch.uint8)
+    codes = torch.empty(x.shape, dtype=torch.uint8, device="cpu")
     values = planes.middle, planes.flips, np.uint8(planes.start)
     encode(x.view(-1).numpy(), *values, codes.view(-1).numpy())
     return codes.permute([order.index(k) for k in range(x.dim())])
