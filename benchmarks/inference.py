@@ -4,7 +4,8 @@
 
 All ways take turns in one process. LeNet5 is the published file. VGG and ResNet18 are untrained:
 they have the published number of bits, each of the 6 a group has surviving by chance, and the norms
-have the statistics of random pictures.
+have the statistics of random pictures. "2-bit inputs" is the same network with activations in 2
+binary bases, fitted to random pictures, which it computes by counting bits.
 """
 
 from __future__ import annotations
@@ -30,23 +31,27 @@ from timing import read_rows, settle, timing, write_figures
 LENET5 = Path(__file__).resolve().parents[1] / "checkpoints" / "published" / "lenet5.alq"
 BITS = {"lenet5": None, "vgg": 0.66, "resnet18": 2.0}  # None: those of the file
 MAX_BIT = 6
+ACT_BIT = 2
 COLUMNS = (
     ("float32", "float32 ms"), ("from bits", "from bits ms"), ("int16", "int16 ms"),
-    ("decoded", "decoded ms"), ("compiled", "compiled ms"), ("bfloat16", "bfloat16 ms"),
-    ("int8", "int8 ms"),
+    ("counted", "2-bit inputs ms"), ("decoded", "decoded ms"), ("compiled", "compiled ms"),
+    ("bfloat16", "bfloat16 ms"), ("int8", "int8 ms"),
 )  # fmt: skip
 
 
-def quantized(name: str) -> tuple[nn.Module, list[alq.MultiBitWeight]]:
-    """Return the network with as many bits as published."""
+def quantized(name: str, act_bit: int = 0) -> tuple[nn.Module, list[alq.MultiBitWeight]]:
+    """Return the network with as many bits as published, and inputs of `act_bit`; 0 for floats."""
     torch.manual_seed(0)
     flags = NETWORKS[name].default_flags()
     model = NETWORKS[name].recipe.network().eval()
     if BITS[name] is None:
-        return model, alq.load_packed(LENET5, model)
-    weights = alq.quantize(model, flags.structure, flags.subc, MAX_BIT)
-    share = 1 - BITS[name] / average_bitwidth(weights)
-    prune(weights, [(torch.rand(w.mask.shape) < share) & w.mask for w in weights])
+        weights = alq.load_packed(LENET5, model)
+    else:
+        weights = alq.quantize(model, flags.structure, flags.subc, MAX_BIT)
+        share = 1 - BITS[name] / average_bitwidth(weights)
+        prune(weights, [(torch.rand(w.mask.shape) < share) & w.mask for w in weights])
+    if act_bit:
+        alq.quantize_activations(model, act_bit)
     for module in model.modules():  # without statistics the signal fades from layer to layer
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.momentum = None
@@ -69,6 +74,26 @@ def decoded_only(model: nn.Module) -> nn.Module:
         if isinstance(module, PackedLayer):
             module.way = "decoded"
     return model
+
+
+def check_layers(model: nn.Module, x: Tensor) -> None:
+    """Raise AssertionError if a packed layer gives other numbers than when it is decoded.
+
+    Layer by layer, as between layers rounding may decide on the level of an input.
+    """
+
+    def check(layer: PackedLayer, inputs: tuple[Tensor], y: Tensor) -> None:
+        layer.way = "decoded"
+        reference = layer.forward(*inputs)
+        layer.way = None
+        difference = (y - reference).norm() / reference.norm()
+        assert difference < 1e-5, f"{layer.name}: {difference}"
+
+    layers = [module for module in model.modules() if isinstance(module, PackedLayer)]
+    hooks = [layer.register_forward_hook(check) for layer in layers]
+    model(x)
+    for hook in hooks:
+        hook.remove()
 
 
 def int8_session(model: nn.Module, x: Tensor) -> Callable[[], object] | None:
@@ -108,6 +133,8 @@ def ways(
     model_last = model_last.to(**last)
     bits, shorts = (alq.pack_for_inference(model, weights, k) for k in ("float32", "int16"))
     decoded = decoded_only(alq.pack_for_inference(model, weights))
+    counted = alq.pack_for_inference(*quantized(name, ACT_BIT))
+    check_layers(counted, x)
     difference = (bits(x) - model(x)).norm() / model(x).norm()
     assert difference < 1e-5, f"{name}: {difference}"
     found = {
@@ -115,6 +142,7 @@ def ways(
         "channels_last": lambda: model_last(x_last),
         "from bits": lambda: bits(x),
         "int16": lambda: shorts(x),
+        "counted": lambda: counted(x),
         "decoded": lambda: decoded(x),
     }
     if args.compile:
@@ -154,13 +182,14 @@ def figures(name: str, args: argparse.Namespace) -> list[dict]:
 def table(rows: list[dict]) -> str:
     """Return the rows as a Markdown table."""
     heads = ["network", "bits", "batch", "threads", *(head for _, head in COLUMNS)]
-    heads += ["float32 / bits", "float32 / int16", "int16 error"]
+    heads += ["float32 / bits", "float32 / int16", "float32 / 2-bit inputs", "int16 error"]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
     for row in rows:
         ms = row["ms"]
         cells = [row["network"], f"{row['bits']:.2f}", str(row["batch"]), str(row["threads"])]
         cells += [f"{ms[way]:.2f}" if way in ms else "" for way, _ in COLUMNS]
-        cells += [f"{ms['float32'] / ms[way]:.2f}" for way in ("from bits", "int16")]
+        ratios = ("from bits", "int16", "counted")
+        cells += [f"{ms['float32'] / ms[way]:.2f}" if way in ms else "" for way in ratios]
         lines.append("| " + " | ".join([*cells, f"{row['int16_error']:.1e}"]) + " |")
     return "\n".join(lines)
 
