@@ -102,6 +102,18 @@ def test_a_linear_layer_counts_what_it_multiplied(n, pieces, O, bits, M, shape, 
 
 
 @numba_works
+@pytest.mark.parametrize("words", range(1, 10))
+def test_rows_of_any_length(words) -> None:
+    layer, x = nn.Linear(64 * words, 20), torch.randn(20, 64 * words)
+    for M in (1, 2, 3):
+        packed = fed(layer, x, M, structure="subchannelwise", subc=1)
+        assert countable(x, packed.binary_input, packed.grouping) == M + 1
+        for way in COUNTED:
+            assert difference(compute_by(packed, way)(x), layer(x)) < 1e-5
+        layer = nn.Linear(64 * words, 20)
+
+
+@numba_works
 def test_it_counts_where_it_can(counted) -> None:
     for layer, x in (
         (nn.Conv2d(64, 24, 3, padding=1), torch.randn(2, 64, 12, 12)),

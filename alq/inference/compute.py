@@ -71,9 +71,8 @@ def by_popcounts(
     """Return what `by_tables` does, of the codes (B, C, H, W) of `alq.inference.planes`."""
     from .popcounts import VECTOR, count_tiles
 
-    lanes, P = COUNTED_LANES, len(betas)
-    cut = tiling(geometry, lanes)
-    flat = lay_out(codes, geometry, cut.joined, lanes)
+    P, cut = len(betas), tiling(geometry, COUNTED_LANES)
+    flat = lay_out(codes, geometry, cut.joined, COUNTED_LANES)
     head = (2 * P * (row_bytes(grouping.n) // 8) + 2) * VECTOR
     return in_tiles(partial(count_tiles, P), rows, grouping, bias, flat, geometry, cut, betas, head)
 

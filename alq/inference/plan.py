@@ -22,7 +22,7 @@ UNUSED = 1.15  # tiles of a convolution, over those that its outputs would fill
 DOTS_CALL, DOTS_POSITION, DOTS_WORD = 18e3, 9e3, 1.7
 # Of popcounts: a call; an input; a word of the input in all planes; a row; of a plane, a word; an
 # output of a tile.
-COUNTED_CALL, ENCODE, PACK, COUNTED_ROW, COUNT, COUNTED_WRITE = 60e3, 0.5, 50.0, 1.2, 0.39, 1.0
+COUNTED_CALL, ENCODE, PACK, COUNTED_ROW, COUNT, COUNTED_WRITE = 60e3, 0.5, 50.0, 0.8, 0.35, 1.0
 # Of popcount dots: a call; each position; a row; of a plane, a row's sum; of a plane, a word.
 ONE_CALL, ONE_POSITION, ONE_ROW, ONE_SUM, ONE_WORD = 40e3, 2.4e3, 1.1, 0.9, 0.14
 # Of all ways but these two, where the input is in binary bases: a call; an input to put on a level.

@@ -67,7 +67,7 @@ def planes_of_levels(gamma: tuple[float, ...], lowest: float) -> Planes:
 
 def encoded(x: Tensor, planes: Planes) -> Tensor:
     """Return the codes of x, uint8 of its shape."""
-    from .popcounts import encode
+    from .inputs import encode
 
     order = in_memory(x)
     x = x.permute(order).contiguous()

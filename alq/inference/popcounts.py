@@ -7,7 +7,8 @@ a row alpha s with s = 2 b - 1 in {-1, +1}, b its bits. So a row adds to its out
     total = sum_m beta_m ones(c_m)                                   of the inputs, not of the row
 
 A word of 64 weights at 16 positions is for each m two vectors of 64-bit words, the even and the odd
-positions': each takes one `and`, one count and one addition. What rounds is in float32.
+positions': each takes one `and`, one count and one addition. `alq.inference.inputs` makes them.
+What rounds is in float32.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .inputs import as_counts, factors, pack
 from .plan import MOST_PLANES
 from .tables import write_tile
 from .vectors import (
@@ -38,89 +40,15 @@ from .vectors import (
     types,
 )  # fmt: skip
 
-BYTES = ir.VectorType(ir.IntType(8), 16)
-INTS = ir.VectorType(I32, 16)
-BLOCK = 4096  # inputs that stay in the fastest cache
+FEW = (1, 2, 4, 8)  # words of a row that are written out, in registers as far as these go
 
 
-def same(number: int, kind: ir.VectorType) -> ir.Constant:
-    """Return `number` in all lanes."""
-    return ir.Constant(kind, [number] * kind.count)
-
-
-def as_counts(b: Any, even: Any, odd: Any) -> Any:
-    """Return the counts of even and odd positions as 16 floats in order."""
-    both = b.or_(even, b.shl(odd, same(32, LONGS)))
-    return b.sitofp(b.bitcast(both, INTS), FLOATS)
-
-
-def factors(b: Any, betas: Any, planes: int) -> list:
-    """Return the floats at `betas`, each in all lanes."""
-    return [splat(b, load(b, b.add(betas, constant(4 * m)), F32)) for m in range(planes)]
-
-
-def half_words(b: Any, x: Any, taps: Any, zeros: Any, planes: int) -> list:
-    """Return for each plane the bits of 32 inputs at 16 positions, one position a lane.
-
-    Arguments as for `tables_builder`; the inputs are bytes, whose bit m is that of plane m.
-    """
-    words = [cgutils.alloca_once_value(b, ir.Constant(INTS, None)) for _ in range(planes)]
-    for word in words:
-        b.store(ir.Constant(INTS, None), word)
-    with cgutils.for_range(b, constant(4)) as loop:
-        parts = [b.lshr(b.load(word), same(8, INTS)) for word in words]
-        for j in range(24, 32):  # the upper eight bits; those before move down
-            place = b.add(b.mul(loop.index, constant(8)), constant(j - 24))
-            tap = load(b, b.add(taps, b.mul(place, constant(8))), I64)
-            inside = b.icmp_signed(">=", tap, constant(0))
-            code = b.zext(load(b, b.select(inside, b.add(x, tap), zeros), BYTES), INTS)
-            for m in range(planes):
-                bit = b.and_(b.shl(code, same(j - m, INTS)), same(1 << j, INTS))
-                parts[m] = b.or_(parts[m], bit)
-        for word, part in zip(words, parts, strict=True):
-            b.store(part, word)
-    return [b.load(word) for word in words]
-
-
-def packer(planes: int) -> Callable:
-    """Return the intrinsic (packed, words, x, taps, zeros, betas): write `words` words.
-
-    A word is for each plane the vectors of the even and of the odd positions. Behind the last word
-    come the totals.
-    """
-
-    @intrinsic
-    def pack(
-        typing: Any, packed: Any, words: Any, x: Any, taps: Any, zeros: Any, betas: Any
-    ) -> Any:
-        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            packed, words, x, taps, zeros, betas = arguments
-            low, beta = same(2**32 - 1, LONGS), factors(b, betas, planes)
-            total = cgutils.alloca_once_value(b, ir.Constant(FLOATS, None))
-            b.store(ir.Constant(FLOATS, None), total)
-            with cgutils.for_range(b, words) as loop:
-                here = b.add(taps, b.mul(loop.index, constant(64 * 8)))
-                place = b.add(packed, b.mul(loop.index, constant(2 * planes * VECTOR)))
-                halves = [
-                    half_words(b, x, b.add(here, constant(k)), zeros, planes) for k in (0, 32 * 8)
-                ]
-                for m, parts in enumerate(zip(*halves, strict=True)):
-                    first, second = (b.bitcast(part, LONGS) for part in parts)
-                    even = b.or_(b.and_(first, low), b.shl(second, same(32, LONGS)))
-                    odd = b.or_(
-                        b.lshr(first, same(32, LONGS)), b.and_(second, same(-(2**32), LONGS))
-                    )
-                    store(b, even, b.add(place, constant(2 * m * VECTOR)), VECTOR)
-                    store(b, odd, b.add(place, constant((2 * m + 1) * VECTOR)), VECTOR)
-                    product = b.fmul(beta[m], as_counts(b, ones(b, even), ones(b, odd)))
-                    b.store(b.fadd(b.load(total), product), total)
-            behind = b.add(packed, b.mul(words, constant(2 * planes * VECTOR)))
-            store(b, b.load(total), behind, VECTOR)
-            return context.get_dummy_value()
-
-        return types.void(i64, i64, i64, i64, i64, i64), generate
-
-    return pack
+def add_word(b: Any, bits: Any, vectors: list, counts: list) -> list:
+    """Return the counts with those of the word at the address `bits` and the inputs `vectors`."""
+    one = b.insert_element(ir.Constant(LONGS, ir.Undefined), load(b, bits, I64), constant(0))
+    word = b.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, 8), [0] * 8))
+    found = [ones(b, b.and_(vector, word)) for vector in vectors]
+    return [b.add(*pair) for pair in zip(counts, found, strict=True)]
 
 
 def rows_adder(planes: int) -> Callable:
@@ -140,30 +68,48 @@ def rows_adder(planes: int) -> Callable:
             twice = [b.fadd(beta, beta) for beta in factors(b, betas, planes)]
             behind = b.add(packed, b.mul(words, constant(2 * planes * VECTOR)))
             minus = b.fsub(ir.Constant(FLOATS, None), load(b, behind, FLOATS, VECTOR))
-            zero = ir.Constant(LONGS, None)
-            counts = [cgutils.alloca_once_value(b, zero) for _ in range(2 * planes)]
-            with cgutils.for_range(b, rows) as row:
-                for count in counts:
-                    b.store(zero, count)
-                own = b.add(signs, b.mul(b.mul(row.index, words), constant(8)))
+            zeros = [ir.Constant(LONGS, None)] * (2 * planes)
+            sums = [cgutils.alloca_once(b, LONGS) for _ in zeros]
+
+            def inputs(word: Any) -> list:
+                place = b.add(packed, b.mul(word, constant(2 * planes * VECTOR)))
+                places = [b.add(place, constant(k * VECTOR)) for k in range(2 * planes)]
+                return [load(b, place, LONGS, VECTOR) for place in places]
+
+            def counts_of_many(own: Any) -> list:
+                for total, zero in zip(sums, zeros, strict=True):
+                    b.store(zero, total)
                 with cgutils.for_range(b, words) as loop:
-                    bits = load(b, b.add(own, b.mul(loop.index, constant(8))), I64)
-                    one = b.insert_element(ir.Constant(LONGS, ir.Undefined), bits, constant(0))
-                    order = ir.Constant(ir.VectorType(I32, 8), [0] * 8)
-                    bits = b.shuffle_vector(one, one, order)
-                    place = b.add(packed, b.mul(loop.index, constant(2 * planes * VECTOR)))
-                    for k, count in enumerate(counts):
-                        plane = load(b, b.add(place, constant(k * VECTOR)), LONGS, VECTOR)
-                        b.store(b.add(b.load(count), ones(b, b.and_(plane, bits))), count)
-                value = minus
-                for m in range(planes):
-                    count = as_counts(b, b.load(counts[2 * m]), b.load(counts[2 * m + 1]))
-                    value = b.fadd(value, b.fmul(twice[m], count, flags=FUSED), flags=FUSED)
-                place = b.mul(row.index, constant(4))
-                output = b.zext(load(b, b.add(outputs, place), I32), I64)
-                y = b.add(tile, b.mul(output, constant(VECTOR)))
-                product = b.fmul(splat(b, load(b, b.add(alpha, place), F32)), value, flags=FUSED)
-                store(b, b.fadd(load(b, y, FLOATS, VECTOR), product, flags=FUSED), y, VECTOR)
+                    bits = b.add(own, b.mul(loop.index, constant(8)))
+                    found = add_word(b, bits, inputs(loop.index), [b.load(x) for x in sums])
+                    for total, value in zip(sums, found, strict=True):
+                        b.store(value, total)
+                return [b.load(total) for total in sums]
+
+            def add_all(few: list) -> None:
+                with cgutils.for_range(b, rows) as row:
+                    own = b.add(signs, b.mul(b.mul(row.index, words), constant(8)))
+                    counts = zeros if few else counts_of_many(own)
+                    for w, vectors in enumerate(few):
+                        counts = add_word(b, b.add(own, constant(8 * w)), vectors, counts)
+                    value = minus
+                    for m in range(planes):
+                        count = as_counts(b, counts[2 * m], counts[2 * m + 1])
+                        value = b.fadd(value, b.fmul(twice[m], count, flags=FUSED), flags=FUSED)
+                    place = b.mul(row.index, constant(4))
+                    output = b.zext(load(b, b.add(outputs, place), I32), I64)
+                    y = b.add(tile, b.mul(output, constant(VECTOR)))
+                    factor = splat(b, load(b, b.add(alpha, place), F32))
+                    value = b.fmul(factor, value, flags=FUSED)
+                    store(b, b.fadd(load(b, y, FLOATS, VECTOR), value, flags=FUSED), y, VECTOR)
+
+            many = ir.Constant(ir.IntType(1), 1)
+            for few in FEW:
+                with b.if_then(b.icmp_signed("==", words, constant(few))):
+                    add_all([inputs(constant(w)) for w in range(few)])
+                many = b.and_(many, b.icmp_signed("!=", words, constant(few)))
+            with b.if_then(many):
+                add_all([])
             return context.get_dummy_value()
 
         return types.void(*[i64] * 8), generate
@@ -172,27 +118,20 @@ def rows_adder(planes: int) -> Callable:
 
 
 assert MOST_PLANES == 4
-pack_1, pack_2, pack_3, pack_4 = map(packer, range(1, 5))
 add_1, add_2, add_3, add_4 = map(rows_adder, range(1, 5))
 
 
 @compiled
-def add_segment(planes, packed, words, x, taps, zeros, betas, signs, first, last, alpha, out, tile):
-    """Pack a segment's inputs for a tile, and add the rows `first` to `last` to it."""
-    signs += 8 * words * first
-    a, o, count = alpha.ctypes.data + 4 * first, out.ctypes.data + 4 * first, last - first
+def add_rows(planes, packed, words, signs, rows, alpha, outputs, tile, betas):
+    """Add the rows for 1 to 4 planes, as `rows_adder` explains."""
     if planes == 1:
-        pack_1(packed, words, x, taps, zeros, betas)
-        add_1(packed, words, signs, count, a, o, tile, betas)
+        add_1(packed, words, signs, rows, alpha, outputs, tile, betas)
     elif planes == 2:
-        pack_2(packed, words, x, taps, zeros, betas)
-        add_2(packed, words, signs, count, a, o, tile, betas)
+        add_2(packed, words, signs, rows, alpha, outputs, tile, betas)
     elif planes == 3:
-        pack_3(packed, words, x, taps, zeros, betas)
-        add_3(packed, words, signs, count, a, o, tile, betas)
+        add_3(packed, words, signs, rows, alpha, outputs, tile, betas)
     else:
-        pack_4(packed, words, x, taps, zeros, betas)
-        add_4(packed, words, signs, count, a, o, tile, betas)
+        add_4(packed, words, signs, rows, alpha, outputs, tile, betas)
 
 
 @compiled
@@ -224,24 +163,13 @@ def count_tiles(
         for s in range(S):
             begin_row, end_row = bounds[s, block], bounds[s, block + 1]
             if begin_row < end_row:
-                add_segment(
-                    planes, packed, words, begin, taps.ctypes.data + 8 * s * places, zeros,
-                    betas.ctypes.data, signs, begin_row, end_row, alpha, outputs, sums,
-                )  # fmt: skip
+                here = taps.ctypes.data + 8 * s * places
+                pack(planes, packed, words, begin, here, zeros, betas.ctypes.data)
+                a, o = alpha.ctypes.data + 4 * begin_row, outputs.ctypes.data + 4 * begin_row
+                own, rows = signs + 8 * words * begin_row, end_row - begin_row
+                add_rows(planes, packed, words, own, rows, a, o, sums, betas.ctypes.data)
         own = y[image * steps[1] * steps[2] + edges[block] :]
         offsets = bias[edges[block] : edges[block + 1]]
         write_tile(
             scratch[used : used + O * lanes], lanes, scales, offsets, targets[t], own, steps[2]
         )
-
-
-@compiled
-def encode(x, middle, flips, start, codes):
-    """Write the codes (N,) uint8 of x (N,): `start`, changed by `flips[k]` where x > middle[k]."""
-    for begin in range(0, len(x), BLOCK):
-        values, found = x[begin : begin + BLOCK], codes[begin : begin + BLOCK]
-        found[:] = start
-        for k in range(len(middle)):
-            low, flip = middle[k], flips[k]
-            for i in range(len(values)):  # which becomes vector instructions
-                found[i] ^= np.uint8(values[i] > low) * flip
