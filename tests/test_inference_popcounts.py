@@ -146,12 +146,12 @@ def test_codes_are_decided_as_levels_are(gamma, lowest) -> None:
     activation.gamma.copy_(torch.tensor(gamma))
     activation.lowest.fill_(lowest)
     activation.fitted = True
-    planes = planes_of(activation)
-    middle = torch.from_numpy(planes.middle)
+    middle = torch.from_numpy(planes_of(activation).middle)
     beside = [torch.nextafter(middle, torch.full_like(middle, end)) for end in (-9.0, 9.0)]
     x = torch.cat([middle, *beside, torch.randn(10_000)])
-    bits = encoded(x, planes).unsqueeze(1) >> torch.arange(len(planes.betas)) & 1
-    x_hat = bits.float() @ torch.from_numpy(planes.betas)
+    codes, betas = encoded(x, activation)
+    bits = codes.unsqueeze(1) >> torch.arange(len(betas)) & 1
+    x_hat = bits.float() @ torch.from_numpy(betas)
     torch.testing.assert_close(x_hat, activation(x), rtol=0, atol=1e-6)
 
 

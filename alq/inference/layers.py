@@ -23,7 +23,7 @@ from .compute import (
     kernels_work,
 )
 from .plan import COUNTED, choose
-from .planes import countable, encoded, planes_of
+from .planes import countable, encoded
 from .rows import Rows
 from .tiles import Geometry
 
@@ -120,8 +120,8 @@ class PackedLayer(nn.Module):
         layer = self.rows, self.grouping, self.bias
         if way == "tables":
             return by_tables(*layer, self.fed(x), geometry, self.tables)
-        planes = planes_of(self.binary_input)
-        return by_popcounts(*layer, encoded(x, planes), geometry, planes.betas)
+        codes, betas = encoded(x, self.binary_input)
+        return by_popcounts(*layer, codes, geometry, betas)
 
     def part_of_bias(self, start: int, stop: int) -> Tensor | None:
         return None if self.bias is None else self.bias[start:stop]
@@ -147,9 +147,8 @@ class PackedLinear(PackedLayer):
         elif way == "dots":
             y = by_dots(self.rows, self.grouping, self.bias, self.fed(flat))
         elif way == "popcount dots":
-            planes = planes_of(self.binary_input)
-            codes = encoded(flat, planes)
-            y = by_popcount_dots(self.rows, self.grouping, self.bias, codes, planes.betas)
+            coded = encoded(flat, self.binary_input)
+            y = by_popcount_dots(self.rows, self.grouping, self.bias, *coded)
         elif way == "decoded":
             y = self.by_decoding(self.fed(flat))
         else:

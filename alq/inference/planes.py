@@ -61,17 +61,18 @@ def planes_of_levels(gamma: tuple[float, ...], lowest: float) -> Planes:
     if lowest != 0:
         start = 1 << len(gamma)
         betas = np.append(betas, np.float32(lowest))
-    order = order.numpy().astype(np.uint8)  # a level's place among the choices is its code
-    return Planes(betas, midpoints(levels).numpy(), order[:-1] ^ order[1:], start)
+    code = order.numpy().astype(np.uint8)  # a level's place among the choices is its code
+    return Planes(betas, midpoints(levels).numpy(), code[:-1] ^ code[1:], start)
 
 
-def encoded(x: Tensor, planes: Planes) -> Tensor:
-    """Return the codes of x, uint8 of its shape."""
+def encoded(x: Tensor, activation: BinaryActivation | None) -> tuple[Tensor, np.ndarray]:
+    """Return the codes of an input that is `countable`, uint8 of its shape, and the betas."""
     from .inputs import encode
 
-    order = in_memory(x)
+    assert activation is not None
+    planes, order = planes_of(activation), in_memory(x)
     x = x.permute(order).contiguous()
     codes = torch.empty(x.shape, dtype=torch.uint8, device="cpu")
     values = planes.middle, planes.flips, np.uint8(planes.start)
     encode(x.view(-1).numpy(), *values, codes.view(-1).numpy())
-    return codes.permute([order.index(k) for k in range(x.dim())])
+    return codes.permute([order.index(k) for k in range(x.dim())]), planes.betas
