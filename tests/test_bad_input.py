@@ -32,6 +32,7 @@ SCRIPTS = {"lenet5": lenet5.main, "vgg": vgg.main, "resnet": resnet.main}
 #   ori.pth           LeNet5's full-precision checkpoint
 #   vgg.pth           VGG's name on LeNet5's weights
 #   thin.pth          LeNet5's name on other weights
+#   point.pth         a resume point of LeNet5's pretraining
 #   half/ empty/ flat/ torn/   data that is no good
 NUMBERS = {
     "--lr": ("0", "-1", "nan", "inf", "1e400", "x", ""),
@@ -107,6 +108,7 @@ ODD = [
     ("lenet5", ["--PRETRAIN", "--POSTTRAIN"], ["--model ", "no such file; --ALQ makes it"]),
     ("lenet5", ["--ALQ", "--model_ori", "{}/file"], ["file is not a checkpoint"]),
     ("lenet5", ["--ALQ", "--model_ori", "{}/vgg.pth"], ["holds network 'vgg', not 'lenet5'"]),
+    ("lenet5", ["--ALQ", "--model_ori", "{}/point.pth"], ["--model_ori", "is a resume point"]),
     ("lenet5", ["--ALQ", "--model_ori", "{}/thin.pth"], ["holds another network: conv1.weight"]),
     ("lenet5", ["--POSTTRAIN", "--model", "{}/ori.pth", "--model_ori", "x"], ["holds what --PRETRAIN saved"]),
     ("lenet5", ["--PRETRAIN", "--model", "{}"], ["--model ", "is a folder"]),
@@ -143,6 +145,8 @@ def place(tmp_path_factory) -> Path:
     content["val_indices"] = torch.arange(10000)
     state = plain_state(lenet5.LeNet5())
     save_checkpoint(folder / "ori.pth", {"net": "lenet5", "model": state, **content})
+    point = {"net": "lenet5", "model": state, "target": "model_ori", **content}
+    save_checkpoint(folder / "point.pth", point)
     save_checkpoint(folder / "vgg.pth", {"net": "vgg", "model": state, **content})
     thin = {"conv1.weight": torch.zeros(2, 1, 5, 5)}
     save_checkpoint(folder / "thin.pth", {"net": "lenet5", "model": thin, **content})

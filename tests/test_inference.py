@@ -507,6 +507,10 @@ def test_the_plan_is_shown(capsys) -> None:
     lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
     assert lines["fc1.weight"][1] == "500x800"
     assert {*lines["fc1.weight"][3:]} <= {"tables", "dots", "decoded"}
+    for other in ("--json", "--ops"):
+        with pytest.raises(SystemExit):
+            main(["info", str(PUBLISHED), "--plan", other])
+        assert "--plan: is a table of its own" in capsys.readouterr().err
 
 
 def test_the_plan_takes_tables_where_bits_are_few_and_products_where_they_are_many() -> None:
