@@ -138,12 +138,12 @@ def extent(x: Tensor, M: int, lowest: Tensor | None = None) -> tuple[Tensor, Ten
 
     They begin at 0 where no x is negative, and either `lowest` is 0 or, without it, some x is.
     """
-    one = x.new_ones(())
-    sums = torch.stack([x.sum(), one * (x < 0).sum(), one * (x == 0).sum(), one * len(x)])
-    total, negatives, zeros, values = sum_over_processes(sums)
-    from_zero = (negatives == 0) & (zeros > 0 if lowest is None else lowest == 0)
+    zeros, values = (x == 0).sum(dtype=x.dtype), x.new_full((), len(x))
+    sums = sum_over_processes(torch.stack([x.sum(), x.clamp(max=0).sum(), zeros, values]))
+    total, below, zeros, values = sums
+    from_zero = (below == 0) & (zeros > 0 if lowest is None else lowest == 0)
     middle = torch.where(from_zero, 0, total / values)
-    counted = torch.where(from_zero, values - zeros, values).clamp(min=1)
+    counted = (values - zeros * from_zero).clamp(min=1)
     reach = REACH * (1 + M / 2) * sum_over_processes((x - middle).abs().sum()) / counted
     return torch.where(from_zero, 0, middle - reach), middle + reach
 
