@@ -7,6 +7,7 @@ With D_m in {-1, +1} elementwise, b_m = (1 + D_m) / 2 in {0, 1}, and one set (x_
     x_hat      the level nearest to x, which the midpoints of neighbours tell
                = lowest + sum_m 2 gamma_m b_m = x_ref + sum_m gamma_m D_m
     gradient   dLoss/dx = dLoss/dx_hat where levels[0] <= x <= levels[-1], else 0
+    reach      x = clamp(x, 0, 1.25 (1 + M/2) mean of the x's above 0)   for the fit alone
     fit        theta = (lowest, 2 gamma_1, .., 2 gamma_M), C = (1, b_1, .., b_M) of each x
                (C^T C + R) d = C^T (x - x_hat),  R = 1e-4 times the number of x's
     update     theta = theta + 0.1 d;  gamma = max(gamma, 0)             once a training batch
@@ -15,7 +16,8 @@ The fit is the least squares of x on its codes, written for the change d: what t
 determine stays as it is. 0.1 d makes it a running average of decay 0.9. Where the first batch has
 zeros and nothing below, as behind ReLU, the lowest level is 0 and stays exactly that: its column of
 C is 0. ReLU then changes nothing, and zero padding is a level. Once negative values come, the
-lowest level is fitted as gamma is.
+lowest level is fitted as gamma is, and the reach is to both sides of the mean.
+The reach keeps a few large values, as of one unit, from taking levels that all others need.
 """
 
 from collections.abc import Mapping
@@ -33,6 +35,7 @@ RIDGE = 1e-4  # of the fit, relative to the number of values
 SAMPLE = 2**14  # values of a batch, over the whole of it, that its fit is of
 PRIME = 2654435761  # steps of this length meet every place of a tensor before one comes again
 FIRST_FITS = 30  # turns of codes, then fit, on the first batch
+REACH = 1.25  # times the mean of |x| is a normal distribution's standard deviation
 COUNTED_BITS = 3  # up to 2^3 levels it is faster to add up their steps than to search
 
 
@@ -115,9 +118,8 @@ def normal_equations(x: Tensor, theta: Tensor, C: Tensor) -> Tensor:
     levels, order = (C @ theta).sort()
     rank = torch.bucketize(x, midpoints(levels), out_int32=True)
     rows = C[order].index_select(0, rank)  # (S, M + 1)
-    rest = x - levels.index_select(0, rank)  # (S,)
-    negative = (x < 0).sum(dtype=x.dtype)
-    return torch.cat([(rows.T @ rows).flatten(), rows.T @ rest, negative.unsqueeze(0)])
+    b, negative = rows.T @ (x - levels.index_select(0, rank)), (x < 0).sum(dtype=x.dtype)
+    return torch.cat([(rows.T @ rows).flatten(), b, negative.unsqueeze(0)])
 
 
 def solve(sums: Tensor, theta: Tensor) -> Tensor:
@@ -131,33 +133,36 @@ def solve(sums: Tensor, theta: Tensor) -> Tensor:
     return torch.linalg.solve_ex(free * A * free.unsqueeze(1) + R, free * b).result
 
 
-def start(x: Tensor, theta: Tensor) -> Tensor:
-    """Return `theta` (M + 1,) of evenly spaced levels for the values x (S,), to begin fits from.
+def extent(x: Tensor, M: int, lowest: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return where the levels for the values x (S,) should begin and end, by where most x's are.
 
-    They reach from 0, or from below the mean to above it, as far as most of a normal distribution.
+    They begin at 0 where no x is negative, and either `lowest` is 0 or, without it, some x is.
     """
-    M, one = len(theta) - 1, x.new_ones(())
-    x = x if x.numel() else x.new_zeros(1)
-    zeros, negatives, values = (x == 0).sum(), (x < 0).sum(), one * len(x)
-    sums = [x.sum(), x.abs().sum(), zeros, negatives, values, x.amax() - x.amin(), one]
-    total, size, zeros, negatives, values, span, one = sum_over_processes(torch.stack(sums))
-    mean = total / values
-    spread = sum_over_processes((x - mean).abs().sum()) / values
-    from_zero = (negatives == 0) & (zeros > 0)
-    reach = torch.where(from_zero, size / (values - zeros).clamp(min=1), 2 * spread)
-    # 1.25 times the mean of |x| is a normal distribution's standard deviation.
-    reach = torch.minimum(1.25 * (1 + M / 2) * reach, span / one)
+    zeros, values = (x == 0).sum(dtype=x.dtype), x.new_full((), len(x))
+    sums = sum_over_processes(torch.stack([x.sum(), x.clamp(max=0).sum(), zeros, values]))
+    total, below, zeros, values = sums
+    from_zero = (below == 0) & (zeros > 0 if lowest is None else lowest == 0)
+    middle = torch.where(from_zero, 0, total / values)
+    counted = (values - zeros * from_zero).clamp(min=1)
+    reach = REACH * (1 + M / 2) * sum_over_processes((x - middle).abs().sum()) / counted
+    return torch.where(from_zero, 0, middle - reach), middle + reach
+
+
+def start(x: Tensor, low: Tensor, high: Tensor, M: int) -> Tensor:
+    """Return theta (M + 1,) of levels evenly from `low` to `high`, no wider than the x's (S,)."""
+    width, processes = sum_over_processes(torch.stack([x.amax() - x.amin(), x.new_ones(())]))
+    reach = torch.minimum(high - low, width / processes)
     steps = 2.0 ** torch.arange(M, dtype=x.dtype, device=x.device) / (2**M - 1)
-    lowest = (mean - reach / 2) * ~from_zero
-    return torch.cat([lowest.reshape(1), reach * steps])
+    low = torch.where(low == 0, low, (low + high - reach) / 2)
+    return torch.cat([low.reshape(1), reach * steps])
 
 
 class BinaryActivation(nn.Module):
     """Puts the levels of M bits in the place of an input.
 
     It fits itself to the first batch that it sees. From then on every batch in training mode moves
-    the levels a little, and the batch takes the levels so moved; in eval mode they stay. Several
-    processes fit to the batches of all, so that training takes equally many in each.
+    the levels a little, and takes them so moved; in eval mode they stay. Several processes fit to
+    the batches of all, so that training takes equally many in each.
 
     Attributes:
         gamma: (M,), not negative.
@@ -200,14 +205,17 @@ class BinaryActivation(nn.Module):
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
         """Move the levels as the running average of the fits, by that to one batch."""
-        self.put(self.refitted(self.values(x), self.theta(), 1 - DECAY))
+        x = self.values(x)
+        x = x.clamp(*extent(x, len(self.gamma), self.lowest))
+        self.put(self.refitted(x, self.theta(), 1 - DECAY))
 
     @torch.compiler.disable
     @torch.no_grad()
     def fit_first(self, x: Tensor) -> None:
         """Fit the levels to one batch, in turns of codes and fit."""
-        x = self.values(x)
-        theta = start(x, self.theta())
+        x = self.values(x if x.numel() else x.new_zeros(1))
+        low, high = extent(x, len(self.gamma))
+        theta = start(x := x.clamp(low, high), low, high, len(self.gamma))
         for _ in range(FIRST_FITS):
             theta = self.refitted(x, theta, 1.0)
         self.put(theta)
