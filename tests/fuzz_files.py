@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -100,7 +101,7 @@ def distort(value: object, chance: random.Random) -> object:
 
 def recontained(data: bytes, chance: random.Random) -> bytes:
     """A packed file with distorted content, sealed again."""
-    tensors = dict(packed.safetensors.torch.load(data))
+    tensors = dict(safetensors.torch.load(data))
     names = packed.inflate_json(tensors["names"])
     if chance.random() < 0.7:
         with contextlib.suppress(TypeError, ValueError):  # a tensor among the names is no JSON

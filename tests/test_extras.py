@@ -18,7 +18,7 @@ from alq.data import mnist, read_mnist
 from alq.data.loaders import CropFlip
 from alq.errors import InputError
 from alq.extras.distill import distillation
-from alq.files.coding import decode, encode
+from alq.files.entropy import decode, encode
 from alq.files.packed import read_packed
 from alq.method.weight import prune
 from alq.training.epoch import classification
