@@ -168,6 +168,8 @@ def names_in(header: list) -> dict:
         for key, value in {**row, "transposed": transposed, "G": G, "I": I}.items():
             names["layers"].setdefault(key, []).append(value)
     for name, shape, form in values:
+        if not isinstance(name, str):
+            raise TypeError(f"{name} is no name")
         kind = form if isinstance(form, str) else "float32"
         names["rest"].setdefault(kind, {})[name] = shape
     return names if dataset is None else {**names, "dataset": dataset}
