@@ -19,7 +19,7 @@ import lenet5
 from alq.errors import InputError
 from alq.files.floats import FLOATS, in_form, smallest_form
 from alq.files.packed import read_bits, read_packed
-from alq.files.small import START
+from alq.files.small import START, deflate, open_small
 from alq.method.weight import prune
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "checkpoints" / "published"
@@ -264,6 +264,19 @@ def test_names_that_inflate_without_end_are_refused(tmp_path, small) -> None:
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     bomb = deflater.compress(b" " * 2**26) + deflater.flush()
     (tmp_path / "x.alq").write_bytes(sealed(bomb))
+    assert "makes no sense" in refusal(tmp_path / "x.alq")
+
+
+@pytest.mark.parametrize("form", [2, 16])
+def test_sizes_that_the_file_cannot_have_take_no_memory(tmp_path, small, form) -> None:
+    """A list of 2^40 values would end the process."""
+    header, body = open_small(small)
+    header[3][0][1:] = [[2**40], form]
+    (tmp_path / "x.alq").write_bytes(sealed(deflate(header) + body))
+    assert "makes no sense" in refusal(tmp_path / "x.alq")
+    header, body = open_small(small)
+    header[2][1][1] = [1, 2**40]
+    (tmp_path / "x.alq").write_bytes(sealed(deflate(header) + body))
     assert "makes no sense" in refusal(tmp_path / "x.alq")
 
 

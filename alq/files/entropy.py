@@ -57,6 +57,11 @@ class Decoder:
         self.value = int.from_bytes(islice(self.bytes, 4), "big")  # from the interval's beginning
         self.width, self.shifts = TOP - 1, 0
 
+    def expect(self, count: int) -> None:
+        """Raise ValueError if the code cannot hold `count` more numbers, before memory is taken."""
+        if not 0 <= count <= self.left:
+            raise ValueError(f"{count} numbers in {self.length} bytes")
+
     def code(self, zeros: int, bit: int) -> int:
         """Return the bit that the encoder was given; the `bit` given here does not matter."""
         split = (self.width >> 16) * zeros
@@ -93,8 +98,7 @@ def decode_numbers(
     contexts: Iterable[int] = repeat(0),
 ) -> list[int]:  # fmt: skip
     """Return the next `count` numbers; ValueError if the code cannot hold so many."""
-    if not 0 <= count <= decoder.left:
-        raise ValueError(f"{count} numbers in {decoder.length} bytes")
+    decoder.expect(count)
     decoder.left -= count
     return code_numbers(decoder, repeat(0, count), bits, follow, contexts)
 

@@ -142,8 +142,8 @@ def decode_values(
     if form not in FORMS:
         raise ValueError(f"form {form}")
     if form > MOST_STEPS:
-        planes = np.empty((form // 8, count), np.uint8)
         lower = uncoded.take(count * (form // 8 - 1))
+        planes = np.empty((form // 8, count), np.uint8)
         planes[:-1] = np.frombuffer(lower, np.uint8).reshape(-1, count) if count else 0
         planes[-1] = decode_numbers(decoder, count, 8, contexts=contexts)
         floats = np.ascontiguousarray(planes.T).view(f"float{form}").reshape(-1)

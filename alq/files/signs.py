@@ -5,7 +5,8 @@ signs that multiply it +. A flag for each input of a layer says whether all its 
 none of them is stored. The flags are coded given what the layer before leads one to expect.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -40,13 +41,13 @@ def expected_flags(layers: Sequence[LayerBits], place: int, inputs: int) -> np.n
     return np.zeros(inputs, bool)
 
 
-def contexts_of(name: str, count: int, layers: Sequence[LayerBits]) -> list[bool]:
+def contexts_of(name: str, count: int, layers: Sequence[LayerBits]) -> Iterable[bool]:
     """Return whether the units of tensor `name`, if that is a bias of so many, have no bits."""
     module = name.rpartition(".")[0]
     for layer in layers:
         if layer.name.rpartition(".")[0] == module and layer.grouping.by_outputs[0] == count:
             return outputs_without_bits(layer).tolist()
-    return [False] * count
+    return repeat(False)
 
 
 def encode_bits(encoder: Encoder, layers: Sequence[LayerBits], place: int) -> np.ndarray:
@@ -75,6 +76,7 @@ def decode_bits(
         raise ValueError(f"{name}: bitwidths up to {bits.max()} of {I}")
     layer = LayerBits(name, grouping, bits, np.empty(0, np.uint8), torch.empty(0))
     inputs = grouping.by_outputs[1]
+    decoder.expect(inputs)
     expected = expected_flags([*found, layer], len(found), inputs)
     flags = decode_numbers(decoder, inputs, 1, contexts=expected.tolist())
     return layer, np.array(flags, bool)
