@@ -2,7 +2,7 @@
 
     magic      4 bytes    "ALQ" and the format version, 3
     checksum   8 bytes    the first of the SHA-256 of all that follows
-    names      deflated   JSON: [bytes of the stream, data set, layers, rest]
+    names      deflated   JSON, after LIKELY: [bytes of the stream, data set, layers, rest]
     stream                for each layer the bitwidths of its groups, and a flag for each of its
                           inputs: whether all its signs are +; then the coordinates, then the floats
                           of the rest
@@ -48,6 +48,13 @@ from .signs import contexts_of, decode_bits, decode_signs, encode_bits
 
 BRAND, SMALL_VERSION = b"ALQ", 3
 CHECKED = 8  # bytes of the checksum
+# What names are likely to hold, the likeliest last: deflating begins as if it had seen this.
+LIKELY = (
+    b'.num_batches_tracked",[],"int64"],[".running_mean",[512],16],[".running_var",['
+    b'"classifier.features.0.layer1.0.downsample.bn1.weight",[.bias",[10],8]],["fc2.bias",[500],8],'
+    b'["fc1.bias",[50],8],["conv2.bias",[20],8],["conv1.bias",[64],3,1,0,6,8],["fc1.weight",['
+    b',3,3],1,0,0,6,8],["conv2.weight",[,5,5],2,0,0,6,8],["conv1.weight",['
+)
 START = len(BRAND) + 1 + CHECKED  # of the names
 
 
@@ -131,7 +138,7 @@ def part_sizes(
 
 def deflate(header: list) -> bytes:
     """Return `header` as deflated JSON that says where it ends."""
-    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9)
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zdict=LIKELY)
     text = json.dumps(header, separators=(",", ":")).encode()
     return deflater.compress(text) + deflater.flush()
 
@@ -145,7 +152,7 @@ def checksum(body: bytes) -> bytes:
 
 def open_small(content: bytes) -> tuple[list, bytes]:
     """Return (header, the bytes behind it) of a file that `check_small` has found whole."""
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS, LIKELY)
     return json.loads(inflater.decompress(content[START:], MOST_NAMES)), inflater.unused_data
 
 
