@@ -152,6 +152,34 @@ def test_running_statistics_keep_16_bits_and_coordinates_of_0_go() -> None:
     assert len(model[0].bias.abs().unique()) <= 4  # 3 bits: a sign, and 0 to 3 steps
 
 
+# ---------------------------------------------------------------------------- older files
+
+
+@pytest.mark.parametrize(
+    ("file", "digest"),
+    [("lenet5.alq", "ecdb0d66b7a3a321"), ("lenet5_10kb.alq", "408767e053922d99")],
+)
+def test_files_of_versions_1_and_2_hold_what_they_held(file, digest) -> None:
+    """The digests were taken before there was a version 3."""
+    content, found = read_packed(PUBLISHED / file), hashlib.sha256()
+    for state in content.weights:
+        for key in ("codes", "alpha", "mask"):
+            found.update(state[key].numpy().tobytes())
+    for name, value in sorted(content.rest.items()):
+        found.update(name.encode() + value.numpy().tobytes())
+    assert found.hexdigest().startswith(digest)
+
+
+def test_a_coded_file_of_version_2_with_float32() -> None:
+    layer = nn.Linear(8, 3)
+    (weight,) = alq.load_packed(Path(__file__).parent / "version2_coded.alq", layer)
+    alpha = torch.tensor([[0.95, 1.95], [0.825, 1.825], [0.8, 1.7]])
+    torch.testing.assert_close(weight.alpha, alpha)
+    assert torch.equal(layer.bias, torch.tensor([0.1, -2.5, 3e5]))
+    codes = ["00112230", "01122300", "11233001"]
+    assert ["".join(map(str, row)) for row in weight.codes.tolist()] == codes
+
+
 # ---------------------------------------------------------------------------- size
 
 
