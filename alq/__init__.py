@@ -1,7 +1,8 @@
 """Adaptive Loss-aware Quantization for multi-bit networks (Qu et al., CVPR 2020)."""
 
 from .extras.compiled import CompiledALQ
-from .files.coding import round_floats
+from .extras.constant_units import fold_constant_units
+from .files.floats import round_floats
 from .files.packed import load_packed, save_packed
 from .fit import fit
 from .inference.pack import load_for_inference, pack_for_inference
@@ -18,6 +19,7 @@ __all__ = [
     "Schedule",
     "average_bitwidth",
     "fit",
+    "fold_constant_units",
     "load_for_inference",
     "load_packed",
     "pack_for_inference",

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import random
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from alq import quantize, restore
 from alq.command.info import info_text, inspect
 from alq.errors import InputError
-from alq.files import checkpoint, packed
+from alq.files import checkpoint, packed, small
 
 ODD = [
     None, True, -1, 0, 1, 3, 2**31, 2**63, 2**70, 0.5, float("nan"), float("inf"), "", "x",
@@ -40,11 +42,12 @@ def network() -> nn.Module:
     )
 
 
-def seeds(folder: Path) -> tuple[dict, bytes]:
-    """(content of a checkpoint, bytes of a packed file) of a small network."""
+def seeds(folder: Path) -> tuple[dict, bytes, bytes]:
+    """(content of a checkpoint, bytes of a packed file, of a coded one) of a small network."""
     model = network()
     weights = quantize(model, max_bit=3)
     packed.save_packed(folder / "seed.alq", model, weights)
+    packed.save_packed(folder / "coded.alq", model, weights, coded=True)
     content = {
         "net": "small",
         "stage": "alq",
@@ -54,7 +57,8 @@ def seeds(folder: Path) -> tuple[dict, bytes]:
         "weights": [weight.state_dict() for weight in weights],
     }
     header = {"format": checkpoint.FORMAT, "version": checkpoint.VERSION}
-    return {**header, **content}, (folder / "seed.alq").read_bytes()
+    files = [(folder / name).read_bytes() for name in ("seed.alq", "coded.alq")]
+    return {**header, **content}, *files
 
 
 def damage(data: bytes, chance: random.Random) -> bytes:
@@ -100,7 +104,7 @@ def distort(value: object, chance: random.Random) -> object:
 
 def recontained(data: bytes, chance: random.Random) -> bytes:
     """A packed file with distorted content, sealed again."""
-    tensors = dict(packed.safetensors.torch.load(data))
+    tensors = dict(safetensors.torch.load(data))
     names = packed.inflate_json(tensors["names"])
     if chance.random() < 0.7:
         with contextlib.suppress(TypeError, ValueError):  # a tensor among the names is no JSON
@@ -113,6 +117,18 @@ def recontained(data: bytes, chance: random.Random) -> bytes:
         else:
             del tensors[name]
     return packed.encode_container(tensors)
+
+
+def reencoded(data: bytes, chance: random.Random) -> bytes:
+    """A coded packed file with names distorted, or what is behind them damaged, sealed again."""
+    header, body = small.open_small(data)
+    names = small.deflate(header)
+    if chance.random() < 0.6:
+        with contextlib.suppress(TypeError, ValueError):  # a tensor among the names is no JSON
+            names = small.deflate(distort(json.loads(json.dumps(header)), chance))
+    else:
+        body = damage(body, chance)
+    return data[:4] + small.checksum(names + body) + names + body
 
 
 def read(path: Path) -> str:
@@ -146,19 +162,21 @@ def read(path: Path) -> str:
 def fuzz(files: int, seed: int, folder: Path) -> Counter:
     """So many files; the outcomes counted."""
     chance, found = random.Random(seed), Counter()
-    content, small = seeds(folder)
+    content, plain, coded = seeds(folder)
     whole = checkpoint.encode_checkpoint(content)
     path = folder / "file"
     while sum(found.values()) < files:
-        kind = chance.choice(["bytes", "bytes", "content", "packed content"])
+        kind = chance.choice(["bytes", "bytes", "content", "packed content", "coded content"])
         if kind == "bytes":
-            data = damage(original := chance.choice([whole, small]), chance)
+            data = damage(original := chance.choice([whole, plain, coded]), chance)
             if data == original:
                 continue
         elif kind == "content":
             data = checkpoint.encode_checkpoint(distort(copy.deepcopy(content), chance))
+        elif kind == "packed content":
+            data = recontained(plain, chance)
         else:
-            data = recontained(small, chance)
+            data = reencoded(coded, chance)
         path.write_bytes(data)
         try:
             found[f"{kind}: {(outcome := read(path))}"] += 1

@@ -18,7 +18,7 @@ from alq.data import mnist, read_mnist
 from alq.data.loaders import CropFlip
 from alq.errors import InputError
 from alq.extras.distill import distillation
-from alq.files.coding import decode, encode
+from alq.files.entropy import decode, encode
 from alq.files.packed import read_packed
 from alq.method.weight import prune
 from alq.training.epoch import classification
@@ -111,7 +111,7 @@ def test_all_extras_on_the_command_line(tmp_path, capsys, monkeypatch) -> None:
     files = ["--model_ori", f"{tmp_path}/ori.pth", "--model", f"{tmp_path}/net.pth"]
     short = "--val_size 44 --epoch_pretrain 1 --epoch_basis 1 --epoch_coord 1 --R 1 --top_k 1"
     post = "--epoch_ste 1 --epoch_post_coord 1"
-    extras = "--distill 0.5 --augment 2 --per_byte --floats float16 --coded"
+    extras = "--distill 0.5 --augment 2 --per_byte --floats 6bit --coded --fold"
     flags = f"--PRETRAIN --ALQ --POSTTRAIN --threads 1 {short} {post} {extras}".split()
     lenet5.main([*flags, *files])
     capsys.readouterr()

@@ -260,10 +260,10 @@ def forge(path, packed: bytes, change) -> None:
 
 
 def test_another_version_is_named(tmp_path, packed, monkeypatch) -> None:
-    monkeypatch.setattr(alq.files.packed, "VERSION", 3)
+    monkeypatch.setattr(alq.files.packed, "VERSION", 4)
     alq.save_packed(tmp_path / "new.alq", *trained())
     monkeypatch.undo()
-    assert "format version 3; this code reads 1 and 2" in refusal(tmp_path / "new.alq")
+    assert "format version 4; this code reads 1 to 3" in refusal(tmp_path / "new.alq")
 
 
 def test_a_forged_structure_of_the_right_size_is_refused(tmp_path, packed) -> None:

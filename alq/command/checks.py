@@ -13,6 +13,7 @@ import torch
 
 from ..data.loaders import Split
 from ..errors import InputError
+from ..files.floats import FLOATS
 from ..files.paths import PACKED_ENDING, RunFiles, packed, part
 from ..method.network import groupings, quantizable
 from ..training.pruning import pruning_plan, read_target
@@ -29,6 +30,7 @@ def check_flags(args: Namespace, recipe: Recipe, stages: list[str]) -> None:
     check_milestones(args)
     if args.act_from and not args.act_bit:
         raise InputError(f"--act_from {args.act_from}: goes with --act_bit, which is 0")
+    check_packing(args)
     if stages:
         check_files(args, stages)
         read_target(args, sketched_layers(args, recipe))
@@ -50,6 +52,17 @@ def check_task(args: Namespace, stages: list[str]) -> None:
         raise InputError("--DOWNLOAD goes with --PRETRAIN: it fetches what that would train")
     if args.resume and args.EVAL:
         raise InputError("--resume: goes with the stages; --EVAL has nothing to go on with")
+
+
+def check_packing(args: Namespace) -> None:
+    """Check that the packed file can be what the flags ask for."""
+    if FLOATS[args.floats] < 16 and not args.coded:
+        raise InputError(f"--floats {args.floats}: goes with --coded")
+    if args.fold and not args.coded:
+        raise InputError("--fold: goes with --coded, which stores nothing of folded units")
+    if args.fold and (args.act_bit or args.amp):
+        other = "act_bit" if args.act_bit else "amp"
+        raise InputError(f"--fold: goes with activations in float32, not with --{other}")
 
 
 def check_milestones(args: Namespace) -> None:

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
+from ..files.floats import FLOATS
 from ..method.structures import STRUCTURES
 from . import arguments as a
 
 # Flags that may differ between a run and its resumption. Other devices, numbers of threads, layouts
-# and kernels add in another order, so that their results differ in the last digits; floats and
-# coded are the packed file's; all others change nothing.
+# and kernels add in another order, so that their results differ in the last digits; floats, coded
+# and fold are the packed file's; all others change nothing.
 MAY_CHANGE = (
     "data", "model", "model_ori", "device", "threads", "workers", "compile", "channels_last",
-    "cudnn_benchmark", "save_every", "floats", "coded", "tensorboard",
+    "cudnn_benchmark", "save_every", "floats", "coded", "fold", "tensorboard",
 )  # fmt: skip
 # The stages that binary activations can begin with, in order, and that without --act_from.
 ACT_FROM, ACT_DEFAULT = ("pretrain", "alq", "posttrain"), "alq"
@@ -139,11 +140,15 @@ BEYOND = {
     },
     "per_byte": switch("prune the coordinates that cost the loss least per byte saved, not each"),
     "floats": {
-        "choices": ["float32", "float16"], "default": "float32",
+        "choices": list(FLOATS), "default": "float32",
         "help": "how the packed file holds coordinates, biases and normalisation; the stage that "
-        "writes it rounds them before its test",
+        "writes it rounds them before its test; 8bit to 3bit go with --coded",
     },
-    "coded": switch("entropy-code bitwidths and exponents in the packed file"),
+    "coded": switch("the packed file in its smallest form, entropy-coded"),
+    "fold": switch(
+        "move the constants of units without bits into the biases behind them; the packed file, "
+        "which is --coded, then stores nothing of such units"
+    ),
 }  # fmt: skip
 
 MACHINE = {

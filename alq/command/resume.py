@@ -27,7 +27,7 @@ from .flags import MAY_CHANGE, NOT_COMPARED
 from .recipe import Recipe
 from .shared import Run, plain_state
 
-OFF = {"act_bit": 0}  # what flags were before there were such
+OFF = {"act_bit": 0, "fold": False}  # what flags were before there were such
 SAVE = 1  # what a process wishes after a step: this, an exit code (above 128), or nothing
 
 
@@ -58,7 +58,7 @@ def what_is_left(
         note(f"no resume point {path}; starting anew")
         return None, stages
     check_dataset(recipe, found.get("dataset"), f"--resume: {made}")
-    may_change = {*MAY_CHANGE, "processes"} - {"floats", "coded"}
+    may_change = {*MAY_CHANGE, "processes"} - {"floats", "coded", "fold"}
     check_same_run(found, files, args, f"the run that made {made}", may_change)
     note(f"nothing to resume: {made} is finished; without --resume it is made anew")
     return None, []

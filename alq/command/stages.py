@@ -1,12 +1,17 @@
 """The three stages of the paper. Each starts from files, so each works in its own process."""
 
+from collections.abc import Iterable
+
 import torch
+from torch import nn
 
 from ..extras.compiled import quantizer_class
+from ..extras.constant_units import fold_constant_units
 from ..files.checkpoint import load_checkpoint, load_model, weights_in
-from ..files.coding import round_floats
+from ..files.floats import round_floats
 from ..files.paths import part
 from ..method.network import quantize, restore
+from ..method.weight import MultiBitWeight
 from ..training.calibration import calibrate
 from ..training.epoch import evaluate
 from ..training.loop import Training, quantized_training, rate_start, size_of, train
@@ -80,8 +85,8 @@ def alq(run: Run) -> dict:
 
     saves = save_round, points.save_if_due
     train(training, epochs, data.train, data.val, run.log.write, *saves, run.progress)
-    if args.floats == "float16" and not args.POSTTRAIN:
-        round_floats(model, weights)
+    if not args.POSTTRAIN:
+        shrink(run, model, weights, data.val)
     top1 = evaluate(model, data.test)["accuracy"]
     return run.finish(training, target, top1_fp=top1_fp, top1=top1)
 
@@ -120,8 +125,14 @@ def posttrain(run: Run) -> dict:
     best = load_checkpoint(part(target), run.recipe.net)
     load_model(model, best["model"], str(target))
     training.weights = restore(model, best["weights"])
-    if args.floats == "float16":
-        round_floats(model, training.weights)
+    shrink(run, model, training.weights, data.val)
     run.save(target, training, True, **kept)
     top1 = evaluate(model, data.test)["accuracy"]
     return run.finish(training, target, top1_fp=top1_fp, top1=top1)
+
+
+def shrink(run: Run, model: nn.Module, weights: list[MultiBitWeight], batches: Iterable) -> None:
+    """Make the quantized network what the packed file will hold of it."""
+    if run.args.fold:
+        fold_constant_units(model, weights, next(iter(batches))[0])
+    round_floats(model, weights, run.args.floats)

@@ -14,19 +14,16 @@ A safetensors file (nothing in it is executed) of a few flat tensors, layer afte
 If the names have an entry "compact" (version 2), floats are float16 or coded (`alq.files.coding`).
 In signs and bitwidths each layer starts a new byte. The checksum is the SHA-256 of the whole file
 with the checksum's own digits as zeros.
+
+Files of version 3 hold the same in fewer bytes, in a container of their own (`alq.files.small`).
 """
 
-import hashlib
-import json
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -49,17 +46,18 @@ from .bits import (
 )
 from .checkpoint import first_difference, tensors_of
 from .coding import compress, expand
+from .container import (
+    COMPACT_VERSION,
+    DECODING_ERRORS,
+    VERSION,
+    decode_container,
+    deflate_json,
+    encode_container,
+    inflate_json,
+)
 from .disk import read_whole, write_atomically
-
-VERSION, COMPACT_VERSION = 1, 2
-METADATA_KEY = "alq-packed"  # one entry only: safetensors keeps no order of several
-NO_CHECKSUM = "0" * 64
-MOST_NAMES = 2**24  # bytes of names that are inflated
-# What decoding can raise where the content has the right form, but makes no sense.
-DECODING_ERRORS = (
-    ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, RuntimeError,
-    TypeError, ValueError, zlib.error,
-)  # fmt: skip
+from .floats import form_named
+from .small import BRAND, check_small, decode_small, encode_small, names_in, open_small
 
 
 @dataclass(frozen=True)
@@ -87,14 +85,15 @@ def save_packed(
 
     Arguments:
         weights: all of the model's multi-bit weights, as `alq.quantize` returned them.
-        floats: "float32", or "float16" for a model that `alq.round_floats` has rounded.
-        coded: entropy-code bitwidths and exponents (`alq.files.coding`).
+        floats: what `alq.round_floats` has rounded to; "8bit" to "3bit" go with `coded`.
+        coded: write the smallest file (`alq.files.small`), entropy-coded.
         dataset: name of the data set, for whoever reads the file; None tells none.
 
     Returns: the bytes of each part, as `PackedFile.sizes`.
     Raises: InputError names a layer that is not float32 or does not hold its w_hat, or floats
     that were not rounded.
     """
+    check_floats(floats, coded)
     state = untied_state(model)
     for weight in weights:
         check_of_model(weight, [state.get(weight.name)])
@@ -108,13 +107,23 @@ def save_packed(
     tensors |= rest
     if dataset is not None:
         names["dataset"] = dataset
-    if floats != "float32" or coded:
-        names["compact"] = {"floats": floats, "coded": coded}
-        tensors = compress(tensors, names)
-    tensors["names"] = deflate_json(names)
-    content = encode_container(tensors, COMPACT_VERSION if "compact" in names else VERSION)
+    if coded:
+        content, sizes = encode_small(names, tensors, floats)
+    else:
+        if floats == "float16":
+            names["compact"] = {"floats": floats, "coded": False}
+            tensors = compress(tensors)
+        tensors["names"] = deflate_json(names)
+        content = encode_container(tensors, COMPACT_VERSION if "compact" in names else VERSION)
+        sizes = part_sizes(tensors, len(content))
     write_atomically(path, lambda file: file.write(content))
-    return part_sizes(tensors, len(content))
+    return sizes
+
+
+def check_floats(floats: str, coded: bool) -> None:
+    """Raise InputError unless a packed file can hold such floats."""
+    if form_named(floats) < 16 and not coded:
+        raise InputError(f"floats '{floats}': needs coded, which stores them in few bits", "floats")
 
 
 def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
@@ -162,6 +171,8 @@ def read_tensors(
 ) -> tuple[dict, dict[str, Tensor], dict[str, int]]:
     """Return names, flat tensors and the bytes of each part of `path`, of the network `state`."""
     content = read_whole(path)
+    if content.startswith(BRAND):
+        return read_small(content, path, state)
     tensors = decode_container(content, path)
     with torch.device("cpu"), explain_damage(path):  # whatever the caller's default device
         sizes = part_sizes(tensors, len(content))
@@ -171,6 +182,19 @@ def read_tensors(
         if "compact" in names:
             tensors = expand(tensors, names)
         return names, tensors, sizes
+
+
+def read_small(
+    content: bytes, path: str | Path, state: dict[str, Tensor] | None
+) -> tuple[dict, dict[str, Tensor], dict[str, int]]:
+    """Return what `read_tensors` does, of the `content` of a file of version 3."""
+    check_small(content, path)
+    with torch.device("cpu"), explain_damage(path):
+        header, body = open_small(content)
+        names = names_in(header)
+        if state is not None:
+            check_same_network(names, state)
+        return names, *decode_small(header, names, body, len(content))
 
 
 def part_sizes(tensors: dict[str, Tensor], size: int) -> dict[str, int]:
@@ -224,43 +248,3 @@ def check_same_network(names: dict, state: dict[str, Tensor]) -> None:
         raise InputError(
             f"holds another network: {name} is {there} in the file and {here} in this network"
         )
-
-
-def deflate_json(names: dict) -> Tensor:
-    """Return `names` as deflated JSON, a tensor of bytes."""
-    text = json.dumps(names, separators=(",", ":")).encode()
-    return torch.frombuffer(bytearray(zlib.compress(text, 9)), dtype=torch.uint8)
-
-
-def inflate_json(data: Tensor) -> dict:
-    """Return what `deflate_json` was given, inflating no more than MOST_NAMES bytes of a bomb."""
-    return json.loads(zlib.decompressobj().decompress(data.numpy().tobytes(), MOST_NAMES))
-
-
-def encode_container(tensors: dict[str, Tensor], version: int = VERSION) -> bytes:
-    """Return the bytes of a packed file that holds `tensors`."""
-    content = safetensors.torch.save(tensors, {METADATA_KEY: f"{version} {NO_CHECKSUM}"})
-    checksum = hashlib.sha256(content).hexdigest()
-    return content.replace(NO_CHECKSUM.encode(), checksum.encode(), 1)
-
-
-def decode_container(content: bytes, path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors in `content` of the file `path`; InputError if it is no packed file."""
-    if content[8:9] != b"{":
-        raise InputError(f"{path} is not an ALQ packed file; --POSTTRAIN writes one, ending .alq")
-    try:
-        tensors = safetensors.torch.load(content)
-        length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
-    except (SafetensorError, *DECODING_ERRORS) as error:
-        raise InputError(f"{path} is truncated or damaged ({error}); copy it again") from error
-    version, _, checksum = metadata.get(METADATA_KEY, "").partition(" ")
-    if not version:
-        raise InputError(f"{path} is a safetensors file, but not an ALQ packed file")
-    blank = content.replace(checksum.encode(), NO_CHECKSUM.encode(), 1)
-    if hashlib.sha256(blank).hexdigest() != checksum:
-        raise InputError(f"{path} is damaged: its checksum does not fit; copy it again")
-    if version not in map(str, (VERSION, COMPACT_VERSION)):
-        known = f"{VERSION} and {COMPACT_VERSION}"
-        raise InputError(f"{path} has format version {version}; this code reads {known}")
-    return tensors

@@ -14,6 +14,7 @@ A transposed convolution of g groups holds (g*C, O/g, *kernel) instead:
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -90,6 +91,13 @@ class Grouping:
             outputs, inputs = self.by_outputs[:2]
             groups = groups.reshape(outputs, -1, inputs).transpose(1, 2)  # (O, C, positions)
         return swap_channels(groups.reshape(self.by_outputs), self.transposed).reshape(self.shape)
+
+    def inputs_of(self) -> Tensor:
+        """Return of each weight (G, n) which of the C inputs of its output it multiplies."""
+        O, C, *kernel = self.by_outputs
+        inputs = torch.arange(C, device="cpu").view(1, C, *[1] * len(kernel))
+        weight = swap_channels(inputs.expand(O, C, *kernel), self.transposed)
+        return self.to_groups(weight.reshape(self.shape))
 
 
 def swap_channels(weight: Tensor, transposed: int) -> Tensor:

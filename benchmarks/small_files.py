@@ -1,0 +1,78 @@
+"""What each flag of the small file saves on the published networks, and costs in accuracy.
+
+    python benchmarks/small_files.py        the table of docs/small-networks.md
+
+Nothing is trained: each row loads the published file, packs it in another way, and tests that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import alq
+from alq.data.mnist import read_mnist
+from lenet5 import LeNet5, command_line
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = ("lenet5.alq", "lenet5_10kb.alq")
+FLOATS = ("float16", "8bit", "6bit", "5bit", "4bit", "3bit")
+ROWS = (
+    "", "--floats float16", "--coded", *(f"--coded --floats {floats}" for floats in FLOATS),
+    "--coded --fold", *(f"--coded --fold --floats {floats}" for floats in FLOATS),
+)  # fmt: skip
+
+
+def packed(file: str, flags: str, folder: Path, pictures: Tensor) -> tuple[nn.Module, int]:
+    """Return the published network as a file packed with `flags` holds it, and that file's bytes.
+
+    `pictures` are a batch, which folding compares outputs on.
+    """
+    args: Namespace = command_line().parse_args(shlex.split(flags))
+    model, again = LeNet5(), LeNet5().eval()
+    weights = alq.load_packed(ROOT / "checkpoints" / "published" / file, model)
+    if args.fold:
+        alq.fold_constant_units(model, weights, pictures)
+    alq.round_floats(model, weights, args.floats)
+    path = folder / "packed.alq"
+    alq.save_packed(path, model, weights, args.floats, args.coded, "mnist")
+    alq.load_packed(path, again)
+    return again, path.stat().st_size
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, pictures: Tensor, labels: Tensor) -> float:
+    """Return the percentage of right answers."""
+    batches = zip(pictures.split(500), labels.split(500), strict=True)
+    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
+    return 100 * right / len(labels)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR")
+    torch.set_num_threads(1)
+    _, (images, labels) = read_mnist(parser.parse_args().data)
+    pictures = (images / 255 - 0.1307) / 0.3081
+    names = (f"`{file}`, bytes | test %" for file in FILES)
+    print("| flags |", " | ".join(names), "|\n| --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        for flags in ROWS:
+            cells = [f"`{flags}`" if flags else "none"]
+            for file in FILES:
+                model, size = packed(file, flags, Path(folder), pictures[:64])
+                cells += [str(size), f"{accuracy(model, pictures, labels):.2f}"]
+            print("|", " | ".join(cells), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()

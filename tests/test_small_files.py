@@ -1,0 +1,316 @@
+"""The smallest packed file (version 3): round trips, floats in few bits, damage, older files."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import alq
+import fuzz_files
+import lenet5
+from alq.errors import InputError
+from alq.files.floats import FLOATS, in_form, smallest_form
+from alq.files.packed import read_bits, read_packed
+from alq.files.small import START, deflate, open_small
+from alq.method.weight import prune
+
+PUBLISHED = Path(__file__).resolve().parent.parent / "checkpoints" / "published"
+
+
+@st.composite
+def layers(draw) -> tuple[nn.Module, dict]:
+    """A layer of any kind and size, and how it is quantized."""
+    O, C, k = (draw(st.integers(1, most)) for most in (5, 6, 3))
+    bias = draw(st.booleans())
+    kind = draw(st.sampled_from(["linear", "conv", "transposed", "embedding"]))
+    structures = ["channelwise", "kernelwise", "pixelwise", "subchannelwise"]
+    options = {"max_bit": draw(st.integers(1, 8)), "structure": draw(st.sampled_from(structures))}
+    if kind in ("linear", "embedding"):
+        options |= {"structure": "subchannelwise", "subc": draw(st.sampled_from([1, C]))}
+        layer = nn.Linear(C, O, bias=bias) if kind == "linear" else nn.Embedding(O, C)
+    elif kind == "conv":
+        layer = nn.Conv2d(C, O, k, bias=bias)
+    else:
+        layer = nn.ConvTranspose1d(2 * C, 2 * O, k, groups=2, bias=bias)
+    if options["structure"] == "subchannelwise":
+        options.setdefault("subc", 1)
+    return layer, options
+
+
+@settings(max_examples=120, deadline=None, database=None)
+@given(
+    chosen=st.lists(layers(), min_size=1, max_size=4), seed=st.integers(0, 99),
+    dead=st.sampled_from([0.0, 0.4, 0.9, 1.0]), floats=st.sampled_from(list(FLOATS)),
+    canonical=st.booleans(), dataset=st.none() | st.text(max_size=5),
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*more than the")
+def test_any_network_comes_back_bit_for_bit(
+    tmp_path_factory, chosen, seed, dead, floats, canonical, dataset
+) -> None:
+    torch.manual_seed(seed)
+    model = nn.ModuleList([layer for layer, _ in chosen])
+    model.register_buffer("count", torch.tensor(5))
+    model.register_buffer("flags", torch.rand(3) < 0.5)
+    model.register_buffer("statistics", torch.randn(2, 3))
+    for layer, _ in chosen:
+        nn.init.normal_(layer.weight)
+    options = {k: [o.get(k, 0) for _, o in chosen] for k in ("structure", "subc", "max_bit")}
+    weights = alq.quantize(model, **options)
+    prune(weights, [(torch.rand(w.mask.shape) < dead) & w.mask for w in weights])
+    for weight in weights:
+        if canonical:  # signs that no file needs to hold
+            plus = (2 ** weight.mask.sum(1, keepdim=True) - 1).byte()
+            columns = torch.rand(weight.grouping.by_outputs[1]) < 0.5
+            codes = torch.where(columns[weight.grouping.inputs_of()], plus, weight.codes)
+            weight.set_form(codes, weight.alpha * (1 - 2 * (seed % 2)), weight.mask)
+    alq.round_floats(model, weights, floats)
+    path = tmp_path_factory.getbasetemp() / "small.alq"
+    sizes = alq.save_packed(path, model, weights, floats, coded=True, dataset=dataset)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for value in model.state_dict().values():
+        value.zero_()
+    loaded = alq.load_packed(path, model)
+    for name, value in model.state_dict().items():
+        assert value.dtype == before[name].dtype and torch.equal(value, before[name]), name
+    for old, new in zip(weights, loaded, strict=True):
+        assert (old.name, old.grouping, old.I) == (new.name, new.grouping, new.I)
+        assert torch.equal(old.mask.sum(1), new.mask.sum(1))
+    content = read_packed(path)
+    assert content.sizes == sizes and content.dataset == dataset
+    assert sum(sizes.values()) == path.stat().st_size and min(sizes.values()) >= 0
+    first = path.read_bytes()
+    alq.save_packed(path, model, loaded, floats, coded=True, dataset=dataset)
+    assert path.read_bytes() == first
+    for layer, weight in zip(read_bits(path)[0], weights, strict=True):
+        assert torch.equal(layer.alpha, weight.live_first(weight.alpha)[live_places(weight)])
+
+
+def live_places(weight: alq.MultiBitWeight) -> torch.Tensor:
+    return torch.arange(weight.L) < weight.mask.sum(1, keepdim=True)
+
+
+# ---------------------------------------------------------------------------- floats in few bits
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(
+    values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=20),
+    form=st.sampled_from([*range(2, 9), 32]),
+)
+def test_rounding_moves_each_value_by_half_a_step_and_only_once(values, form) -> None:
+    x = torch.tensor(values, dtype=torch.float32)
+    once = in_form(x, form)
+    if form == 32:
+        assert torch.equal(once, x)
+        return
+    largest = x.abs().max() if values else torch.tensor(0.0)
+    if not 1e-30 < largest < 1e38:  # the step itself is rounded to 0, or too large
+        return
+    step = largest / (2 ** (form - 1) - 1) * (1 + 2**-7)
+    assert ((once - x).abs() <= step * 0.51 + largest * 2**-8).all()
+    assert torch.equal(in_form(once, form), once)
+    assert smallest_form(once) <= form
+
+
+def test_what_was_not_rounded_is_refused_by_name(tmp_path) -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    weights = alq.quantize(model, max_bit=2)
+    with pytest.raises(InputError, match=r"0\.weight: not 5bit values; alq\.round_floats"):
+        alq.save_packed(tmp_path / "x.alq", model, weights, "5bit", coded=True)
+    alq.round_floats(model, weights, "5bit")
+    alq.save_packed(tmp_path / "x.alq", model, weights, "5bit", coded=True)
+    with pytest.raises(InputError, match=r"0\.weight: not 4bit values"):
+        alq.save_packed(tmp_path / "x.alq", model, weights, "4bit", coded=True)
+    with pytest.raises(InputError, match="floats '5bit': needs coded"):
+        alq.save_packed(tmp_path / "x.alq", model, weights, "5bit")
+    for use in (
+        lambda: alq.save_packed(tmp_path / "x.alq", model, weights, "9bit", coded=True),
+        lambda: alq.round_floats(model, weights, "9bit"),
+    ):
+        with pytest.raises(InputError, match="floats '9bit': choose from float32, float16, 8bit"):
+            use()
+
+
+def test_running_statistics_keep_16_bits_and_coordinates_of_0_go() -> None:
+    model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4))
+    model[1].running_var.copy_(torch.tensor([1000.0, 1.0, 0.1, 1e-3]))
+    (weight,) = alq.quantize(model, max_bit=2)
+    weight.alpha[0, 0] = 1e-4 * weight.alpha.max()
+    live = weight.live_total
+    alq.round_floats(model, [weight], "3bit")
+    assert torch.equal(model[1].running_var, torch.tensor([1000.0, 1.0, 0.1, 1e-3]).half().float())
+    assert weight.live_total < live and weight.alpha[weight.mask].all()
+    assert torch.equal(weight.w_hat(), model[0].weight)
+    assert len(model[0].bias.abs().unique()) <= 4  # 3 bits: a sign, and 0 to 3 steps
+
+
+# ---------------------------------------------------------------------------- older files
+
+
+@pytest.mark.parametrize(
+    ("file", "digest"),
+    [("lenet5.alq", "ecdb0d66b7a3a321"), ("lenet5_10kb.alq", "408767e053922d99")],
+)
+def test_files_of_versions_1_and_2_hold_what_they_held(file, digest) -> None:
+    """The digests were taken before there was a version 3."""
+    content, found = read_packed(PUBLISHED / file), hashlib.sha256()
+    for state in content.weights:
+        for key in ("codes", "alpha", "mask"):
+            found.update(state[key].numpy().tobytes())
+    for name, value in sorted(content.rest.items()):
+        found.update(name.encode() + value.numpy().tobytes())
+    assert found.hexdigest().startswith(digest)
+
+
+def test_a_coded_file_of_version_2_with_float32() -> None:
+    layer = nn.Linear(8, 3)
+    (weight,) = alq.load_packed(Path(__file__).parent / "version2_coded.alq", layer)
+    alpha = torch.tensor([[0.95, 1.95], [0.825, 1.825], [0.8, 1.7]])
+    torch.testing.assert_close(weight.alpha, alpha)
+    assert torch.equal(layer.bias, torch.tensor([0.1, -2.5, 3e5]))
+    codes = ["00112230", "01122300", "11233001"]
+    assert ["".join(map(str, row)) for row in weight.codes.tolist()] == codes
+
+
+# ---------------------------------------------------------------------------- size
+
+
+def test_the_published_network_takes_few_bytes(tmp_path) -> None:
+    model = lenet5.LeNet5()
+    weights = alq.load_packed(PUBLISHED / "lenet5_10kb.alq", model)  # of version 2, and coded
+    sizes = alq.save_packed(tmp_path / "x.alq", model, weights, coded=True)
+    assert sizes["container"] + sizes["names"] < 100
+    assert sizes["signs"] < sum(w.live_total * w.n for w in weights) / 8 + 1
+    alq.round_floats(model, weights, "5bit")
+    smaller = alq.save_packed(tmp_path / "x.alq", model, weights, "5bit", coded=True)
+    coordinates = sum(w.live_total for w in weights)
+    assert smaller["coordinates"] < coordinates * 4 / 8  # no sign, as all are above 0
+    assert smaller["rest"] < 580 * 5 / 8
+
+
+def test_signs_of_units_without_bits_take_no_bytes(tmp_path) -> None:
+    """Forty of the sixty units have none; the flags of the second layer say so for nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 60), nn.ReLU(), nn.Linear(60, 50))
+    weights = alq.quantize(model, max_bit=1)
+    dead = torch.arange(60) < 40
+    prune(weights[:1], [dead.unsqueeze(1) & weights[0].mask])
+    before = alq.save_packed(tmp_path / "x.alq", model, weights, coded=True)
+    alq.fold_constant_units(model, weights, torch.randn(4, 30))
+    after = alq.save_packed(tmp_path / "x.alq", model, weights, coded=True)
+    assert before["signs"] == (20 * 30 + 50 * 60) / 8 and after["signs"] == (20 * 30 + 50 * 20) / 8
+    assert after["bitwidths"] <= before["bitwidths"] + 2
+    assert after["coordinates"] == before["coordinates"]
+
+
+def test_inputs_with_few_signs_are_not_flagged_by_chance(tmp_path) -> None:
+    """One in 16 has four + signs, which save less than its flag would cost."""
+    torch.manual_seed(0)
+    layer = nn.Linear(800, 4)
+    sizes = alq.save_packed(tmp_path / "x.alq", layer, alq.quantize(layer, max_bit=1), coded=True)
+    assert sizes["signs"] == 400 and sizes["bitwidths"] < 8
+
+
+# ---------------------------------------------------------------------------- command line
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--floats 6bit", "--floats 6bit: goes with --coded"),
+        ("--fold", "--fold: goes with --coded"),
+        ("--fold --coded --act_bit 2", "goes with activations in float32, not with --act_bit"),
+        ("--fold --coded --amp", "goes with activations in float32, not with --amp"),
+        ("--floats 9bit", "argument --floats: invalid choice: '9bit'"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused_before_any_work(capsys, flags, message) -> None:
+    with pytest.raises(SystemExit) as stop:
+        lenet5.main(["--ALQ", *flags.split()])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------- damage
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("small") / "seed.alq"
+    model = fuzz_files.network()
+    weights = alq.quantize(model, max_bit=3)
+    prune(weights, [(torch.rand(w.mask.shape) < 0.5) & w.mask for w in weights])
+    alq.round_floats(model, weights, "6bit")
+    alq.save_packed(path, model, weights, "6bit", coded=True)
+    return path.read_bytes()
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as error:
+        read_packed(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_every_flipped_byte_and_every_cut_is_refused(tmp_path, small) -> None:
+    path = tmp_path / "x.alq"
+    for at in range(len(small)):
+        path.write_bytes(small[:at] + bytes([small[at] ^ 1 << at % 8]) + small[at + 1 :])
+        refusal(path)
+        path.write_bytes(small[:at])
+        assert "truncated" in refusal(path) or at < 3
+    path.write_bytes(small + b"\0")
+    assert "truncated or damaged" in refusal(path)
+    path.write_bytes(b"ALQ\4" + small[4:])
+    assert "format version 4; this code reads 1 to 3" in refusal(path)
+
+
+def sealed(body: bytes) -> bytes:
+    return b"ALQ\3" + hashlib.sha256(body).digest()[: START - 4] + body
+
+
+def test_forged_content_raises_nothing_but_input_errors(tmp_path, small) -> None:
+    """Files whose checksum fits: names, stream and signs changed in any way."""
+    chance, path = random.Random(0), tmp_path / "x.alq"
+    found = {"taken": 0, "refused": 0}
+    for _ in range(400):
+        path.write_bytes(fuzz_files.reencoded(small, chance))
+        found[fuzz_files.read(path)] += 1
+    assert found["refused"] > 100 and found["taken"] > 10, found
+
+
+def test_names_that_inflate_without_end_are_refused(tmp_path, small) -> None:
+    deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    bomb = deflater.compress(b" " * 2**26) + deflater.flush()
+    (tmp_path / "x.alq").write_bytes(sealed(bomb))
+    assert "makes no sense" in refusal(tmp_path / "x.alq")
+
+
+@pytest.mark.parametrize("form", [2, 16])
+def test_sizes_that_the_file_cannot_have_take_no_memory(tmp_path, small, form) -> None:
+    """A list of 2^40 values would end the process."""
+    header, body = open_small(small)
+    header[3][0][1:] = [[2**40], form]
+    (tmp_path / "x.alq").write_bytes(sealed(deflate(header) + body))
+    assert "makes no sense" in refusal(tmp_path / "x.alq")
+    header, body = open_small(small)
+    header[2][1][1] = [1, 2**40]
+    (tmp_path / "x.alq").write_bytes(sealed(deflate(header) + body))
+    assert "makes no sense" in refusal(tmp_path / "x.alq")
+
+
+def test_another_network_is_named(tmp_path, small) -> None:
+    (tmp_path / "x.alq").write_bytes(small)
+    model = fuzz_files.network()
+    model[4] = nn.Linear(16, 7)
+    with pytest.raises(InputError, match=r"holds another network: 4\.weight is float32 \(6, 16\)"):
+        alq.load_packed(tmp_path / "x.alq", model)
