@@ -104,7 +104,7 @@ def times(name: str, folder: Path, args: argparse.Namespace) -> list[dict]:
 def memory(name: str, folder: Path, args: argparse.Namespace) -> list[dict]:
     """Return one row a way."""
     rows = []
-    for way in available(folder, compiled=False):  # the compiler takes more than any network
+    for way in available(folder / name, compiled=False):  # the compiler takes more than any network
         found = of_process(folder, name, way, args.batch, torch.get_num_threads())
         rows.append({"network": name, "way": way, **found})
         print(name, rows[-1], flush=True)
