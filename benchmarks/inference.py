@@ -76,12 +76,14 @@ def times(name: str, folder: Path, args: argparse.Namespace) -> list[dict]:
     loaded = {way: WAYS[way](folder, name) for way in available(folder, args.compile)}
     model, packed, counted = (loaded[way][0] for way in ("contiguous", "from bits", "counted"))
     weights = alq.load_packed(folder / "bits.alq", NETWORKS[name].recipe.network())
-    check_layers(counted, torch.randn(2, *NETWORKS[name].picture))
+    for network in (packed, counted):
+        check_layers(network, torch.randn(2, *NETWORKS[name].picture))
     rows = []
     for batch in args.batch:
         x = torch.randn(batch, *NETWORKS[name].picture)
         y = model(x)
-        assert distance(packed(x), y) < 1e-5, name
+        found = distance(packed(x), y)  # an untrained network makes more of what rounds
+        assert found < 1e-4, f"{name}: {found}"
         inputs = {way: feed(x) for way, (_, feed) in loaded.items()}
         steps = {
             way: lambda way=way: loaded[way][0](inputs[way])  # noqa: B023

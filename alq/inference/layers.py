@@ -89,8 +89,6 @@ class PackedLayer(nn.Module):
 
     def check(self, x: Tensor, dimensions: int | None) -> None:
         """Raise InputError if x is not of the layer's type, or a gradient or training is wanted."""
-        if self.training:
-            raise InputError(f"{self.name}: train() was called, and refused; call eval() first")
         if x.dtype != self.alpha.dtype:
             kind, own = (str(t.dtype).removeprefix("torch.") for t in (x, self.alpha))
             raise InputError(f"{self.name}: its input is {kind}, and the layer {own}; convert one")
@@ -99,6 +97,8 @@ class PackedLayer(nn.Module):
                 f"{self.name}: is packed for inference and gives no gradients; call it under "
                 "torch.no_grad()"
             )
+        if self.training:
+            raise InputError(f"{self.name}: train() was called, and refused; call eval() first")
         if self.normalised and x.dim() != dimensions:
             raise InputError(
                 f"{self.name}: holds a batch norm and takes batches, {dimensions} dimensions; "
