@@ -10,11 +10,11 @@ from ..data.loaders import memory_format
 from ..errors import InputError, NotFinite
 from ..extras.compiled import require_compiler
 from ..files.disk import hold
-from ..files.packed import load_packed, read_packed
+from ..files.packed import put_packed, read_packed
 from ..files.paths import RunFiles
 from ..files.runlog import RunLog, describe_run
 from ..files.scalars import Scalars
-from ..inference.pack import load_for_inference
+from ..inference.pack import pack_for_inference
 from ..machine import processes
 from ..machine.arithmetic import settle_cpu, settle_sums
 from ..machine.interruption import Interruption, Stopped
@@ -145,16 +145,14 @@ def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
     content = read_packed(args.EVAL)
     check_dataset(recipe, content.dataset, f"--EVAL {args.EVAL}")
     model = recipe.network().to(args.device, memory_format=memory_format(args))
-    weights = load_packed(args.EVAL, model)
-    tested = model
-    if args.packed:
-        tested = load_for_inference(args.EVAL, recipe.shapes()).to(args.device)
+    weights = put_packed(content, model, args.EVAL)
+    tested = pack_for_inference(model, weights) if args.packed else model
     return {
         "stage": "packing",
         "top1_fp": None,
         "top1": evaluate(tested, recipe.load_test(args))["accuracy"],
         **size_of(weights),
-        "file_bytes": args.EVAL.stat().st_size,
+        "file_bytes": sum(content.sizes.values()),
         "packed": args.EVAL,
         "parts": content.sizes,
         "weights": weights,

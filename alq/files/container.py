@@ -44,7 +44,10 @@ def encode_container(tensors: dict[str, Tensor], version: int = VERSION) -> byte
 def decode_container(content: bytes, path: str | Path) -> dict[str, Tensor]:
     """Return the tensors in `content` of the file `path`; InputError if it is no packed file."""
     if content[8:9] != b"{":
-        raise InputError(f"{path} is not an ALQ packed file; --POSTTRAIN writes one, ending .alq")
+        kind = ", but a checkpoint or a resume point" if content.startswith(b"PK") else ""
+        raise InputError(
+            f"{path} is not an ALQ packed file{kind}; --POSTTRAIN writes one, ending .alq"
+        )
     try:
         tensors = safetensors.torch.load(content)
         length = int.from_bytes(content[:8], "little")

@@ -69,12 +69,14 @@ class PackedFile:
         rest: the other entries of the network's state dict.
         sizes: bytes of signs, coordinates, bitwidths, rest, names and container: in all the file's.
         dataset: name of the data set that the network was trained on, None where it is not told.
+        described: type and shape of every tensor, by name.
     """
 
     weights: list[dict]
     rest: dict[str, Tensor]
     sizes: dict[str, int]
     dataset: str | None
+    described: dict[str, str]
 
 
 def save_packed(
@@ -133,9 +135,14 @@ def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
     file has, and the network has not, are put there. It is left as it was when the file
     is refused: InputError names what is wrong with a missing, damaged or foreign file.
     """
+    return put_packed(read_packed(path), model, path)
+
+
+def put_packed(content: PackedFile, model: nn.Module, path: str | Path) -> list[MultiBitWeight]:
+    """Do what `load_packed` does with the `content` of the file `path`, which has been read."""
     state = untied_state(model)
-    content = read_packed(path, state)
     with explain_damage(path):
+        check_same_network(content.described, state)
         layers_of_activations(model, content.rest)  # raises before anything is changed
         weights = restore(model, content.weights)
         restore_activations(model, content.rest)
@@ -143,18 +150,16 @@ def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
     return weights
 
 
-def read_packed(path: str | Path, state: dict[str, Tensor] | None = None) -> PackedFile:
-    """Return the content of `path`; raise InputError as `load_packed` does.
-
-    `state` is that of the network which the file must be of; None takes any.
-    """
-    names, tensors, sizes = read_tensors(path, state)
+def read_packed(path: str | Path) -> PackedFile:
+    """Return the content of `path`; raise InputError as `load_packed` does."""
+    names, tensors, sizes = read_tensors(path, None)
     with torch.device("cpu"), explain_damage(path):
         weights = unpack_weights(names["layers"], tensors)
         dataset = names.get("dataset")
         if not isinstance(dataset, str | None):
             raise TypeError("its data set is no name")
-        return PackedFile(weights, unpack_rest(names["rest"], tensors), sizes, dataset)
+        rest = unpack_rest(names["rest"], tensors)
+        return PackedFile(weights, rest, sizes, dataset, described(names))
 
 
 def read_bits(
@@ -178,7 +183,7 @@ def read_tensors(
         sizes = part_sizes(tensors, len(content))
         names = inflate_json(tensors["names"])
         if state is not None:
-            check_same_network(names, state)
+            check_same_network(described(names), state)
         if "compact" in names:
             tensors = expand(tensors, names)
         return names, tensors, sizes
@@ -193,7 +198,7 @@ def read_small(
         header, body = open_small(content)
         names = names_in(header)
         if state is not None:
-            check_same_network(names, state)
+            check_same_network(described(names), state)
         return names, *decode_small(header, names, body, len(content))
 
 
@@ -233,18 +238,24 @@ def untied_state(model: nn.Module, shapes_only: bool = False) -> dict[str, Tenso
     return dict(state.values())
 
 
-def check_same_network(names: dict, state: dict[str, Tensor]) -> None:
-    """Raise InputError that names the first tensor in which the file and the network differ."""
+def described(names: dict) -> dict[str, str]:
+    """Return type and shape of every tensor in the file with these `names`, by name."""
     layers = names["layers"]
     quantized = zip(layers.get("name", []), layers.get("shape", []), strict=True)
-    saved = {name: f"float32 {tuple(shape)}" for name, shape in quantized}
+    found = {name: f"float32 {tuple(shape)}" for name, shape in quantized}
     for kind, shapes in names["rest"].items():
-        saved |= {name: f"{kind} {tuple(shape)}" for name, shape in shapes.items()}
+        found |= {name: f"{kind} {tuple(shape)}" for name, shape in shapes.items()}
+    return found
+
+
+def check_same_network(saved: dict[str, str], state: dict[str, Tensor]) -> None:
+    """Raise InputError that names the first tensor in which the file and the network differ."""
     own = {name: f"{dtype_name(tensor)} {tuple(tensor.shape)}" for name, tensor in state.items()}
     if not any(map(is_activations, own)):  # those of the file will find a place
         saved = {name: value for name, value in saved.items() if not is_activations(name)}
     if difference := first_difference(saved, own):
         name, there, here = difference
         raise InputError(
-            f"holds another network: {name} is {there} in the file and {here} in this network"
+            f"holds another network: {name} is {there} in the file and {here} in this network; "
+            "give the file that was saved of this one"
         )

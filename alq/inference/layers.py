@@ -78,24 +78,27 @@ class PackedLayer(nn.Module):
         return decoded(self.rows, self.grouping, 0, self.grouping.shape[0])
 
     def train(self, mode: bool = True) -> "PackedLayer":
-        """Refuse to train; `eval()` is what it always is in."""
+        """Refuse to train, and to compute from then on: modules before it do train by now."""
+        super().train(mode)
         if mode:
             raise InputError(
                 f"{self.name}: is packed for inference and cannot be trained; train the network "
-                "that it was made of. eval() puts the rest of the network back"
+                "that it was made of. This one computes again after eval()"
             )
-        return super().train(False)
+        return self
 
     def check(self, x: Tensor, dimensions: int | None) -> None:
-        """Raise InputError if x is not of the layer's type, or is to have a gradient."""
+        """Raise InputError if x is not of the layer's type, or a gradient or training is wanted."""
         if x.dtype != self.alpha.dtype:
-            types = (str(t.dtype).removeprefix("torch.") for t in (x, self.alpha))
-            raise InputError("{}: its input is {}, and the layer {}".format(self.name, *types))
+            kind, own = (str(t.dtype).removeprefix("torch.") for t in (x, self.alpha))
+            raise InputError(f"{self.name}: its input is {kind}, and the layer {own}; convert one")
         if torch.is_grad_enabled() and x.requires_grad:
             raise InputError(
                 f"{self.name}: is packed for inference and gives no gradients; call it under "
                 "torch.no_grad()"
             )
+        if self.training:
+            raise InputError(f"{self.name}: train() was called, and refused; call eval() first")
         if self.normalised and x.dim() != dimensions:
             raise InputError(
                 f"{self.name}: holds a batch norm and takes batches, {dimensions} dimensions; "
