@@ -1,13 +1,17 @@
-"""The arms of the comparisons in `benchmarks/ablations.py`: short schedules, what they change."""
+"""The arms of the comparisons (`ablations.py`, `sweep.py`): short schedules, what they change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 import alq
 import changed
-from alq.training.schedule import Epoch
+from alq.training.loop import Training, quantized_training
+from alq.training.schedule import Epoch, Schedule
+from small_networks import SmallNetwork
 
 LR, LD = 1e-3, 0.8  # of all arms: the paper's rate and factor for LeNet5
 
@@ -33,9 +37,23 @@ class Arm:
     from_full: bool = False
 
 
-def decaying(kinds: Sequence[str], round: int = 0) -> list[Epoch]:
-    """Return epochs of these kinds, the rate multiplied by LD before each."""
-    return [Epoch(kind, LR * LD ** (k + 1), round) for k, kind in enumerate(kinds)]
+def decaying(kinds: Sequence[str], round: int = 0, lr: float = LR) -> list[Epoch]:
+    """Return epochs of these kinds, the rate `lr` multiplied by LD before each."""
+    return [Epoch(kind, lr * LD ** (k + 1), round) for k, kind in enumerate(kinds)]
+
+
+def training_of(
+    stage: str, arm: Arm, network: SmallNetwork, model: nn.Module, seed: int, batches: int
+) -> Training:
+    """Sketch the full-precision `model` and return the training that `arm` asks for."""
+    full = [parameter.detach().clone() for parameter in model.parameters() if parameter.dim() > 1]
+    weights = alq.quantize(model, network.structure, network.subc, arm.max_bit)
+    schedule, plan = Schedule(seed=seed), arm.plan(batches)  # the epochs bring their rates
+    training = quantized_training(stage, model, weights, schedule, plan=plan, optimizer=arm.kind)
+    if arm.from_full:
+        for weight, w in zip(weights, full, strict=True):
+            training.optimizers[0].state[weight.parameter]["w0"] = weight.grouping.to_groups(w)
+    return training
 
 
 ROUND = ["basis", "basis", "coordinate"]
