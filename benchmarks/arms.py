@@ -10,15 +10,19 @@ from torch import nn
 import alq
 import changed
 from alq.training.loop import Training, quantized_training
+from alq.training.pruning import PruneToTarget
 from alq.training.schedule import Epoch, Schedule
 from small_networks import SmallNetwork
 
 LR, LD = 1e-3, 0.8  # of all arms: the paper's rate and factor for LeNet5
 
 
+MAX_BIT = 6  # of the sketches that are pruned
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One run of a comparison.
+    """What one run of a comparison does.
 
     Attributes:
         name: in the log's name and the figure.
@@ -31,7 +35,7 @@ class Arm:
 
     name: str
     epochs: Sequence[Epoch]
-    max_bit: int = 6
+    max_bit: int = MAX_BIT
     kind: type[alq.ALQ] = alq.ALQ
     plan: Callable[[int], object] = lambda batches: None
     from_full: bool = False
@@ -64,31 +68,19 @@ PRUNING = [
 ] + decaying(ROUND, ROUNDS + 1)
 
 
-def loss_aware() -> list[Arm]:
-    """Return the arms of steps that know the loss or do not, at 1 and 2 bits everywhere."""
-    arms = []
-    for bits in (1, 2):
-        ste, alternating = decaying(["ste"] * 6), decaying(["basis"] * 4 + ["coordinate"] * 2)
-        arms += [
-            Arm(f"{bits}bit_sketch", [], bits),
-            Arm(f"{bits}bit_reconstruction", ste, bits, changed.Reconstruction, from_full=True),
-            Arm(f"{bits}bit_ste", ste, bits, from_full=True),
-            Arm(f"{bits}bit_alq", alternating, bits),
-        ]
-    return arms
+def across_layers(batches: int) -> PruneToTarget:
+    """Return the method's pruning: at each batch the cheapest of all layers' candidates.
+
+    Each round ends at the bits that the share `PR`, taken at each batch, would leave.
+    """
+    left = (1 - PR / batches) ** batches
+    aim = MAX_BIT * left**ROUNDS
+    return PruneToTarget("target_bit", aim, MAX_BIT, ROUNDS, PR, left, TOP_K, batches)
 
 
-def pruned(
-    name: str,
-    kind: type[alq.ALQ] = alq.ALQ,
-    choose: Callable[..., list] = changed.choose_pruned,
-) -> Arm:
-    """Return the arm of the paper's pruning, or of a changed one."""
-
-    def plan(batches: int) -> object:
-        return changed.AcrossLayers(PR, batches, TOP_K, choose)
-
-    return Arm(name, PRUNING, kind=kind, plan=plan)
+def pruned(name: str, kind: type[alq.ALQ] = alq.ALQ) -> Arm:
+    """Return the arm of the method's pruning, with a changed quantizer if one is given."""
+    return Arm(name, PRUNING, kind=kind, plan=across_layers)
 
 
 def adaptive() -> list[Arm]:
@@ -101,8 +93,8 @@ def adaptive() -> list[Arm]:
 
 
 def smooth() -> list[Arm]:
-    """Return the arms that prune at every batch, or at one batch of an epoch."""
-    cut = Arm("one_cut", PRUNING, plan=lambda b: changed.OneCut(PR, b))
+    """Return the arms that prune to the same bits at every batch, or at one batch of an epoch."""
+    cut = Arm("one_cut", PRUNING, plan=lambda b: changed.OneCut(across_layers(b)))
     return [pruned("every_batch"), cut]
 
 
@@ -110,19 +102,25 @@ def defects() -> list[Arm]:
     """Return the arms without and with each of the authors' two defects."""
     return [
         pruned("none"),
-        pruned("lost_flips", kind=changed.LosingFlips),
-        pruned("wrong_ranking", choose=changed.choose_by_wrong_values),
+        pruned("lost_flips", changed.LosingFlips),
+        pruned("wrong_ranking", changed.RankingWrongly),
     ]
+
+
+def ridge() -> list[Arm]:
+    """Return the arms whose coordinate solve has a ridge relative to h, or the published one."""
+    return [pruned("relative"), pruned("published", changed.PublishedRidge)]
 
 
 # The same run under several claims' names: run once.
 SAME = {
     ("smooth", "every_batch"): "adaptive_across_layers",
     ("defects", "none"): "adaptive_across_layers",
+    ("ridge", "relative"): "adaptive_across_layers",
 }
 
 
-CLAIMS = {f.__name__: f for f in (loss_aware, adaptive, smooth, defects)}
+CLAIMS = {f.__name__: f for f in (adaptive, smooth, defects, ridge)}
 
 # ---------------------------------------------------------------------------- whole commands
 

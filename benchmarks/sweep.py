@@ -35,36 +35,27 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import product
 from pathlib import Path
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
 import arms
 import changed
-import lenet5
-from alq.command.run import run_stages, set_arithmetic
-from alq.data import mnist
-from alq.data.loaders import Split, TensorLoader, split_tensors
+from alq.command.run import set_arithmetic
 from alq.errors import NotFinite
-from alq.files.checkpoint import load_checkpoint
-from alq.files.history import read_events
-from alq.files.runlog import RunLog, describe_run
 from alq.training.epoch import evaluate
 from alq.training.loop import size_of, train
 from alq.training.schedule import Epoch
+from short_runs import Start, add_flags, compact, finished
 from small_networks import SMALL_NETWORKS
 
 LOGS = Path("checkpoints/published/sweep")
-SOURCES = Path("checkpoints/sweep")
 ARMS = ("reconstruction", "ste", "alq")
 RATES = (3e-4, 6.5e-4, 1.4e-3, 3e-3, 6.5e-3, 1.4e-2, 3e-2)
 MIDDLE_FIRST = sorted(RATES, key=lambda rate: abs(RATES.index(rate) - RATES.index(3e-3)))
-BITS, SEEDS = (1, 2), (0, 1, 2)
+BITS = (1, 2)
 EPOCHS, COORDINATE_EPOCHS = 12, 2
 TRAIN_SIZE = 15360  # images an epoch: 120 batches
 # The rate of ALQ's coordinate epochs, and others that are tried; 0 has basis epochs in their place.
@@ -72,9 +63,6 @@ COORDINATE, COORDINATES = 1e-4, (0.0, 3e-5, 3e-4, 1e-3)
 # Below this validation accuracy, in percent, after this many epochs, a run has failed: ten classes.
 CHANCE, PATIENCE = 20.0, 2
 PHASES = ("rates", "coordinate", "seeds")
-# The full-precision training of `make demo`.
-PRETRAIN = "--PRETRAIN --epoch_pretrain 6 --lr_pretrain 0.05 --milestones_pretrain 3 5".split()
-KEPT = ("epoch", "kind", "lr", "loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
 
 
 @dataclass(frozen=True)
@@ -96,11 +84,6 @@ class Cell:
         setting = f"{self.net}_{self.dataset}_{self.bits}bit"
         return f"{setting}_{self.arm}_{self.rate:g}{own}_seed{self.seed}"
 
-    @property
-    def source(self) -> str:
-        """What the full-precision network that it starts from is called."""
-        return f"{self.net}_{self.dataset}_source_seed{self.seed}"
-
     def make_arm(self) -> arms.Arm:
         """Return its steps: arms of one rate differ in these alone."""
         if self.arm == "alq":
@@ -114,9 +97,7 @@ class Cell:
 
     def events(self, logs: Path) -> list[dict]:
         """Return what its log says; nothing where the run has not come to its end."""
-        log = logs / f"{self.name}.jsonl"
-        found = read_events(log) if log.exists() else []
-        return found if found and found[-1]["event"] == "result" else []
+        return finished(logs / f"{self.name}.jsonl")
 
     def result(self, logs: Path) -> dict | None:
         """Return its end, None where it has not come to it."""
@@ -148,12 +129,12 @@ def planned(args: argparse.Namespace) -> Iterator[Cell]:
             yield Cell(*setting, arm, rate)
     if "coordinate" in args.phase and 0 in args.seed and "alq" in args.arm:
         for setting, coordinate in product(settings, COORDINATES):
-            best = best_of(rates_of(Cell(*setting, "alq", RATES[0])), args.logs)
+            best = best_of(rates_of(Cell(*setting, "alq", RATES[0])), args.out)
             if best and best.net == "lenet5":
                 yield replace(best, coordinate=coordinate)
     if "seeds" in args.phase:
         for seed, setting, arm in product(args.seed, settings, args.arm):
-            best = best_of(rates_of(Cell(*setting, arm, RATES[0])), args.logs)
+            best = best_of(rates_of(Cell(*setting, arm, RATES[0])), args.out)
             if best and seed:
                 yield replace(best, seed=seed)
 
@@ -165,58 +146,19 @@ class Failed(Exception):
     """A run does not train: says why."""
 
 
-def train_source(cell: Cell, args: argparse.Namespace) -> Path:
-    """Return the file of the full-precision network, which is trained if it is not there."""
-    path = args.sources / f"{cell.source}.pth"
-    if path.exists():
-        return path
-    network = SMALL_NETWORKS[cell.net]
-    flags = ["--dataset", cell.dataset, "--seed", cell.seed, "--data", args.data, "--model_ori"]
-    flags += [path, "--model", args.logs / cell.source, "--threads", args.threads]
-    flags += ["--structure", *network.structure, "--subc", *network.subc]
-    (args.logs / f"{cell.source}.jsonl").unlink(missing_ok=True)
-    parser = lenet5.command_line(cell.dataset)
-    run_stages(network.on(cell.dataset), parser, [*PRETRAIN, *map(str, flags)])
-    return path
-
-
-@cache
-def read_pictures(root: Path, dataset: str) -> tuple:
-    return mnist.read_mnist(root, dataset)
-
-
-def load_data(
-    cell: Cell, args: argparse.Namespace, held_out: torch.Tensor
-) -> tuple[TensorLoader, Split]:
-    """Return the batches that all arms train on, and the loaders of all images."""
-    own = argparse.Namespace(**{**vars(args), "seed": cell.seed})
-    kind = mnist.SETS[cell.dataset]
-    split, _ = split_tensors(own, held_out, *read_pictures(args.data, cell.dataset), kind)
-    part = (x[: args.train_size] for x in (split.train.images, split.train.labels))
-    return TensorLoader(*part, args.batch_size, kind.mean, kind.std, cell.seed), split
-
-
 def run(cell: Cell, args: argparse.Namespace) -> None:
     """Train one arm and log its epochs and its end."""
-    source = load_checkpoint(train_source(cell, args), cell.net)
-    torch.manual_seed(cell.seed)
-    network = SMALL_NETWORKS[cell.net]
-    model = network.on(cell.dataset).network().to(memory_format=torch.channels_last)
-    model.load_state_dict(source["model"])
-    batches, data = load_data(cell, args, source["val_indices"])
-    arm = cell.make_arm()
+    start = Start(cell.net, cell.dataset, cell.seed)
+    model, batches, data, top1_fp = start.load(args)
+    arm, network = cell.make_arm(), SMALL_NETWORKS[cell.net]
     training = arms.training_of("alq", arm, network, model, cell.seed, len(batches))
-    path = args.logs / f"{cell.name}.jsonl"
-    path.unlink(missing_ok=True)
-    log = RunLog(path)
-    about = describe_run(argparse.Namespace(**{**vars(args), "seed": cell.seed}))
-    log.write("start", **about | vars(cell), top1_fp=source["top1_fp"])
+    log = start.new_log(cell.name, args, **vars(cell), top1_fp=top1_fp)
     before = evaluate(model, data.val)
     log.write("before", val_loss=before["loss"], val_accuracy=before["accuracy"])
     last: dict = {}
 
     def note(event: str, **fields: object) -> None:
-        last.update({key: short(fields[key]) for key in KEPT})
+        last.update(compact(fields))
         log.write(event, **last)
 
     def check(epoch: Epoch, val: dict) -> None:
@@ -234,18 +176,13 @@ def run(cell: Cell, args: argparse.Namespace) -> None:
     log.write("result", **end, **size_of(training.weights), seconds=round(training.seconds, 1))
 
 
-def short(value: object) -> object:
-    """Return a number with six digits."""
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
 # ---------------------------------------------------------------------------- command line
 
 
 def plan(args: argparse.Namespace) -> None:
     """Print the runs in order; those of the later phases as far as best rates are known."""
     for cell in planned(args):
-        result = cell.result(args.logs)
+        result = cell.result(args.out)
         state = "to do" if result is None else result["failed"] or f"{result['val_accuracy']:.2f} %"
         print(f"{cell.name}: {state}")
 
@@ -257,19 +194,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("what", choices=["run", "plan"])
     parser.add_argument("--phase", nargs="+", choices=PHASES, default=PHASES)
     parser.add_argument("--net", nargs="+", choices=SMALL_NETWORKS, default=[*SMALL_NETWORKS])
-    parser.add_argument("--dataset", nargs="+", choices=mnist.SETS, default=[*mnist.SETS])
     parser.add_argument("--bits", nargs="+", type=int, default=BITS)
     parser.add_argument("--arm", nargs="+", choices=ARMS, default=ARMS)
-    parser.add_argument("--seed", nargs="+", type=int, default=SEEDS, metavar="N")
-    parser.add_argument("--logs", type=Path, default=LOGS, help="folder of the logs")
-    parser.add_argument("--sources", type=Path, default=SOURCES, help="of the networks they share")
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--train_size", type=int, default=TRAIN_SIZE, help="images an epoch")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.set_defaults(
-        device=torch.device("cpu"), batch_size=128, compile=False, tf32=False, channels_last=True,
-        cudnn_benchmark=False, deterministic=False,
-    )  # fmt: skip
+    add_flags(parser, LOGS, TRAIN_SIZE)
     return parser.parse_args(argv)
 
 
@@ -277,10 +204,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.what == "plan":
         return plan(args)
-    args.logs.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     set_arithmetic(args)
     for cell in planned(args):
-        if cell.result(args.logs) is None:
+        if cell.result(args.out) is None:
             print(cell.name, file=sys.stderr, flush=True)
             run(cell, args)
 

@@ -8,11 +8,11 @@ from itertools import product
 from pathlib import Path
 from statistics import mean
 
-from activations import spread
 from alq.data.mnist import SETS
+from short_runs import SEEDS
 from small_networks import SMALL_NETWORKS
-from sweep import ARMS, BITS, COORDINATE, COORDINATES, RATES, SEEDS, Cell, best_of, rates_of
-from tables import table
+from sweep import ARMS, BITS, COORDINATE, COORDINATES, RATES, Cell, best_of, rates_of
+from tables import spread, table
 
 TITLES = {
     "reconstruction": "STE, reconstruction error",
@@ -47,17 +47,22 @@ def losses(events: list[dict]) -> list[float]:
     return [event["loss"] for event in events if event["event"] == "epoch"]
 
 
-def accuracies(setting: Setting, arm: str, logs: Path) -> list[float | None]:
-    """Return the validation accuracy at each rate, seed 0; None where the run failed."""
-    results = (cell.result(logs) for cell in rates_of(Cell(*setting, arm, RATES[0])))
-    return [None if r["failed"] else r["val_accuracy"] for r in results]
+def accuracies(setting: Setting, arm: str, logs: Path) -> dict[float, float | None]:
+    """Return the validation accuracy at each rate that was run, seed 0; None where it failed."""
+    results = ((c.rate, c.result(logs)) for c in rates_of(Cell(*setting, arm, RATES[0])))
+    return {rate: None if r["failed"] else r["val_accuracy"] for rate, r in results if r}
 
 
 def working(setting: Setting, arm: str, logs: Path) -> list[float]:
     """Return the arm's rates that end at most NEAR below the best of all arms at any rate."""
-    bar = max(a for each in ARMS for a in accuracies(setting, each, logs) if a is not None) - NEAR
-    found = zip(RATES, accuracies(setting, arm, logs), strict=True)
-    return [rate for rate, accuracy in found if accuracy is not None and accuracy >= bar]
+    trained = {each: trained_only(accuracies(setting, each, logs)) for each in ARMS}
+    bar = max(accuracy for found in trained.values() for accuracy in found.values()) - NEAR
+    return [rate for rate, accuracy in trained[arm].items() if accuracy >= bar]
+
+
+def trained_only(found: dict[float, float | None]) -> dict[float, float]:
+    """Return the accuracies of the rates at which the run did not fail."""
+    return {rate: accuracy for rate, accuracy in found.items() if accuracy is not None}
 
 
 def title(setting: Setting) -> str:
@@ -66,16 +71,16 @@ def title(setting: Setting) -> str:
 
 
 def rates_table(logs: Path) -> str:
-    """Show the validation accuracy of each arm at each rate, its best in bold."""
+    """Show the validation accuracy of each arm at each rate, its best in bold when all are done."""
     rows = []
-    for setting, arm in product(settings(logs), ARMS):
-        chosen = best(setting, arm, logs).rate
-        cells = []
-        for rate, accuracy in zip(RATES, accuracies(setting, arm, logs), strict=True):
-            text = "fails" if accuracy is None else f"{accuracy:.2f}"
-            cells.append(f"**{text}**" if rate == chosen else text)
-        rows.append([title(setting), TITLES[arm], *cells])
-    return table(["setting", "steps", *(f"{rate:g}" for rate in RATES)], rows)
+    for setting, arm in product(product(SMALL_NETWORKS, SETS, BITS), ARMS):
+        found, chosen = accuracies(setting, arm, logs), best(setting, arm, logs)
+        texts = {r: "fails" if a is None else f"{a:.2f}" for r, a in found.items()}
+        if chosen:
+            texts[chosen.rate] = f"**{texts[chosen.rate]}**"
+        if found:
+            rows.append([title(setting), TITLES[arm], *(texts.get(rate, "") for rate in RATES)])
+    return table(["setting", "steps", *(f"{rate:g}" for rate in RATES)], rows) if rows else ""
 
 
 def best_table(logs: Path) -> str:
@@ -90,9 +95,8 @@ def best_table(logs: Path) -> str:
         end = [f"{cell.rate:g}", *speed, spread([run[-1]["top1"] for run in runs])]
         rows.append([title(setting), TITLES[arm], *end, str(len(runs)), span])
     heads = [f"loss, epoch {epoch}" for epoch in SHOWN]
-    return table(
-        ["setting", "steps", "best rate", *heads, "test %", "seeds", "rates that work"], rows
-    )
+    heads = ["setting", "steps", "best rate", *heads, "test %", "seeds", "rates that work"]
+    return table(heads, rows) if rows else ""
 
 
 def coordinate_table(logs: Path) -> str:
@@ -106,4 +110,4 @@ def coordinate_table(logs: Path) -> str:
             found = ["fails" if r["failed"] else f"{r['val_accuracy']:.2f}" for r in results]
             rows.append([title(setting), *found])
     heads = [f"{rate:g}" if rate else "basis to the end" for rate in rates]
-    return table(["setting", *heads], rows)
+    return table(["setting", *heads], rows) if rows else ""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import alq
 import arms
 import changed
+import short_runs
 import sweep
 import sweep_report
 from alq.data import mnist, read_mnist
@@ -141,7 +142,7 @@ def test_no_best_rate_before_all_rates_are_done(logs) -> None:
 
 
 def test_seeds_follow_the_best_rates_and_a_killed_run_counts_for_nothing(logs) -> None:
-    args = sweep.parse(["plan", "--logs", str(logs), "--net", "lenet5", "--dataset", "mnist"])
+    args = sweep.parse(["plan", "--out", str(logs), "--net", "lenet5", "--dataset", "mnist"])
     later = [cell for cell in sweep.planned(args) if cell.seed]
     assert {(cell.arm, cell.rate) for cell in later} == {
         (arm, RATES[number + 1]) for number, arm in enumerate(ARMS)
@@ -173,14 +174,16 @@ def few(tmp_path, monkeypatch) -> list[str]:
     train, test = read_mnist(ROOT / "data")
     small = tuple([part[:count] for part in pair] for pair, count in ((train, 344), (test, 50)))
     monkeypatch.setattr(mnist, "read_mnist", lambda root, dataset="mnist": small)
-    monkeypatch.setattr(sweep, "PRETRAIN", "--PRETRAIN --epoch_pretrain 1 --val_size 88".split())
+    monkeypatch.setattr(
+        short_runs, "PRETRAIN", "--PRETRAIN --epoch_pretrain 1 --val_size 88".split()
+    )
     monkeypatch.setattr(sweep, "RATES", (3e-3,))
     monkeypatch.setattr(sweep, "MIDDLE_FIRST", (3e-3,))
     monkeypatch.setattr(sweep, "EPOCHS", 3)
-    sweep.read_pictures.cache_clear()
-    places = ["--logs", str(tmp_path / "logs"), "--sources", str(tmp_path / "sources")]
+    short_runs.read_pictures.cache_clear()
+    places = ["--out", str(tmp_path / "logs"), "--sources", str(tmp_path / "sources")]
     yield ["run", "--dataset", "mnist", "--bits", "1", "--phase", "rates", *places]
-    sweep.read_pictures.cache_clear()
+    short_runs.read_pictures.cache_clear()
 
 
 @pytest.mark.parametrize("net", SMALL_NETWORKS)
