@@ -47,7 +47,7 @@ from tables import PUBLISHED_RUNS
 
 HERE = Path(__file__).resolve().parent / "figures"
 STYLES = [line_style(number) for number in range(4)]
-CHANCE_ERROR = 90.0  # percent, of ten classes
+OFF_SCALE = 6  # times the least error of a panel of the sweep
 # LeNet5 on MNIST, weights only, in bytes and percent, as published.
 CITED = [
     ("Deep Compression (Han et al., 2016)", 44e3, 99.26, "P"),
@@ -78,13 +78,13 @@ def sweep(logs: Path, net: str) -> Figure | None:
     if not settings:
         return None
     width = max(2, len(settings))
-    figure, grid = axes(2, width, height=2.8, width=1.9 * width + 1, sharey="row")
+    figure, grid = axes(2, width, height=2.8, width=2.1 * width + 1)
     for column, setting in enumerate(settings):
+        plot_rates(grid[0, column], setting, folder)
         for (arm, label), style in zip(sweep_report.TITLES.items(), STYLES, strict=False):
-            plot_rates(grid[0, column], sweep_report.accuracies(setting, arm, folder), label, style)
             cell = sweep_report.best(setting, arm, folder)
             runs = [sweep_report.losses(run) for run in sweep_report.seeds_of(cell, folder)]
-            plot_band(grid[1, column], runs, f"{label}", {**style, "markersize": 3})
+            plot_band(grid[1, column], runs, label, {**style, "markersize": 3})
         _, dataset, bits = setting
         grid[0, column].set(title=f"{SETS[dataset].title}, {bits} bit", xlabel="rate")
         grid[1, column].set(yscale="log", xlabel="epoch")
@@ -97,13 +97,19 @@ def sweep(logs: Path, net: str) -> Figure | None:
     return figure
 
 
-def plot_rates(ax: Axes, accuracies: dict[float, float | None], label: str, style: dict) -> None:
-    """Plot the error at each rate; a run that failed stands at the error of chance, hollow."""
-    errors = {r: CHANCE_ERROR if a is None else 100 - a for r, a in accuracies.items()}
-    ax.plot([*errors], [*errors.values()], label=label, **style)
-    failed = [rate for rate, accuracy in accuracies.items() if accuracy is None]
-    hollow = {**style, "linestyle": "none", "markerfacecolor": "white", "markersize": 7}
-    ax.plot(failed, [CHANCE_ERROR] * len(failed), **hollow)
+def plot_rates(ax: Axes, setting: sweep_report.Setting, folder: Path) -> None:
+    """Plot the error of each arm at each rate; what fails, or is off the scale, hollow at the edge.
+
+    The scale ends at OFF_SCALE times the least error.
+    """
+    found = {arm: sweep_report.errors(setting, arm, folder) for arm in sweep_report.ARMS}
+    edge = OFF_SCALE * min(min(errors.values()) for errors in found.values())
+    for (arm, label), style in zip(sweep_report.TITLES.items(), STYLES, strict=False):
+        drawn = {rate: min(error, edge) for rate, error in found[arm].items()}
+        ax.plot([*drawn], [*drawn.values()], label=label, **style)
+        off = [rate for rate, error in drawn.items() if error == edge]
+        hollow = {**style, "linestyle": "none", "markerfacecolor": "white", "markersize": 7}
+        ax.plot(off, [edge] * len(off), **hollow)
     ax.set(xscale="log", yscale="log")
     plain_ticks(ax.yaxis)
 

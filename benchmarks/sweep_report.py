@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -53,16 +54,16 @@ def accuracies(setting: Setting, arm: str, logs: Path) -> dict[float, float | No
     return {rate: None if r["failed"] else r["val_accuracy"] for rate, r in results if r}
 
 
+def errors(setting: Setting, arm: str, logs: Path) -> dict[float, float]:
+    """Return the validation error at each rate that was run; infinite where it failed."""
+    found = accuracies(setting, arm, logs).items()
+    return {rate: math.inf if accuracy is None else 100 - accuracy for rate, accuracy in found}
+
+
 def working(setting: Setting, arm: str, logs: Path) -> list[float]:
     """Return the arm's rates that end at most NEAR below the best of all arms at any rate."""
-    trained = {each: trained_only(accuracies(setting, each, logs)) for each in ARMS}
-    bar = max(accuracy for found in trained.values() for accuracy in found.values()) - NEAR
-    return [rate for rate, accuracy in trained[arm].items() if accuracy >= bar]
-
-
-def trained_only(found: dict[float, float | None]) -> dict[float, float]:
-    """Return the accuracies of the rates at which the run did not fail."""
-    return {rate: accuracy for rate, accuracy in found.items() if accuracy is not None}
+    bar = min(min(errors(setting, each, logs).values()) for each in ARMS) + NEAR
+    return [rate for rate, error in errors(setting, arm, logs).items() if error <= bar]
 
 
 def title(setting: Setting) -> str:

@@ -111,8 +111,8 @@ def test_the_sweep_is_drawn_with_what_failed(tmp_path) -> None:
     figure = figures.sweep(tmp_path, "lenet5")
     rates, _, epochs, _ = figure.axes
     line, hollow = rates.lines[:2]
-    assert line.get_ydata() == pytest.approx([2.0] * 6 + [90.0])
-    assert hollow.get_ydata() == [90.0] and hollow.get_markerfacecolor() == "white"
+    assert line.get_ydata() == pytest.approx([2.0] * 6 + [12.0])  # the edge, 6 times the least
+    assert hollow.get_ydata() == [12.0] and hollow.get_markerfacecolor() == "white"
     assert len(epochs.lines) == 3 and all(len(line.get_xdata()) == 12 for line in epochs.lines)
     plt.close(figure)
 
