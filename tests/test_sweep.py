@@ -165,6 +165,18 @@ def test_tables_say_what_the_logs_say(logs) -> None:
     assert f"| {RATES[1]:g} | 1.0000 | 0.3333 | 0.0250 | 96.00 ± 1.41 | 2 | {span} |" in row
 
 
+def test_other_rates_of_the_coordinate_epochs_stand_beside_the_sweeps_own(logs) -> None:
+    assert sweep_report.coordinate_table(logs) == ""
+    best = sweep_report.best(SETTING, "alq", logs)
+    for number, rate in enumerate(sweep.COORDINATES):
+        write_log(logs, replace(best, coordinate=rate), *[90.0] * 11, 95.0 + number)
+    head, _, row = sweep_report.coordinate_table(logs).splitlines()
+    assert head == "| setting | basis to the end | 3e-05 | 0.0001 | 0.0003 | 0.001 |"
+    assert row == "| LeNet5, MNIST, 1 bit | 95.00 | 96.00 | 98.00 | 97.00 | 98.00 |"
+    chosen = sweep_report.best(SETTING, "alq", logs)
+    assert chosen == best  # they are not among what the best rate is chosen from
+
+
 # ---------------------------------------------------------------------------- a run
 
 
