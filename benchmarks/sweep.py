@@ -192,10 +192,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["run", "plan"])
-    parser.add_argument("--phase", nargs="+", choices=PHASES, default=PHASES)
+    parser.add_argument("--phase", nargs="+", choices=PHASES, default=[*PHASES])
     parser.add_argument("--net", nargs="+", choices=SMALL_NETWORKS, default=[*SMALL_NETWORKS])
-    parser.add_argument("--bits", nargs="+", type=int, default=BITS)
-    parser.add_argument("--arm", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--bits", nargs="+", type=int, default=[*BITS])
+    parser.add_argument("--arm", nargs="+", choices=ARMS, default=[*ARMS])
     add_flags(parser, LOGS, TRAIN_SIZE)
     return parser.parse_args(argv)
 
