@@ -1,16 +1,25 @@
-"""The method's claims, each as a comparison of short LeNet5 runs on MNIST.
+"""The method's claims, each as a comparison of short LeNet5 runs.
 
-    python benchmarks/ablations.py loss_aware     # steps that know the loss / the reconstruction
     python benchmarks/ablations.py adaptive       # pruned across layers / within layers / uniform
     python benchmarks/ablations.py smooth         # many small prunings / one cut an epoch
     python benchmarks/ablations.py defects        # what the authors' two defects cost
+    python benchmarks/ablations.py ridge          # the relative ridge / the published one
     python benchmarks/ablations.py structures     # sketches of the trained weights, no training
     python benchmarks/ablations.py size           # file size against accuracy, lenet5.py's flags
     python benchmarks/ablations.py recipe         # what each extra gains at 10 KB, likewise
+    python benchmarks/ablations.py adaptive --dataset fashion_mnist --seed 0 1      # a part
 
-All arms of a claim start from the same full-precision network and share schedule and seed. Each
-writes its own log, CLAIM_ARM.jsonl; an arm whose log has a result is not run again.
-`benchmarks/figures.py` draws the logs.
+The first five run on MNIST and Fashion-MNIST with three seeds each. All arms of a claim start from
+the same full-precision network, which is trained first where it is missing, and share schedule and
+seed. Each writes its own log, DATASET_CLAIM_ARM_seedN.jsonl; one whose log has its result is not
+run again. `size` and `recipe` are whole commands on MNIST, one seed, from --model_ori; their logs
+are CLAIM_ARM.jsonl. `benchmarks/figures.py` draws the logs. Whether steps that know the loss train
+better is asked by `benchmarks/sweep.py`.
+
+Time, on one core of an x86-64 CPU: an arm has 19 epochs of 157 batches at 21 to 28 ms a step, and
+some 30 evaluations of 10 000 images at half a second: a minute and a half. Seven arms (what claims
+share is run once), three seeds, two data sets: 65 minutes, and a minute for each full-precision
+network. Without a claim, the first five are run: all of seed 0 before seed 1.
 """
 
 from __future__ import annotations
@@ -18,89 +27,65 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-
-import torch
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
-import alq.method.optimizer
 import arms
 import lenet5
+import short_runs
 from alq.command.run import set_arithmetic
-from alq.data import mnist
-from alq.data.loaders import TensorLoader
 from alq.files.checkpoint import load_checkpoint
-from alq.files.runlog import RunLog, describe_run
 from alq.method.structures import make_grouping
 from alq.training.epoch import evaluate
-from alq.training.loop import Training, quantized_training, size_of, train
-from alq.training.schedule import Epoch, Schedule
+from alq.training.loop import size_of, train
+from alq.training.schedule import Epoch
 from published_runs import read_events
+from short_runs import Start
+from small_networks import SMALL_NETWORKS
 
 TRAINED = Path("checkpoints/published/ablations/lenet5_model_ori.pth")
 LOGS = Path("checkpoints/ablations")
 
 
-def run_arm(claim: str, arm: arms.Arm, args: argparse.Namespace) -> None:
+def run_arm(name: str, arm: arms.Arm, start: Start, args: argparse.Namespace) -> None:
     """Train one arm and log its epochs, its accuracy after each pruning and before it."""
-    torch.manual_seed(args.seed)
-    source = load_checkpoint(args.model_ori, "lenet5")
-    model = lenet5.LeNet5().to(args.device, memory_format=torch.channels_last)
-    model.load_state_dict(source["model"])
-    data, _ = mnist.load_splits(args, source["val_indices"])
-    kind = mnist.SETS[args.dataset]
-    part = (x[: args.train_size] for x in (data.train.images, data.train.labels))
-    batches = TensorLoader(*part, args.batch_size, kind.mean, kind.std, args.seed)
-    log = new_log(args.out / f"{claim}_{arm.name}.jsonl")
-    log.write("start", net="lenet5", claim=claim, arm=arm.name, **describe_run(args))
-    training = training_of(f"{claim} {arm.name}", arm, model, args.seed, len(batches))
+    model, batches, data, top1_fp = start.load(args)
+    network = SMALL_NETWORKS[start.net]
+    training = arms.training_of("alq", arm, network, model, start.seed, len(batches))
+    log = start.new_log(log_name(name, start), args, arm=name, top1_fp=top1_fp)
 
-    def point(after: str) -> dict:
-        tested, validated = evaluate(model, data.test), evaluate(model, data.val)
-        found = {"top1": tested["accuracy"], "val_accuracy": validated["accuracy"]}
+    def point(after: str, val: dict) -> dict:
+        found = {"top1": evaluate(model, data.test)["accuracy"], "val_accuracy": val["accuracy"]}
         found |= size_of(training.weights)
         log.write("point", after=after, epoch=training.epochs_done, **found)
         return found
 
-    found = point("sketch")
+    found = point("sketch", evaluate(model, data.val))
 
     def after_epoch(epoch: Epoch, val: dict) -> None:
         nonlocal found
-        if epoch.kind in ("prune", "coordinate") or training.epochs_done == len(arm.epochs):
-            found = point(epoch.kind)
+        if epoch.kind in ("prune", "coordinate"):
+            found = point(epoch.kind, val)
 
-    train(training, list(arm.epochs), batches, data.val, log.write, after_epoch)
+    def note(event: str, **fields: object) -> None:
+        log.write(event, **short_runs.compact(fields))
+
+    train(training, list(arm.epochs), batches, data.val, note, after_epoch)
     log.write("result", **found, seconds=round(training.seconds, 1))
 
 
-def training_of(title: str, arm: arms.Arm, model: nn.Module, seed: int, batches: int) -> Training:
-    """Sketch the full-precision `model` and return the training that `arm` asks for."""
-    full = [parameter.detach().clone() for parameter in model.parameters() if parameter.dim() > 1]
-    structure, subc = (lenet5.DEFAULTS[key] for key in ("structure", "subc"))
-    weights = alq.quantize(model, structure, subc, arm.max_bit)
-    schedule = Schedule(lr=arms.LR, seed=seed)
-    plan = arm.plan(batches)
-    training = quantized_training(title, model, weights, schedule, plan=plan, optimizer=arm.kind)
-    if arm.from_full:
-        for weight, w in zip(weights, full, strict=True):
-            training.optimizers[0].state[weight.parameter]["w0"] = weight.grouping.to_groups(w)
-    return training
+def log_name(name: str, start: Start) -> str:
+    """Return what the log of an arm is called; `name` has the claim and the arm."""
+    return f"{start.dataset}_{name}_seed{start.seed}"
 
 
-def new_log(path: Path) -> RunLog:
-    """Return an empty log at `path`."""
-    path.unlink(missing_ok=True)
-    return RunLog(path)
-
-
-def structures(args: argparse.Namespace) -> None:
+def structures(start: Start, args: argparse.Namespace) -> None:
     """Log the sketch's error and size for each layer, structure and max_bit."""
-    source = load_checkpoint(args.model_ori, "lenet5")
-    log = new_log(args.out / "structures_sketch.jsonl")
-    log.write("start", net="lenet5", claim="structures", arm="sketch", **describe_run(args))
+    source = load_checkpoint(start.train(args), start.net)
+    log = start.new_log(log_name("structures_sketch", start), args, arm="structures_sketch")
     for name, w in source["model"].items():
         if w.dim() < 2:
             continue
@@ -122,29 +107,38 @@ def structures(args: argparse.Namespace) -> None:
     log.write("result")
 
 
+def run_claim(claim: str, start: Start, args: argparse.Namespace) -> None:
+    """Run what has no result yet of a claim, for one data set and seed."""
+    if claim == "structures":
+        if not short_runs.finished(args.out / f"{log_name('structures_sketch', start)}.jsonl"):
+            structures(start, args)
+        return
+    for arm in arms.CLAIMS[claim]():
+        name = arms.SAME.get((claim, arm.name), f"{claim}_{arm.name}")
+        done = short_runs.finished(args.out / f"{log_name(name, start)}.jsonl")
+        if not done and (not args.arm or arm.name in args.arm):
+            print(log_name(name, start), file=sys.stderr, flush=True)
+            run_arm(name, arm, start, args)
+
+
 # ---------------------------------------------------------------------------- whole commands
 
 
 def run_command(claim: str, arm: str, args: argparse.Namespace) -> None:
     """Run `lenet5.py` with the arm's flags; log and files are named for the arm."""
     model = args.out / f"{claim}_{arm}.pth"
-    own = [
-        "--model_ori",
-        args.model_ori,
-        "--model",
-        model,
-        "--data",
-        args.data,
-        "--seed",
-        args.seed,
-    ]
-    if args.threads:
-        own += ["--threads", args.threads]
+    own = ["--model_ori", args.model_ori, "--model", model, "--data", args.data]
+    own += ["--seed", args.seed[0], "--threads", args.threads]
     model.with_suffix(".jsonl").unlink(missing_ok=True)
     lenet5.main([*arms.COMMANDS[claim][arm].split(), *map(str, own)])
 
 
-# ---------------------------------------------------------------------------- command line
+def run_commands(claim: str, args: argparse.Namespace) -> None:
+    """Run the commands of a claim that have no result yet."""
+    for name in arms.COMMANDS[claim]:
+        done = finished(args.out / f"{claim}_{name}.jsonl")
+        if not done and (not args.arm or name in args.arm):
+            run_command(claim, name, args)
 
 
 def finished(log: Path) -> bool:
@@ -153,53 +147,28 @@ def finished(log: Path) -> bool:
     return last["event"] == "result" and last.get("stage") != "alq"  # a command goes on from there
 
 
+# ---------------------------------------------------------------------------- command line
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("claim", nargs="+", choices=[*arms.CLAIMS, "structures", *arms.COMMANDS])
+    trained = [*arms.CLAIMS, "structures"]
+    parser.add_argument("claim", nargs="*", choices=[[], *trained, *arms.COMMANDS])
     parser.add_argument("--arm", nargs="+", help="only these arms")
-    parser.add_argument("--model_ori", type=Path, default=TRAINED)
-    parser.add_argument("--out", type=Path, default=LOGS, help="folder of the logs")
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument(
-        "--train_size", type=int, default=20000, help="training images of an epoch; not of commands"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--threads", type=int)
-    parser.set_defaults(
-        batch_size=lenet5.DEFAULTS["batch_size"],
-        augment=0,
-        compile=False,
-        tf32=False,
-        channels_last=True,
-        cudnn_benchmark=False,
-        deterministic=False,
-        dataset="mnist",
-    )
+    parser.add_argument("--model_ori", type=Path, default=TRAINED, help="of size and recipe")
+    short_runs.add_flags(parser, LOGS, 20000)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     set_arithmetic(args)
-    for claim in args.claim:
-        if claim == "structures":
-            structures(args)
-            continue
-        chosen = (
-            {arm.name: arm for arm in arms.CLAIMS[claim]()}
-            if claim in arms.CLAIMS
-            else arms.COMMANDS[claim]
-        )
-        for name, arm in chosen.items():
-            log = args.out / f"{arms.SAME.get((claim, name), f'{claim}_{name}')}.jsonl"
-            if (args.arm and name not in args.arm) or finished(log):
-                continue
-            if claim in arms.COMMANDS:
-                run_command(claim, name, args)
-            elif (claim, name) in arms.SAME:
-                run_arm("adaptive", arms.pruned("across_layers"), args)
-            else:
-                run_arm(claim, arm, args)
+    claims = args.claim or trained
+    for seed, dataset, claim in product(args.seed, args.dataset, claims):
+        if claim in trained:
+            run_claim(claim, Start("lenet5", dataset, seed), args)
+    for claim in claims:
+        if claim in arms.COMMANDS:
+            run_commands(claim, args)
 
 
 if __name__ == "__main__":

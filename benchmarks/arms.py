@@ -1,20 +1,28 @@
-"""The arms of the comparisons in `benchmarks/ablations.py`: short schedules, what they change."""
+"""The arms of the comparisons (`ablations.py`, `sweep.py`): short schedules, what they change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 import alq
 import changed
-from alq.training.schedule import Epoch
+from alq.training.loop import Training, quantized_training
+from alq.training.pruning import PruneToTarget
+from alq.training.schedule import Epoch, Schedule
+from small_networks import SmallNetwork
 
 LR, LD = 1e-3, 0.8  # of all arms: the paper's rate and factor for LeNet5
 
 
+MAX_BIT = 6  # of the sketches that are pruned
+
+
 @dataclass(frozen=True)
 class Arm:
-    """One run of a comparison.
+    """What one run of a comparison does.
 
     Attributes:
         name: in the log's name and the figure.
@@ -27,15 +35,29 @@ class Arm:
 
     name: str
     epochs: Sequence[Epoch]
-    max_bit: int = 6
+    max_bit: int = MAX_BIT
     kind: type[alq.ALQ] = alq.ALQ
     plan: Callable[[int], object] = lambda batches: None
     from_full: bool = False
 
 
-def decaying(kinds: Sequence[str], round: int = 0) -> list[Epoch]:
-    """Return epochs of these kinds, the rate multiplied by LD before each."""
-    return [Epoch(kind, LR * LD ** (k + 1), round) for k, kind in enumerate(kinds)]
+def decaying(kinds: Sequence[str], round: int = 0, lr: float = LR) -> list[Epoch]:
+    """Return epochs of these kinds, the rate `lr` multiplied by LD before each."""
+    return [Epoch(kind, lr * LD ** (k + 1), round) for k, kind in enumerate(kinds)]
+
+
+def training_of(
+    stage: str, arm: Arm, network: SmallNetwork, model: nn.Module, seed: int, batches: int
+) -> Training:
+    """Sketch the full-precision `model` and return the training that `arm` asks for."""
+    full = [parameter.detach().clone() for parameter in model.parameters() if parameter.dim() > 1]
+    weights = alq.quantize(model, network.structure, network.subc, arm.max_bit)
+    schedule, plan = Schedule(seed=seed), arm.plan(batches)  # the epochs bring their rates
+    training = quantized_training(stage, model, weights, schedule, plan=plan, optimizer=arm.kind)
+    if arm.from_full:
+        for weight, w in zip(weights, full, strict=True):
+            training.optimizers[0].state[weight.parameter]["w0"] = weight.grouping.to_groups(w)
+    return training
 
 
 ROUND = ["basis", "basis", "coordinate"]
@@ -46,31 +68,19 @@ PRUNING = [
 ] + decaying(ROUND, ROUNDS + 1)
 
 
-def loss_aware() -> list[Arm]:
-    """Return the arms of steps that know the loss or do not, at 1 and 2 bits everywhere."""
-    arms = []
-    for bits in (1, 2):
-        ste, alternating = decaying(["ste"] * 6), decaying(["basis"] * 4 + ["coordinate"] * 2)
-        arms += [
-            Arm(f"{bits}bit_sketch", [], bits),
-            Arm(f"{bits}bit_reconstruction", ste, bits, changed.Reconstruction, from_full=True),
-            Arm(f"{bits}bit_ste", ste, bits, from_full=True),
-            Arm(f"{bits}bit_alq", alternating, bits),
-        ]
-    return arms
+def across_layers(batches: int) -> PruneToTarget:
+    """Return the method's pruning: at each batch the cheapest of all layers' candidates.
+
+    Each round ends at the bits that the share `PR`, taken at each batch, would leave.
+    """
+    left = (1 - PR / batches) ** batches
+    aim = MAX_BIT * left**ROUNDS
+    return PruneToTarget("target_bit", aim, MAX_BIT, ROUNDS, PR, left, TOP_K, batches)
 
 
-def pruned(
-    name: str,
-    kind: type[alq.ALQ] = alq.ALQ,
-    choose: Callable[..., list] = changed.choose_pruned,
-) -> Arm:
-    """Return the arm of the paper's pruning, or of a changed one."""
-
-    def plan(batches: int) -> object:
-        return changed.AcrossLayers(PR, batches, TOP_K, choose)
-
-    return Arm(name, PRUNING, kind=kind, plan=plan)
+def pruned(name: str, kind: type[alq.ALQ] = alq.ALQ) -> Arm:
+    """Return the arm of the method's pruning, with a changed quantizer if one is given."""
+    return Arm(name, PRUNING, kind=kind, plan=across_layers)
 
 
 def adaptive() -> list[Arm]:
@@ -83,8 +93,8 @@ def adaptive() -> list[Arm]:
 
 
 def smooth() -> list[Arm]:
-    """Return the arms that prune at every batch, or at one batch of an epoch."""
-    cut = Arm("one_cut", PRUNING, plan=lambda b: changed.OneCut(PR, b))
+    """Return the arms that prune to the same bits at every batch, or at one batch of an epoch."""
+    cut = Arm("one_cut", PRUNING, plan=lambda b: changed.OneCut(across_layers(b)))
     return [pruned("every_batch"), cut]
 
 
@@ -92,19 +102,25 @@ def defects() -> list[Arm]:
     """Return the arms without and with each of the authors' two defects."""
     return [
         pruned("none"),
-        pruned("lost_flips", kind=changed.LosingFlips),
-        pruned("wrong_ranking", choose=changed.choose_by_wrong_values),
+        pruned("lost_flips", changed.LosingFlips),
+        pruned("wrong_ranking", changed.RankingWrongly),
     ]
+
+
+def ridge() -> list[Arm]:
+    """Return the arms whose coordinate solve has a ridge relative to h, or the published one."""
+    return [pruned("relative"), pruned("published", changed.PublishedRidge)]
 
 
 # The same run under several claims' names: run once.
 SAME = {
     ("smooth", "every_batch"): "adaptive_across_layers",
     ("defects", "none"): "adaptive_across_layers",
+    ("ridge", "relative"): "adaptive_across_layers",
 }
 
 
-CLAIMS = {f.__name__: f for f in (loss_aware, adaptive, smooth, defects)}
+CLAIMS = {f.__name__: f for f in (adaptive, smooth, defects, ridge)}
 
 # ---------------------------------------------------------------------------- whole commands
 

@@ -6,8 +6,8 @@ function that chooses what a prune step removes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import torch
@@ -19,8 +19,9 @@ from alq.method.loss_model import AMSGrad, pseudo_gradient_and_hessian, update_m
 from alq.method.nearest import nearest_codes
 from alq.method.optimizer import ALQ
 from alq.method.sketch import sketch
-from alq.method.steps import Groups, choose_pruned, finite_or, solve_coordinates
+from alq.method.steps import Groups, finite_or, solve_coordinates
 from alq.method.weight import MultiBitWeight
+from alq.training.pruning import PruneToTarget
 
 
 class Reconstruction(ALQ):
@@ -44,20 +45,6 @@ class Reconstruction(ALQ):
 
 
 # ---------------------------------------------------------------------------- pruning
-
-
-@dataclass(frozen=True)
-class AcrossLayers:
-    """The paper's: the cheapest of all layers' candidates, a share pr/batches at each batch."""
-
-    pr: float
-    batches: int
-    top_k: float
-    choose: Callable[..., list[Tensor]] = choose_pruned
-
-    def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
-        M_p = self.pr / self.top_k / self.batches
-        quantizer.prune_step(self.top_k, M_p, choose=self.choose)
 
 
 @dataclass(frozen=True)
@@ -88,16 +75,17 @@ class WithinLayers:
         quantizer.prune_step(1.0, 0.0, choose=choose)
 
 
-@dataclass(frozen=True)
 class OneCut:
-    """As many as `AcrossLayers` removes in an epoch, all at the epoch's first batch."""
+    """To the bits at which `plan` ends its rounds, all at the first batch of a pruning epoch."""
 
-    pr: float
-    batches: int
+    def __init__(self, plan: PruneToTarget) -> None:
+        self.plan = replace(plan, prune_batches=1)
 
     def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
-        left = (1 - self.pr / self.batches) ** self.batches
-        quantizer.prune_step(1.0, 0.0 if batch else 1 - left)
+        if batch == 0:
+            self.plan.step(quantizer, round_number, 0)
+        else:
+            quantizer.prune_step(1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -169,9 +157,16 @@ class LosingFlips(ALQ):
         return SimpleNamespace(**{**vars(steps), "basis_step": basis_step_losing_flips})
 
 
+class RankingWrongly(ALQ):
+    """`ALQ` with the authors' defect in its prune steps."""
+
+    def prune_step(self, *arguments: object, **named: object) -> None:
+        super().prune_step(*arguments, **named, choose=choose_by_wrong_values)
+
+
 def choose_by_wrong_values(
     costs: Sequence[Tensor], masks: Sequence[Tensor], candidates: Sequence[int], M_p: float,
-    *rest: object,
+    prices: Sequence[int] | None = None, budget: int = 0,
 ) -> list[Tensor]:  # fmt: skip
     """Do what `steps.choose_pruned` does, except for the values that layers are compared by.
 
@@ -184,12 +179,25 @@ def choose_by_wrong_values(
         cheapest = f.flatten()[alive].topk(k, largest=False).indices
         values.append(torch.where(mask, f, 0.0).flatten()[cheapest])
         places.append(alive[cheapest])
-    removed = int(M_p * sum(candidates))
-    chosen = torch.zeros(sum(candidates), dtype=torch.bool)
-    chosen[torch.cat(values).topk(removed, largest=False).indices] = True
+    chosen = torch.cat(values).topk(int(M_p * sum(candidates)), largest=False).indices
+    if prices is not None:
+        bits = torch.tensor(prices).repeat_interleave(torch.tensor(candidates))[chosen]
+        chosen = chosen[bits.cumsum(0) - bits < budget]
+    gone = torch.zeros(sum(candidates), dtype=torch.bool)
+    gone[chosen] = True
     dead = []
-    for mask, place, gone in zip(masks, places, chosen.split(list(candidates)), strict=True):
+    for mask, place, part in zip(masks, places, gone.split(list(candidates)), strict=True):
         flags = torch.zeros_like(mask).flatten()
-        flags[place[gone]] = True
+        flags[place[part]] = True
         dead.append(flags.view_as(mask))
     return dead
+
+
+# ---------------------------------------------------------------------------- the ridge
+
+
+class PublishedRidge(ALQ):
+    """`ALQ` with the published ridge of the coordinate solve: 1e-6, towards 0."""
+
+    def __init__(self, *arguments: object, **named: object) -> None:
+        super().__init__(*arguments, **named, ridge=1e-6)

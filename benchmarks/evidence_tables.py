@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+import re
+from collections.abc import Iterator
+from itertools import groupby, product
 from pathlib import Path
+from statistics import mean
 
+import sweep_report
+from alq.data.mnist import SETS
 from alq.files.history import History, read_events
 from networks import NETWORKS
 from published_runs import read_run
-from tables import table
+from short_runs import seeds_of
+from tables import spread, table
 
-# Claim -> the logs that are compared in it, and what documents and figures call them.
+# Claim -> the runs that are compared in it, and what documents and figures call them.
 COMPARED = {
     "adaptive": {
         "adaptive_across_layers": "across all layers",
@@ -26,11 +32,10 @@ COMPARED = {
         "defects_lost_flips": "sign flips lost",
         "defects_wrong_ranking": "ranked by wrong values",
     },
-}
-LOSS_AWARE = {
-    "reconstruction": "STE, reconstruction error",
-    "ste": "STE, loss-aware step",
-    "alq": "ALQ, basis and coordinate steps",
+    "ridge": {
+        "adaptive_across_layers": "relative ridge",
+        "ridge_published": "published ridge",
+    },
 }
 DEFAULT_RUN = "lenet5_seed0.jsonl"
 BUDGET = 6.0  # bits a weight, coordinates included, in `structures_table`
@@ -57,49 +62,89 @@ def layers_table(logs: Path) -> str:
     return table(["bits of layer", "sketch", *rounds], rows)
 
 
-def loss_aware_table(logs: Path) -> str:
-    """Show the training loss on the way and the accuracy at the end, at 1 and 2 bits."""
-    shown = (1, 4, 6)
+def one_rate_table(logs: Path) -> str:
+    """Show the training loss and the accuracy of the older runs at one rate for all arms."""
     rows = []
-    for bits in (1, 2):
-        for arm, title in LOSS_AWARE.items():
-            log = logs / "ablations" / f"loss_aware_{bits}bit_{arm}.jsonl"
-            epochs = events(log, "epoch")
-            (result,) = events(log, "result")
-            losses = (f"{epochs[k - 1]['loss']:.3f}" for k in shown)
-            accuracies = (f"{result[key]:.2f}" for key in ("val_accuracy", "top1"))
-            rows.append([str(bits), title, *losses, *accuracies])
-    losses = (f"loss, epoch {k}" for k in shown)
-    return table(["bits", "steps", *losses, "validation %", "test %"], rows)
+    for bits, (arm, title) in product((1, 2), sweep_report.TITLES.items()):
+        log = logs / "ablations" / f"loss_aware_{bits}bit_{arm}.jsonl"
+        if not log.exists():
+            return ""
+        losses = [f"{epoch['loss']:.3f}" for epoch in events(log, "epoch")]
+        (end,) = events(log, "result")
+        accuracies = (f"{end[key]:.2f}" for key in ("val_accuracy", "top1"))
+        rows.append([str(bits), title, losses[0], losses[3], losses[-1], *accuracies])
+    heads = (f"loss, epoch {k}" for k in (1, 4, 6))
+    return table(["bits", "steps", *heads, "validation %", "test %"], rows)
+
+
+def runs_of(logs: Path, arms: list[str]) -> Iterator[tuple[str, dict[str, list[list[dict]]]]]:
+    """Yield the data sets on which all arms were run, with the events of each arm's seeds.
+
+    Where there are none, the runs of one seed on MNIST that are older.
+    """
+    folder, any_found = logs / "ablations", False
+    for dataset in SETS:
+        found = {arm: list(seeds_of(folder, f"{dataset}_{arm}")) for arm in arms}
+        if all(found.values()):
+            any_found = True
+            yield dataset, found
+    if not any_found and all((folder / f"{arm}.jsonl").exists() for arm in arms):
+        yield "mnist", {arm: [read_events(folder / f"{arm}.jsonl")] for arm in arms}
+
+
+def rounds_of(seeds: list[list[dict]], after: str) -> list[list[dict]]:
+    """Return for each pruning round the seeds' points right after pruning, or "coordinate" epochs.
+
+    The latter are those that follow the round's pruning.
+    """
+    found = []
+    for events in seeds:
+        points = [event for event in events if event["event"] == "point"]
+        pruned = [k for k, point in enumerate(points) if point["after"] == "prune"]
+        found.append([points[k + (after == "coordinate")] for k in pruned])
+    return [list(points) for points in zip(*found, strict=True)]
 
 
 def compared_table(logs: Path, arms: dict[str, str]) -> str:
     """Show bits and test accuracy of each arm after each round: as pruned, and trained again."""
     rows = []
-    for log, title in arms.items():
-        points = events(logs / "ablations" / f"{log}.jsonl", "point")
-        pruned = [k for k, point in enumerate(points) if point["after"] == "prune"]
-        for number, k in enumerate(pruned, 1):
-            cut, again = points[k], points[k + 1]
-            accuracies = (f"{point['top1']:.2f}" for point in (cut, again))
-            rows.append([title, str(number), f"{cut['bitwidth']:.3f}", *accuracies])
+    for dataset, found in runs_of(logs, list(arms)):
+        for arm, seeds in found.items():
+            pairs = zip(
+                *(rounds_of(seeds, after) for after in ("prune", "coordinate")), strict=True
+            )
+            for number, (cut, again) in enumerate(pairs, 1):
+                bits = mean(point["bitwidth"] for point in cut)
+                cells = [spread([point["top1"] for point in points]) for points in (cut, again)]
+                first = [SETS[dataset].title, arms[arm], str(number)]
+                rows.append([*first, f"{bits:.3f}", *cells, str(len(seeds))])
     heads = ["test %, right after pruning", "test %, after 3 more epochs"]
-    return table(["pruning", "round", "bits", *heads], rows)
+    return table(["data", "pruning", "round", "bits", *heads, "seeds"], rows) if rows else ""
 
 
 def structures_table(logs: Path) -> str:
     """Show the most bases of each structure that fit into BUDGET bits a weight, and their error."""
-    sketches = events(logs / "ablations" / "structures_sketch.jsonl", "sketch")
     rows = []
-    for (layer, structure, n), group in groupby(
-        sketches, lambda sketch: (sketch["layer"], sketch["structure"], sketch["n"])
-    ):
-        fitting = {bits_a_weight(s): s for s in group if bits_a_weight(s) <= BUDGET}
-        if layer in ("conv2.weight", "fc1.weight"):
-            bits = max(fitting)
-            cells = [str(fitting[bits]["max_bit"]), f"{bits:.2f}", f"{fitting[bits]['error']:.4f}"]
-            rows.append([layer.removesuffix(".weight"), structure, str(n), *cells])
-    return table(["layer", "groups", "n", "bases", "bits a weight", "relative error"], rows)
+    for dataset, found in runs_of(logs, ["structures_sketch"]):
+        seeds = found["structures_sketch"]
+        for layer in ("conv2.weight", "fc1.weight"):
+            for (structure, _, n), points in sketches(seeds, layer):
+                fitting = [point for point in points if bits_a_weight(point[0]) <= BUDGET]
+                most = fitting[-1]
+                cells = [str(most[0]["max_bit"]), f"{bits_a_weight(most[0]):.2f}"]
+                errors = spread([sketch["error"] for sketch in most], 4)
+                first = [SETS[dataset].title, layer.removesuffix(".weight"), structure, str(n)]
+                rows.append([*first, *cells, errors, str(len(seeds))])
+    heads = ["data", "layer", "groups", "n", "bases", "bits a weight", "relative error", "seeds"]
+    return table(heads, rows) if rows else ""
+
+
+def sketches(seeds: list[list[dict]], layer: str) -> Iterator[tuple[tuple, list[tuple]]]:
+    """Yield each way to group a layer, with its sketches, bits rising: one of each seed."""
+    columns = [[e for e in events if e.get("layer") == layer] for events in seeds]
+    points = zip(*columns, strict=True)
+    for way, group in groupby(points, lambda p: (p[0]["structure"], p[0]["subc"], p[0]["n"])):
+        yield way, list(group)
 
 
 def bits_a_weight(sketch: dict) -> float:
@@ -129,12 +174,29 @@ def checks_table(logs: Path) -> str:
 
 
 def evidence_tables(logs: Path) -> dict[str, str]:
-    """Return the table of each claim."""
-    return {
+    """Return the table of each claim that there are logs of."""
+    found = {
         "layers": layers_table(logs),
-        "loss_aware": loss_aware_table(logs),
+        "sweep_rates": sweep_report.rates_table(logs / "sweep"),
+        "sweep_best": sweep_report.best_table(logs / "sweep"),
+        "one_rate": one_rate_table(logs),
+        "sweep_coordinate": sweep_report.coordinate_table(logs / "sweep"),
         **{claim: compared_table(logs, arms) for claim, arms in COMPARED.items()},
         "structures": structures_table(logs),
         "size": size_table(logs),
         "path_checks": checks_table(logs),
     }
+    return {claim: rows for claim, rows in found.items() if rows}
+
+
+def write_into(document: Path, tables: dict[str, str]) -> None:
+    """Put the tables in the places that the document marks for them, `<!-- table: NAME -->`.
+
+    What stands between that mark and the next `<!-- end -->` is replaced.
+    """
+
+    def replaced(match: re.Match) -> str:
+        return f"{match[1]}\n\n{tables.get(match[2], 'Not run yet.')}\n\n{match[3]}"
+
+    marked = r"(<!-- table: (\w+) -->)\n.*?(<!-- end -->)"
+    document.write_text(re.sub(marked, replaced, document.read_text(), flags=re.DOTALL))

@@ -3,6 +3,7 @@
     python benchmarks/figures.py                     # all of them, into benchmarks/figures/
     python benchmarks/figures.py size run --out DIR  # some
     python benchmarks/figures.py --table             # the same logs as tables, in Markdown
+    python benchmarks/figures.py --table --into docs/evidence.md    # renew its tables
 
 Needs matplotlib. Lines differ in style and marker: they can be told apart in black and white.
 """
@@ -13,7 +14,6 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
@@ -27,20 +27,27 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import sweep_report
 from alq.command.plot import draw, line_style, plain_ticks
+from alq.data.mnist import SETS
 from alq.files.history import History
 from evidence_tables import (
     COMPARED,
     DEFAULT_RUN,
-    LOSS_AWARE,
     bits_a_weight,
     events,
     evidence_tables,
+    rounds_of,
+    runs_of,
+    sketches,
+    write_into,
 )
+from small_networks import SMALL_NETWORKS
 from tables import PUBLISHED_RUNS
 
 HERE = Path(__file__).resolve().parent / "figures"
 STYLES = [line_style(number) for number in range(4)]
+OFF_SCALE = 6  # times the least error of a panel of the sweep
 # LeNet5 on MNIST, weights only, in bytes and percent, as published.
 CITED = [
     ("Deep Compression (Han et al., 2016)", 44e3, 99.26, "P"),
@@ -48,9 +55,11 @@ CITED = [
 ]
 
 
-def axes(rows: int = 1, columns: int = 1, height: float = 3.2, **more: object) -> tuple:
+def axes(
+    rows: int = 1, columns: int = 1, height: float = 3.2, width: float = 7.2, **more: object
+) -> tuple:
     return plt.subplots(
-        rows, columns, figsize=(7.2, height * rows), squeeze=False, layout="constrained", **more
+        rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained", **more
     )
 
 
@@ -59,66 +68,118 @@ def run(logs: Path) -> Figure:
     return draw([History(logs / DEFAULT_RUN)])
 
 
-# ---------------------------------------------------------------------------- ablations
+# ---------------------------------------------------------------------------- the sweep of rates
 
 
-def loss_aware(logs: Path) -> Figure:
-    """Draw training loss and accuracy over epochs at 1 and 2 bits."""
-    figure, grid = axes(2, 2, height=2.6, sharex=True)
-    for column, bits in enumerate((1, 2)):
-        (loss, accuracy) = grid[:, column]
-        folder = logs / "ablations"
-        (sketch,) = events(folder / f"loss_aware_{bits}bit_sketch.jsonl", "point")
-        for (arm, label), style in zip(LOSS_AWARE.items(), STYLES[::-1], strict=False):
-            epochs = events(folder / f"loss_aware_{bits}bit_{arm}.jsonl", "epoch")
-            x = range(1, len(epochs) + 1)
-            loss.plot(x, [e["loss"] for e in epochs], label=label, **style)
-            accuracy.plot(x, [e["val_accuracy"] for e in epochs], **style)
-        low = min(accuracy.get_ylim()[0], sketch["val_accuracy"]) if bits > 1 else None
-        accuracy.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(low, None))
-        loss.set(title=f"{bits} bit{'s' * (bits > 1)}", ylabel="training loss", yscale="log")
-        accuracy.set_title(f"sketch alone: {sketch['val_accuracy']:.2f} %", fontsize=9)
-    figure.legend(
-        *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
-    )
-    return figure
-
-
-def against_bits(logs: Path, arms: dict[str, str]) -> Figure:
-    """Draw test error against average bitwidth: right after pruning, and trained again."""
-    figure, ((cut, trained),) = axes(1, 2, height=3.4, sharey=True)
-    for (log, label), style in zip(arms.items(), STYLES, strict=False):
-        points = events(logs / "ablations" / f"{log}.jsonl", "point")
-        for ax, after in ((cut, "prune"), (trained, "coordinate")):
-            chosen = [point for point in points if point["after"] == after]
-            bits, errors = zip(*((p["bitwidth"], 100 - p["top1"]) for p in chosen), strict=True)
-            ax.plot(bits, errors, label=label, **style)
-    for ax, title in ((cut, "right after pruning"), (trained, "after 3 more epochs")):
-        ax.set(xscale="log", yscale="log", xlabel="average bitwidth (bit)", title=title)
-        plain_ticks(ax.xaxis)
-    cut.set_ylabel("test error (%)")
-    plain_ticks(cut.yaxis)
-    lines = trained.get_legend_handles_labels()
+def sweep(logs: Path, net: str) -> Figure | None:
+    """Draw error against rate, and loss over the epochs at each arm's best rate."""
+    folder = logs / "sweep"
+    settings = list(sweep_report.settings(folder, net))
+    if not settings:
+        return None
+    width = max(2, len(settings))
+    figure, grid = axes(2, width, height=2.8, width=2.1 * width + 1)
+    for column, setting in enumerate(settings):
+        plot_rates(grid[0, column], setting, folder)
+        for (arm, label), style in zip(sweep_report.TITLES.items(), STYLES, strict=False):
+            cell = sweep_report.best(setting, arm, folder)
+            runs = [sweep_report.losses(run) for run in sweep_report.seeds_of(cell, folder)]
+            plot_band(grid[1, column], runs, label, {**style, "markersize": 3})
+        _, dataset, bits = setting
+        grid[0, column].set(title=f"{SETS[dataset].title}, {bits} bit", xlabel="rate")
+        grid[1, column].set(yscale="log", xlabel="epoch")
+    for ax in grid[:, len(settings) :].flat:
+        ax.set_axis_off()
+    grid[0, 0].set_ylabel("validation error (%)")
+    grid[1, 0].set_ylabel("training loss, best rate")
+    lines = grid[0, 0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
-def structures(logs: Path) -> Figure:
-    """Draw the sketch's error against its storage, for the trained weights."""
-    sketches = events(logs / "ablations" / "structures_sketch.jsonl", "sketch")
-    figure, (row,) = axes(1, 2, height=3.4, sharey=True)
-    for ax, layer in zip(row, ("conv2.weight", "fc1.weight"), strict=True):
-        mine = [s for s in sketches if s["layer"] == layer]
-        ways = groupby(mine, lambda s: (s["structure"], s["subc"], s["n"]))
-        for ((structure, subc, n), group), style in zip(ways, STYLES, strict=False):
-            points = list(group)
-            name = f"{structure}{f' / {subc}' if subc else ''} (n = {n})"
-            bits = [bits_a_weight(point) for point in points]
-            ax.plot(bits, [p["error"] for p in points], label=name, **style)
-        ax.set(yscale="log", title=layer.removesuffix(".weight"), xlim=(0, 12.5))
-        ax.set(xlabel="storage, coordinates included (bit a weight)")
-        ax.legend(fontsize=8)
-    row[0].set_ylabel("relative squared error of the sketch")
+def plot_rates(ax: Axes, setting: sweep_report.Setting, folder: Path) -> None:
+    """Plot the error of each arm at each rate; what fails, or is off the scale, hollow at the edge.
+
+    The scale ends at OFF_SCALE times the least error.
+    """
+    found = {arm: sweep_report.errors(setting, arm, folder) for arm in sweep_report.ARMS}
+    edge = OFF_SCALE * min(min(errors.values()) for errors in found.values())
+    for (arm, label), style in zip(sweep_report.TITLES.items(), STYLES, strict=False):
+        drawn = {rate: min(error, edge) for rate, error in found[arm].items()}
+        ax.plot([*drawn], [*drawn.values()], label=label, **style)
+        off = [rate for rate, error in drawn.items() if error == edge]
+        hollow = {**style, "linestyle": "none", "markerfacecolor": "white", "markersize": 7}
+        ax.plot(off, [edge] * len(off), **hollow)
+    ax.set(xscale="log", yscale="log")
+    plain_ticks(ax.yaxis)
+
+
+def plot_band(ax: Axes, runs: list[list[float]], label: str, style: dict) -> None:
+    """Plot the mean of the seeds over the epochs, in a band from the least to the greatest."""
+    x = range(1, len(runs[0]) + 1)
+    columns = list(zip(*runs, strict=True))
+    ax.plot(x, [mean(values) for values in columns], label=label, **style)
+    if len(runs) > 1:
+        ends = ([end(values) for values in columns] for end in (min, max))
+        ax.fill_between(x, *ends, color=style["color"], alpha=0.2, linewidth=0)
+
+
+# ---------------------------------------------------------------------------- ablations
+
+
+def against_bits(logs: Path, arms: dict[str, str]) -> Figure | None:
+    """Draw test error against average bitwidth: right after pruning, and trained again.
+
+    Points are means of the seeds, bars go from the least to the greatest.
+    """
+    found = list(runs_of(logs, list(arms)))
+    if not found:
+        return None
+    figure, grid = axes(len(found), 2, height=3.2, sharey="row")
+    for (dataset, runs), (cut, trained) in zip(found, grid, strict=True):
+        for (arm, seeds), style in zip(runs.items(), STYLES, strict=False):
+            for ax, after in ((cut, "prune"), (trained, "coordinate")):
+                plot_bars(ax, rounds_of(seeds, after), arms[arm], style)
+        for ax, title in ((cut, "right after pruning"), (trained, "after 3 more epochs")):
+            ax.set(xscale="log", yscale="log", xlabel="average bitwidth (bit)")
+            ax.set_title(f"{SETS[dataset].title}, {title}")
+            plain_ticks(ax.xaxis)
+        cut.set_ylabel("test error (%)")
+        plain_ticks(cut.yaxis)
+    lines = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def plot_bars(ax: Axes, rounds: list[list[dict]], label: str, style: dict) -> None:
+    """Plot each round's mean test error at its mean bits, with bars over the seeds."""
+    bits = [mean(point["bitwidth"] for point in points) for points in rounds]
+    errors = [[100 - point["top1"] for point in points] for points in rounds]
+    means = [mean(values) for values in errors]
+    low = [m - min(values) for m, values in zip(means, errors, strict=True)]
+    high = [max(values) - m for m, values in zip(means, errors, strict=True)]
+    ax.errorbar(bits, means, (low, high), capsize=3, label=label, **style)
+
+
+def structures(logs: Path) -> Figure | None:
+    """Draw the sketch's error against its storage, for the trained weights, means of the seeds."""
+    found = list(runs_of(logs, ["structures_sketch"]))
+    if not found:
+        return None
+    figure, grid = axes(len(found), 2, height=3.2, sharey="row")
+    for (dataset, runs), row in zip(found, grid, strict=True):
+        for ax, layer in zip(row, ("conv2.weight", "fc1.weight"), strict=True):
+            ways = sketches(runs["structures_sketch"], layer)
+            for ((structure, subc, n), points), style in zip(ways, STYLES, strict=False):
+                name = f"{structure}{f' / {subc}' if subc else ''} (n = {n})"
+                bits = [bits_a_weight(point[0]) for point in points]
+                errors = [mean(sketch["error"] for sketch in point) for point in points]
+                ax.plot(bits, errors, label=name, **style)
+            title = f"{SETS[dataset].title}, {layer.removesuffix('.weight')}"
+            ax.set(yscale="log", title=title, xlim=(0, 12.5))
+            ax.set(xlabel="storage, coordinates included (bit a weight)")
+            ax.legend(fontsize=8)
+        row[0].set_ylabel("relative squared error of the sketch")
     return figure
 
 
@@ -152,10 +213,15 @@ def plot_sizes(ax: Axes, logs: Iterable[Path], label: str, style: dict) -> None:
     ax.plot(*zip(*points, strict=True), label=label, **style)
 
 
-FIGURES: dict[str, Callable[[Path], Figure]] = {
-    **{draw.__name__: draw for draw in (run, loss_aware, structures, size)},
+# Each draws nothing where there are no logs of its claim.
+FIGURES: dict[str, Callable[[Path], Figure | None]] = {
+    **{draw.__name__: draw for draw in (run, structures, size)},
+    **{f"sweep_{net}": partial(sweep, net=net) for net in SMALL_NETWORKS},
     **{name: partial(against_bits, arms=arms) for name, arms in COMPARED.items()},
 }
+
+
+# ---------------------------------------------------------------------------- command line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -166,14 +232,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--logs", type=Path, default=PUBLISHED_RUNS, help="folder of the logs")
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--table", action="store_true", help="print the tables instead")
+    parser.add_argument("--into", type=Path, help="with --table: the document to renew them in")
     args = parser.parse_args(argv)
     if args.table:
         tables = evidence_tables(args.logs)
+        if args.into:
+            return write_into(args.into, tables)
         print(*(f"{claim}\n\n{table}" for claim, table in tables.items()), sep="\n\n")
         return
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.figure or FIGURES:
         figure = FIGURES[name](args.logs)
+        if figure is None:
+            continue
         path = args.out / f"{name}.png"
         figure.savefig(path, dpi=110, metadata={"Software": None})
         plt.close(figure)

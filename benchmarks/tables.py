@@ -31,6 +31,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return mean and standard deviation; of one value the value alone."""
+    found = [statistics.mean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
+    return " ± ".join(f"{value:.{digits}f}" for value in found)
+
+
 # ---------------------------------------------------------------------------- runs
 
 
