@@ -16,14 +16,13 @@ from ..method.structures import Grouping
 from .compute import (
     blocks_to_decode,
     by_dots,
-    by_popcount_dots,
     by_popcounts,
     by_tables,
     decoded,
     kernels_work,
 )
 from .plan import COUNTED, choose
-from .planes import countable, encoded
+from .planes import countable, planes_of
 from .rows import Rows
 from .tiles import Geometry
 
@@ -102,26 +101,34 @@ class PackedLayer(nn.Module):
                 f"the input has {x.dim()}"
             )
 
-    def chosen(self, x: Tensor, positions: int, linear: bool = False) -> str:
+    def chosen(self, x: Tensor, positions: int, countable: int) -> str:
         """Return the way to compute x of so many output positions."""
         if x.device.type != "cpu" or x.dtype != torch.float32 or not kernels_work():
             return "decoded"
-        planes = countable(x, self.binary_input, self.grouping)
-        if self.way and (planes or self.way not in COUNTED):
+        if self.way and (countable or self.way not in COUNTED):
             return self.way
-        return choose(self.grouping, len(self.alpha), positions, self.tables, linear, planes)
+        linear = len(self.grouping.shape) == 2
+        return choose(self.grouping, len(self.alpha), positions, self.tables, linear, countable)
 
     def fed(self, x: Tensor) -> Tensor:
         """Return what the layer is to multiply by."""
         return x if self.binary_input is None else self.binary_input(x)
 
-    def in_tiles(self, x: Tensor, geometry: Geometry, way: str) -> Tensor:
-        """Return the convolution (B, O, *output) of pictures x (B, C, H, W) by tables or counts."""
+    def by_kernels(self, x: Tensor, geometry: Geometry) -> Tensor | None:
+        """Return the outputs of x, as `by_tables` does, or None where decoding computes them."""
+        planes = countable(x, self.binary_input, self.grouping)
         layer = self.rows, self.grouping, self.bias
-        if way == "tables":
-            return by_tables(*layer, self.fed(x), geometry, self.tables)
-        codes, betas = encoded(x, self.binary_input)
-        return by_popcounts(*layer, codes, geometry, betas)
+        way = self.chosen(x, geometry.positions, planes) if x.numel() else "decoded"
+        if way in COUNTED:
+            y = by_popcounts(*layer, x, geometry, planes_of(self.binary_input), way)
+            if y is not None:
+                return y
+            way = self.chosen(x, geometry.positions, 0)
+        if way == "decoded":
+            return None
+        if way == "dots":
+            return by_dots(*layer, self.fed(x), geometry)
+        return by_tables(*layer, self.fed(x), geometry, self.tables)
 
     def part_of_bias(self, start: int, stop: int) -> Tensor | None:
         return None if self.bias is None else self.bias[start:stop]
@@ -141,18 +148,11 @@ class PackedLinear(PackedLayer):
         if x.shape[-1:] != (C,):
             raise InputError(f"{self.name}: takes (..., {C}), and the input is {tuple(x.shape)}")
         flat = x.reshape(-1, C)
-        way = self.chosen(flat, len(flat), linear=True)
         if not flat.numel():
-            y = x.new_zeros(len(flat), O)
-        elif way == "dots":
-            y = by_dots(self.rows, self.grouping, self.bias, self.fed(flat))
-        elif way == "popcount dots":
-            coded = encoded(flat, self.binary_input)
-            y = by_popcount_dots(self.rows, self.grouping, self.bias, *coded)
-        elif way == "decoded":
+            return x.new_zeros(*x.shape[:-1], O)
+        y = self.by_kernels(flat, Geometry(1, C, (1, len(flat))))
+        if y is None:
             y = self.by_decoding(self.fed(flat))
-        else:
-            y = self.in_tiles(flat[:, :, None, None], Geometry(len(flat), C, (1, 1)), way)
         return y.view(*x.shape[:-1], O)
 
     def by_decoding(self, x: Tensor) -> Tensor:
@@ -198,10 +198,13 @@ class PackedConv(PackedLayer):
         geometry = self.geometry(x, around)
         if min(geometry.output) < 1:
             raise InputError(f"{self.name}: its kernel does not fit into {tuple(x.shape)}")
-        way = self.chosen(x, geometry.positions) if x.numel() else "decoded"
-        if way == "decoded":
+        y = (
+            self.by_kernels(x if self.axes == 2 else x.unsqueeze(2), geometry)
+            if x.numel()
+            else None
+        )
+        if y is None:
             return self.by_decoding(self.fed(x), around)
-        y = self.in_tiles(x if self.axes == 2 else x.unsqueeze(2), geometry, way)
         return y if self.axes == 2 else y.squeeze(2)
 
     def geometry(self, x: Tensor, around: tuple[int, ...]) -> Geometry:

@@ -6,6 +6,7 @@ measurement, so that the same network computes the same numbers in every run.
 """
 
 import math
+from functools import lru_cache
 
 from ..method.structures import Grouping
 from .rows import SHORT, row_bytes
@@ -34,6 +35,7 @@ READ = {True: 0.10, False: 0.45}  # of a linear layer, of a convolution
 MULTIPLY = {True: 0.030, False: 0.0095}
 
 
+@lru_cache(512)
 def choose(
     grouping: Grouping, R: int, positions: int, kind: str, linear: bool, planes: int = 0
 ) -> str:
@@ -52,8 +54,13 @@ def choose(
 
 
 def can_count(grouping: Grouping, planes: int) -> bool:
-    """Return whether popcounts compute a layer; words of few signs would be mostly empty."""
-    return 1 <= planes <= MOST_PLANES and grouping.n > SHORT
+    """Return whether popcounts compute a layer.
+
+    A row's weights must be of one kernel position, as a position's inputs are words; words of few
+    signs would be mostly empty.
+    """
+    at_one_position = grouping.structure == "pixelwise" or math.prod(grouping.shape[2:]) == 1
+    return 1 <= planes <= MOST_PLANES and grouping.n > SHORT and at_one_position
 
 
 def costs_of_counting(
