@@ -9,9 +9,11 @@
 All but decoding need numba, a CPU and float32. Decoding works everywhere, without numba too.
 """
 
-from collections.abc import Iterator
-from functools import cache
+import ctypes
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from importlib.util import find_spec
+from operator import mul
 from typing import Any
 
 import torch
@@ -52,10 +54,11 @@ def by_tables(
 
     plan = prepared(grouping, geometry, kind, torch.get_num_threads())
     job, y, memory = filled(plan, rows, bias, x)
-    if kind == "int16":
-        run(measure, job, plan.pictures)
-    run(lay_out, job, plan.parts)
-    run(tiles, job, plan.units)
+    for share in turns(plan, job):
+        if kind == "int16":
+            run(measure, job, share(plan.pictures))
+        run(lay_out, job, share(plan.parts))
+        run(tiles, job, share(plan.units))
     del memory
     return y
 
@@ -72,10 +75,11 @@ def by_popcounts(
     plan = prepared(grouping, geometry, way, torch.get_num_threads(), len(planes.betas))
     job, y, memory = filled(plan, rows, bias, x)
     tell(job, **planes.numbers)
-    run(encode, job, plan.parts)
-    if job.odd:
-        return None
-    run(count_tiles if way == "popcounts" else count_dots, job, plan.units)
+    for share in turns(plan, job):
+        run(encode, job, share(plan.parts))
+        if job.odd:
+            return None
+        run(count_tiles if way == "popcounts" else count_dots, job, share(plan.units))
     del memory
     return y
 
@@ -110,13 +114,26 @@ def filled(
     base = scratch.data_ptr()
     for name, offset in plan.offsets:
         setattr(job, name, base + offset)
+    ctypes.memset(job.flat, 0, base + plan.bytes - job.flat)  # the zeros between the inputs
     return job, y.permute(0, 3, 1, 2) if y.dim() == 4 else y, (x, scratch)
 
 
-def decoded(rows: Rows, grouping: Grouping, start: int, stop: int) -> Tensor:
-    """Return the weights of outputs `start` to `stop` in the layer's shape."""
+def turns(plan: Prepared, job: Job) -> Iterator[Callable[[int], int]]:
+    """Move the job from images to images; yield what makes of a number for one that of these."""
+    for start in range(0, plan.images, plan.at_once):
+        count = min(plan.at_once, plan.images - start)
+        yield partial(mul, count)
+        job.x += count * plan.input_bytes
+        job.y += count * plan.output_bytes
+
+
+def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool = False) -> Tensor:
+    """Return the weights of outputs `start` to `stop` in the layer's shape.
+
+    `plainly` leaves numba alone, which takes its time and memory to load.
+    """
     on_cpu = rows.alpha.device.type == "cpu" and rows.alpha.dtype == torch.float32
-    if on_cpu and kernels_work():
+    if on_cpu and not plainly and kernels_work():
         from .dots import decode
 
         stride = row_bytes(grouping.n)
@@ -130,7 +147,10 @@ def decoded(rows: Rows, grouping: Grouping, start: int, stop: int) -> Tensor:
         groups = groups_of_rows(rows, grouping.n, start, stop)
     part = Grouping(grouping.structure, (stop - start, *grouping.shape[1:]), grouping.subc)
     weight = part.to_weight(groups)
-    return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
+    if weight.dim() != 4:
+        return weight
+    # By its strides PyTorch chooses the output's layout, also where they are all the same to it.
+    return torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
 
 
 def blocks_to_decode(rows: Rows, grouping: Grouping) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,6 @@ from numba import carray
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .moves import clear
 from .plan import MOST_PLANES
 from .vectors import (
     F32,
@@ -18,6 +17,7 @@ from .vectors import (
     as_longs,
     compiled,
     constant,
+    fetch_ahead,
     first_lanes,
     i64,
     job_at,
@@ -51,7 +51,9 @@ def encoder(planes: int) -> Any:
             values, inside, odd = [], constant(0), constant(0)
             for k in range(4):
                 lanes = first_lanes(b, b.sub(count, constant(16 * k)))
-                values.append(load_lanes(b, b.add(source, constant(64 * k)), lanes))
+                place = b.add(source, constant(64 * k))
+                fetch_ahead(b, place)
+                values.append(load_lanes(b, place, lanes))
                 inside = b.or_(inside, part_of_word(b, lanes, k))
                 nothing = b.fsub(values[k], values[k])  # but of what is not finite
                 unequal = b.fcmp_unordered("!=", nothing, nothing)
@@ -100,14 +102,24 @@ def encode_word(job, source, count, target):
     return encode_4(source, count, target, step, job.middle, job.flips, job.starting, K)
 
 
+@compiled
+def encode_position(job, source, target):
+    """Write the words of a position; return which inputs are not finite, as ones of a word."""
+    odd, step = 0, 8 * job.channel_step * job.planes
+    for first in range(0, job.channels, job.inputs):
+        for own in range(0, job.inputs, 64):
+            odd |= encode_word(job, source + 4 * (first + own), min(64, job.inputs - own), target)
+            target += step
+    return odd
+
+
 @kernel
 def encode(address):
-    """Lay out the input's bits; a unit is a word of 64 inputs, in all planes, of an image.
+    """Lay out the input's bits between zeros; a unit is a row of an image.
 
-    `words` of them are `inputs` inputs, of one group. What is not finite sets the job's `odd`.
+    `inputs` of a position are of one group. What is not finite sets the job's `odd`.
     """
     job = job_at(address)
-    words = job.channels // job.inputs * job.words  # of a position
     rows = carray(as_longs(job.row_parts), (job.rows, 3))
     columns = carray(as_longs(job.column_parts), (job.columns, 3))
     odd = 0
@@ -115,23 +127,18 @@ def encode(address):
         unit = next_unit(address)
         if unit >= job.units:
             break
-        image, word = divmod(unit, words)
-        group, own = divmod(word, job.words)
-        count, first = min(64, job.inputs - 64 * own), word * job.planes
-        channel = group * job.inputs + 64 * own
-        clear(job, image, first, first + job.planes)
+        image, y = divmod(unit, job.parts)
         for i in range(job.rows):
+            to_y, from_y, height = rows[i]
+            if y >= height:
+                continue
+            row = (image * job.height + from_y + y * job.stride_y) * job.width
             for j in range(job.columns):
-                to_y, from_y, height = rows[i]
                 to_x, from_x, width = columns[j]
-                place = image * job.image_step + first * job.channel_step
-                place += (i * job.columns + j) * job.phase_step + to_x
-                for y in range(height):
-                    target = job.flat + 8 * (place + (to_y + y) * job.plane_width)
-                    row = (image * job.height + from_y + y * job.stride_y) * job.width + from_x
-                    for x in range(width):
-                        position = row + x * job.stride_x
-                        source = job.x + 4 * (position * job.channels + channel)
-                        odd |= encode_word(job, source, count, target + 8 * x)
+                place = image * job.image_step + (i * job.columns + j) * job.phase_step
+                target = job.flat + 8 * (place + (to_y + y) * job.plane_width + to_x)
+                for x in range(width):
+                    source = job.x + 4 * job.channels * (row + from_x + x * job.stride_x)
+                    odd |= encode_position(job, source, target + 8 * x)
     if odd:
         job.odd = 1

@@ -26,21 +26,22 @@ FIELDS = (
     "x", "flat", "y", "steps", "inverses",
     # A thread's scratch: its address, and the bytes from one thread's to the next.
     "scratch", "scratch_bytes",
-    # The input: images (or one of all pictures), their size; values of a picture; bytes from the
-    # inverse step of one position to the next.
-    "images", "height", "width", "channels", "picture", "inverse_step",
+    # The input: its size, values of a picture, bytes from a position's inverse step to the next's;
+    # how many inputs side by side are of one group, and whether these are all that a group meets.
+    "height", "width", "channels", "picture", "inverse_step", "inputs", "together",
     # Laid out: bytes of a value; from a channel, a phase, an image to the next; values of a phase,
-    # of a row; the phases, addresses of their parts of the input (`tiles.overlap`), strides.
+    # of a row; the phases, addresses of their parts of the input (`tiles.overlap`), rows of the
+    # longest part, strides.
     "item", "channel_step", "phase_step", "image_step", "plane", "plane_width",
-    "rows", "columns", "row_parts", "column_parts", "stride_y", "stride_x",
+    "rows", "columns", "row_parts", "column_parts", "parts", "stride_y", "stride_x",
     # The tiles (`alq.inference.tiles`) of an image; where a segment's inputs lie.
     "tiles", "lanes", "starts", "targets", "tile_step", "output_step", "output_area",
     "places", "taps",
     # Blocks of outputs: how many, addresses of where they end and where their inputs begin.
     "blocks", "edges", "shifts",
-    # Inputs in binary bases (`alq.inference.planes`): how many planes, words of 64 inputs, groups
-    # of inputs in whole words; addresses and number of the midpoints; whether one is not finite.
-    "planes", "words", "inputs", "middle", "flips", "starting", "betas", "midpoints", "odd",
+    # Inputs in binary bases (`alq.inference.planes`): how many planes, words of 64 inputs of
+    # a group; addresses and number of the midpoints; whether one is not finite.
+    "planes", "words", "middle", "flips", "starting", "betas", "midpoints", "odd",
 )  # fmt: skip
 
 

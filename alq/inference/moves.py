@@ -17,13 +17,14 @@ from .vectors import (
     FLOATS,
     I16,
     I32,
-    as_bytes,
+    I64,
     as_floats_at,
     as_ints,
     as_longs,
     cgutils,
     compiled,
     constant,
+    fetch_ahead,
     first_lanes,
     i64,
     job_at,
@@ -37,7 +38,8 @@ from .vectors import (
     types,
 )  # fmt: skip
 
-SHORT_MOST = 511  # of the inputs in int16: 64 of them may add up
+# The largest int16, less what the rounding of 64 inputs may add to their sum.
+MOST_OF_SUM = 2**15 - 1 - 32
 LEAST = 1e-30  # a smaller step is this: its inverse is a number
 
 
@@ -62,7 +64,9 @@ def mover(shorts: bool) -> Any:
             for k in range(16):
                 place = constant(k)
                 place = b.select(b.icmp_signed("<", place, last), place, last)
-                row = load_lanes(b, b.add(source, b.mul(step, place)), some)
+                position = b.add(source, b.mul(step, place))
+                fetch_ahead(b, position)
+                row = load_lanes(b, position, some)
                 if shorts:
                     inverse = load(b, b.add(inverses, b.mul(each, place)), F32)
                     row = b.fmul(row, splat(b, inverse))
@@ -90,26 +94,72 @@ def rounded(b: Any, floats: Any) -> Any:
 move_floats, move_shorts = mover(False), mover(True)
 
 
+@compiled
+def move_run(job, source, count, target, inverses):
+    """Move all channels of up to 16 positions in a row."""
+    step, channel_step = 4 * job.channels * job.stride_x, job.item * job.channel_step
+    for c in range(0, job.channels, 16):
+        own, some, to = source + 4 * c, min(16, job.channels - c), target + channel_step * c
+        if job.item == 4:
+            move_floats(own, step, count, some, to, channel_step, inverses, job.inverse_step)
+        else:
+            move_shorts(own, step, count, some, to, channel_step, inverses, job.inverse_step)
+
+
+@intrinsic
+def largest_sum(typing: Any, source: Any, count: Any, together: Any) -> Any:
+    """Return the bits of the most that up to 64 floats add up to with any signs.
+
+    If they do not meet `together`, but with others, it is 64 times the largest of them. As whole
+    numbers, bits are in the order of the values; what is not finite comes last.
+    """
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        source, count, together = arguments
+        ints = ir.VectorType(I32, 16)
+        total = most = ir.Constant(ints, None)
+        for k in range(4):
+            lanes = first_lanes(b, b.sub(count, constant(16 * k)))
+            value = b.bitcast(load_lanes(b, b.add(source, constant(64 * k)), lanes), ints)
+            value = b.and_(value, ir.Constant(ints, [0x7FFFFFFF] * 16))
+            most = b.select(b.icmp_signed(">", value, most), value, most)
+            total = b.bitcast(b.fadd(*(b.bitcast(x, FLOATS) for x in (total, value))), ints)
+        kind = ir.FunctionType(I32, [ints])
+        reduce = cgutils.get_or_insert_function(b.module, kind, "llvm.vector.reduce.smax.v16i32")
+        largest = b.bitcast(b.call(reduce, [most]), F32)
+        largest = b.fmul(largest, ir.Constant(F32, 64.0))
+        kind = ir.FunctionType(F32, [F32, FLOATS])
+        reduce = cgutils.get_or_insert_function(b.module, kind, "llvm.vector.reduce.fadd.v16f32")
+        start = ir.Constant(F32, 0.0)
+        whole = b.call(reduce, [start, b.bitcast(total, FLOATS)], fastmath=("reassoc",))
+        chosen = b.select(b.icmp_signed("!=", together, constant(0)), whole, largest)
+        return b.zext(b.and_(b.bitcast(chosen, I32), ir.Constant(I32, 0x7FFFFFFF)), I64)
+
+    return i64(i64, i64, i64), generate
+
+
 @kernel
 def measure(address):
-    """Write the step of each picture, of which SHORT_MOST make its largest value, and its inverse.
+    """Write each picture's step, in which no sum of a table's word is too large, and its inverse.
 
     A unit is a picture. What is not finite in it shows in its step.
     """
     job = job_at(address)
+    bits = carray(as_ints(job.steps), job.units)
     steps = carray(as_floats_at(job.steps), job.units)
     inverses = carray(as_floats_at(job.inverses), job.units)
-    size = job.picture
     while True:
         unit = next_unit(address)
         if unit >= job.units:
             break
-        bits = carray(as_ints(job.x + 4 * size * unit), size)
-        largest = np.int32(0)  # of the bits without sign, which are in the order of the values
-        for i in range(size):
-            largest = max(largest, np.int32(bits[i] & np.int32(0x7FFFFFFF)))
-        carray(as_ints(job.steps), job.units)[unit] = largest
-        step = steps[unit] / np.float32(SHORT_MOST)
+        largest = 0
+        for first in range(0, job.picture, job.inputs):
+            source = job.x + 4 * (job.picture * unit + first)
+            for own in range(0, job.inputs, 64):
+                count = min(64, job.inputs - own)
+                largest = max(largest, largest_sum(source + 4 * own, count, job.together))
+        bits[unit] = largest
+        step = steps[unit] / np.float32(MOST_OF_SUM)
         if step == 0:
             step = np.float32(1)
         elif step < LEAST:
@@ -117,52 +167,31 @@ def measure(address):
         steps[unit], inverses[unit] = step, np.float32(1) / step
 
 
-@compiled
-def clear(job, image, first, last):
-    """Write zeros where channels `first` to `last` of an image are to lie."""
-    size = job.item * job.plane
-    for channel in range(first, last):
-        for phase in range(job.rows * job.columns):
-            place = image * job.image_step + channel * job.channel_step + phase * job.phase_step
-            carray(as_bytes(job.flat + job.item * place), size)[:] = 0
-
-
 @kernel
 def lay_out(address):
-    """Lay out the input as a `Tiling` reads it; a unit is 16 channels of an image."""
+    """Lay out the input as a `Tiling` reads it, between zeros; a unit is a row of an image."""
     job = job_at(address)
-    parts = (job.channels + 15) // 16
     rows = carray(as_longs(job.row_parts), (job.rows, 3))
     columns = carray(as_longs(job.column_parts), (job.columns, 3))
-    position = 4 * job.channels
-    each = job.inverse_step
+    step, each = 4 * job.channels * job.stride_x, job.inverse_step
     while True:
         unit = next_unit(address)
         if unit >= job.units:
             break
-        image, part = divmod(unit, parts)
-        some = min(16, job.channels - 16 * part)
-        clear(job, image, 16 * part, 16 * part + some)
+        image, y = divmod(unit, job.parts)
         inverses = job.inverses + 4 * image
         for i in range(job.rows):
+            to_y, from_y, height = rows[i]
+            if y >= height:
+                continue
+            row = (image * job.height + from_y + y * job.stride_y) * job.width
             for j in range(job.columns):
-                to_y, from_y, height = rows[i]
                 to_x, from_x, width = columns[j]
-                place = image * job.image_step + 16 * part * job.channel_step
-                place += (i * job.columns + j) * job.phase_step + to_x
-                for y in range(height):
-                    target = job.flat + job.item * (place + (to_y + y) * job.plane_width)
-                    row = (image * job.height + from_y + y * job.stride_y) * job.width + from_x
-                    for x in range(0, width, 16):
-                        source = job.x + position * (row + x * job.stride_x) + 64 * part
-                        count = min(16, width - x)
-                        to = target + job.item * x
-                        step, inverse = position * job.stride_x, inverses + each * x
-                        if job.item == 4:
-                            move_floats(
-                                source, step, count, some, to, job.channel_step * 4, inverse, each
-                            )
-                        else:
-                            move_shorts(
-                                source, step, count, some, to, job.channel_step * 2, inverse, each
-                            )
+                place = image * job.image_step + (i * job.columns + j) * job.phase_step
+                target = job.flat + job.item * (place + (to_y + y) * job.plane_width + to_x)
+                source = job.x + 4 * job.channels * (row + from_x)
+                for x in range(0, width, 16):
+                    move_run(
+                        job, source + step * x, min(16, width - x), target + job.item * x,
+                        inverses + each * x,
+                    )  # fmt: skip

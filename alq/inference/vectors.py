@@ -23,6 +23,7 @@ FLOATS, SHORTS = ir.VectorType(F32, 16), ir.VectorType(I16, 32)
 LONGS = ir.VectorType(I64, 8)
 FLAGS = ir.VectorType(ir.IntType(1), 16)
 VECTOR = 64  # bytes of either
+AHEAD = 2048  # bytes
 FUSED = ("contract",)  # a product and a sum may be one instruction
 i64, f32 = types.int64, types.float32
 
@@ -75,6 +76,15 @@ def load_lanes(b: Any, address: Any, flags: Any) -> Any:
     return b.call(load, [b.inttoptr(address, pointer), ir.Constant(I32, 4), flags, zeros])
 
 
+def fetch_ahead(b: Any, address: Any) -> None:
+    """Bring what lies AHEAD of the address near, before it is asked for."""
+    name, pointer = "llvm.prefetch.p0", ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+    fetch = cgutils.get_or_insert_function(b.module, kind, name)
+    place = b.inttoptr(b.add(address, constant(AHEAD)), pointer)
+    b.call(fetch, [place, *(ir.Constant(I32, number) for number in (0, 3, 1))])  # read, keep, data
+
+
 def store_lanes(b: Any, value: Any, address: Any, flags: Any) -> None:
     """Store those lanes of 16 floats or shorts, and leave the memory of the others alone."""
     floats = value.type.element is F32
@@ -113,9 +123,10 @@ def compiled(function: Callable, compiler: Callable = numba.njit) -> Callable:
 def kernel(function: Callable[[int], None]) -> int:
     """Return the address of `function`, compiled, which takes that of a job (`alq.inference.jobs`).
 
-    It runs without Python: it may neither raise nor make arrays.
+    It runs without Python: it may neither raise nor make arrays. A job of other fields is another
+    type to numba, and not read from disk.
     """
-    made = compiled(function, partial(numba.cfunc, types.void(i64)))
+    made = compiled(function, partial(numba.cfunc, types.void(types.CPointer(JOB))))
     KEPT.append(made)
     return made.address
 
@@ -137,36 +148,38 @@ def pointer(kind: Any) -> Callable:
     return cast
 
 
-as_bytes, as_ints, as_longs, as_floats_at, as_jobs = map(
-    pointer, (types.uint8, types.int32, i64, f32, JOB)
-)
+as_bytes, as_ints, as_longs, as_floats_at = map(pointer, (types.uint8, types.int32, i64, f32))
 
 
 @compiled
 def job_at(address):
     """Return the job at the address."""
-    return numba.carray(as_jobs(address), 1)[0]
+    return numba.carray(address, 1)[0]
 
 
-@intrinsic
-def count_up(typing: Any, address: Any) -> Any:
-    """Return the counter at the address, and add 1 to it, as if no other thread was there."""
+def counter(field: str) -> Any:
+    """Return the intrinsic (address) that adds 1 to a field of a job, and gives what it was.
 
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        place = b.inttoptr(arguments[0], I64.as_pointer())
-        return b.atomic_rmw("add", place, constant(1), "monotonic")
+    It does so as if no other thread was there.
+    """
 
-    return i64(i64), generate
+    @intrinsic
+    def count_up(typing: Any, address: Any) -> Any:
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            place = b.add(b.ptrtoint(arguments[0], I64), constant(8 * FIELDS.index(field)))
+            place = b.inttoptr(place, I64.as_pointer())
+            return b.atomic_rmw("add", place, constant(1), "monotonic")
+
+        return i64(address), generate
+
+    return count_up
 
 
-@compiled
-def next_unit(address):
-    """Return a unit of the job that no thread has taken, or one behind the last."""
-    return count_up(address)
+next_unit, next_slot = counter("next"), counter("slot")
 
 
 @compiled
 def own_scratch(address):
     """Return the address of scratch memory that no other thread of the job has."""
     job = job_at(address)
-    return job.scratch + count_up(address + 8) * job.scratch_bytes
+    return job.scratch + next_slot(address) * job.scratch_bytes
