@@ -200,7 +200,6 @@ def test_as_many_threads_as_torch_and_the_same_numbers() -> None:
     torch.set_num_threads(3)
     for one, several in zip(alone, results(), strict=True):
         assert difference(several, one) < 1e-5
-    assert compute.pool(compute.os.getpid(), 2)._max_workers == 2
 
 
 # ---------------------------------------------------------------------------- refusals, the state

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 import alq
 from alq.inference import compute, layers
 from alq.inference.plan import COUNTED, can_count, choose
-from alq.inference.planes import countable, encoded, planes_of
-from alq.method.activations import BinaryActivation
+from alq.inference.planes import countable, planes_of
 from alq.method.quantized_inputs import place
 from test_inference import FEW, compute_by, difference, numba_works, quantized
 
@@ -29,14 +28,13 @@ def no_gradients() -> Iterator[None]:
 def counted(monkeypatch) -> list[str]:
     """Return which of the ways that count were taken, as they are."""
     taken: list[str] = []
-    for way in ("by_popcounts", "by_popcount_dots"):
-        function = getattr(layers, way)
+    function = layers.by_popcounts
 
-        def note(*arguments, way=way, function=function) -> Tensor:
-            taken.append(way)
-            return function(*arguments)
+    def note(*arguments) -> Tensor:
+        taken.append(arguments[-1])
+        return function(*arguments)
 
-        monkeypatch.setattr(layers, way, note)
+    monkeypatch.setattr(layers, "by_popcounts", note)
     return taken
 
 
@@ -122,7 +120,7 @@ def test_it_counts_where_it_can(counted) -> None:
     ):
         packed = fed(layer, x.relu(), 2)
         assert difference(packed(x), layer(x)) < 1e-5
-    assert counted == ["by_popcounts", "by_popcount_dots", "by_popcounts"]
+    assert counted == ["popcounts", "popcount dots", "popcounts"]
     layer, x = nn.Conv2d(3, 24, 3), torch.randn(2, 3, 12, 12)
     packed = compute_by(fed(layer, x, 2), "popcounts")
     assert difference(packed(x), layer(x)) < 1e-5
@@ -142,17 +140,23 @@ def test_a_padded_zero_is_no_level() -> None:
 @pytest.mark.parametrize("lowest", [0.0, -1.25])
 @pytest.mark.parametrize("gamma", [(1.0,), (0.5, 0.25), (1.0, 0.9, 0.8), (0.0, 1.0, 0.0, 0.3)])
 def test_codes_are_decided_as_levels_are(gamma, lowest) -> None:
-    activation = BinaryActivation(len(gamma), torch.zeros(())).eval()
+    layer = nn.Linear(64, 2, bias=False)
+    layer.weight.fill_(1)  # so that its output is its input, 64 times
+    weights = alq.quantize(layer, max_bit=1)
+    place({"": layer}, {"": len(gamma)})
+    activation = layer.eval().binary_input
     activation.gamma.copy_(torch.tensor(gamma))
     activation.lowest.fill_(lowest)
     activation.fitted = True
     middle = torch.from_numpy(planes_of(activation).middle)
     beside = [torch.nextafter(middle, torch.full_like(middle, end)) for end in (-9.0, 9.0)]
     x = torch.cat([middle, *beside, torch.randn(10_000)])
-    codes, betas = encoded(x, activation)
-    bits = codes.unsqueeze(1) >> torch.arange(len(betas)) & 1
-    x_hat = bits.float() @ torch.from_numpy(betas)
-    torch.testing.assert_close(x_hat, activation(x), rtol=0, atol=1e-6)
+    x = x.unsqueeze(1).expand(-1, 64).contiguous()
+    packed = alq.pack_for_inference(layer, weights)
+    assert bool(countable(x, activation, packed.grouping)) == (len(gamma) + bool(lowest) <= 4)
+    for way in COUNTED:
+        x_hat = compute_by(packed, way)(x)[:, 0] / 64
+        torch.testing.assert_close(x_hat, activation(x)[:, 0], rtol=0, atol=2e-6)
 
 
 @numba_works

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import InputError
+from ..files.bits import LayerBits
 from ..files.checkpoint import load_checkpoint, weights_in
 from ..files.disk import read_whole
 from ..files.packed import read_bits, read_packed
-from ..inference.plan import choose
+from ..inference.plan import choose, held_layers
 from ..method.quantized_inputs import PLACE, activation_bits
 from ..method.structures import coordinate_bytes
 from .plot import new_figure, save_figure
@@ -135,16 +136,19 @@ def plan_text(path: str | Path) -> str:
     layers, rest = read_bits(path)
     bits_of_inputs = activation_bits(rest)
     rows = [("layer", "shape", "bits", *(f"at {count}" for count in POSITIONS))]
+    sizes = {layer.name: layer.grouping.numel for layer in layers if can_be_packed(layer)}
+    held = held_layers(sizes)
     for layer in layers:
         R, shape = len(layer.alpha), layer.grouping.shape
         ways = ["float32"] * len(POSITIONS)
-        if len(shape) <= 4 and not layer.grouping.transposed:
+        if can_be_packed(layer):
             own, linear = layer.name.rpartition(".")[0], len(shape) == 2
             planes = bits_of_inputs.get(own, 0)
             if planes:  # a lowest level that is not 0 is one more: `alq.inference.planes`
                 planes += int(rest[f"{own}.{PLACE}.lowest".lstrip(".")] != 0)
             ways = [
-                choose(layer.grouping, R, count, "float32", linear, planes) for count in POSITIONS
+                choose(layer.grouping, R, count, "float32", linear, planes, layer.name in held)
+                for count in POSITIONS
             ]
         bits = f"{R / layer.grouping.G:.3f}"
         rows.append((layer.name, "x".join(map(str, shape)), bits, *ways))
@@ -155,6 +159,11 @@ def plan_text(path: str | Path) -> str:
             *("", *align(rows)),
         ]
     )
+
+
+def can_be_packed(layer: LayerBits) -> bool:
+    """Return whether a layer may be one that computes from bits, by its shape."""
+    return len(layer.grouping.shape) <= 4 and not layer.grouping.transposed
 
 
 def align(rows: list[tuple[str, ...]], left: int = 3) -> list[str]:

@@ -4,21 +4,31 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from numba import carray
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .outputs import rows_of_block
 from .vectors import (
     F32,
     FLAGS,
     FLOATS,
     I16,
     VECTOR,
+    as_bytes,
+    as_floats_at,
+    as_ints,
+    as_longs,
     compiled,
     constant,
     f32,
     i64,
+    job_at,
+    kernel,
     load,
+    next_unit,
     ones,
+    own_scratch,
     splat,
     store,
     types,
@@ -76,35 +86,85 @@ def ones_of_word(typing: Any, word: Any) -> Any:
 
 
 @compiled
-def dots(signs, stride, alpha, outputs, first, x, totals, y, begin, end):
-    """Add rows `begin` to `end` of a linear layer at one input x (S, places) to y (O,).
+def start_outputs(job, picture, block):
+    """Return the outputs of a picture, those of the block being the bias."""
+    edges = carray(as_longs(job.edges), job.blocks + 1)
+    y = carray(as_floats_at(job.y + 4 * picture * job.O), job.O)
+    y[edges[block] : edges[block + 1]] = carray(as_floats_at(job.bias), job.O)[
+        edges[block] : edges[block + 1]
+    ]
+    return y
 
-    `totals` (S,) are the sums of x; a dot product with signs is twice the positive part less that.
+
+@kernel
+def dots(address):
+    """Compute a linear layer; a unit is one input and a block of outputs.
+
+    A dot product with signs is twice its positive part less the sum of all. A thread's scratch
+    holds the inputs of a segment in whole words, and as many signs, all positive.
     """
-    S, places = x.shape
-    for s in range(S):
-        values = x.ctypes.data + 4 * places * s
-        for r in range(max(begin, first[s]), min(end, first[s + 1])):
-            part = positive_sum(signs + stride * r, values, places // 32)
-            y[outputs[r]] += alpha[r] * (part + part - totals[s])
+    job, values = job_at(address), own_scratch(address)
+    places, n = 8 * job.row_bytes, job.n
+    positive = values + 4 * places
+    padded = carray(as_floats_at(values), places)
+    padded[:] = 0
+    carray(as_bytes(positive), job.row_bytes)[:] = 255
+    while True:
+        unit = next_unit(address)
+        if unit >= job.units:
+            break
+        picture, block = divmod(unit, job.blocks)
+        y = start_outputs(job, picture, block)
+        for s in range(job.segments):
+            first, last = rows_of_block(job, s, block)
+            if first == last:
+                continue
+            padded[:n] = carray(as_floats_at(job.x + 4 * (picture * job.channels + s * n)), n)
+            total = positive_sum(positive, values, places // 32)
+            alpha = carray(as_floats_at(job.alpha), last)
+            outputs = carray(as_ints(job.outputs), last)
+            for r in range(first, last):
+                part = positive_sum(job.signs + job.row_bytes * r, values, places // 32)
+                y[outputs[r]] += alpha[r] * (part + part - total)
 
 
-@compiled
-def count_dots(signs, alpha, outputs, first, packed, totals, betas, y, begin, end):
-    """Add rows `begin` to `end` (R, words) of a linear layer at one input to y (O,).
+@kernel
+def count_dots(address):
+    """Compute a linear layer from the bits of its inputs; units as in `dots`.
 
-    The input is `packed` (S, planes, words); its `totals` (S,), `alq.inference.popcounts` explains.
+    A thread's scratch holds the words of a segment for each plane.
     """
-    S, planes, words = packed.shape
-    for s in range(S):
-        for r in range(max(begin, first[s]), min(end, first[s + 1])):
-            value = -totals[s]
-            for m in range(planes):
-                count = 0
-                for w in range(words):
-                    count += ones_of_word(signs[r, w] & packed[s, m, w])
-                value += np.float32(2) * betas[m] * np.float32(count)
-            y[outputs[r]] += alpha[r] * value
+    job, memory = job_at(address), own_scratch(address)
+    planes, words = job.planes, job.words
+    bits = carray(as_longs(memory), (planes, words))
+    betas = carray(as_floats_at(job.betas), planes)
+    while True:
+        unit = next_unit(address)
+        if unit >= job.units:
+            break
+        picture, block = divmod(unit, job.blocks)
+        y = start_outputs(job, picture, block)
+        for s in range(job.segments):
+            first, last = rows_of_block(job, s, block)
+            if first == last:
+                continue
+            total, place = np.float32(0), picture + s * words * planes * job.channel_step
+            flat = carray(as_longs(job.flat), place + words * planes * job.channel_step)
+            for w in range(words):
+                for m in range(planes):
+                    bits[m, w] = flat[place + (w * planes + m) * job.channel_step]
+                    total += betas[m] * np.float32(ones_of_word(bits[m, w]))
+            signs = carray(as_longs(job.signs), (last, words))
+            alpha = carray(as_floats_at(job.alpha), last)
+            outputs = carray(as_ints(job.outputs), last)
+            for r in range(first, last):
+                value = -total
+                for m in range(planes):
+                    count = 0
+                    for w in range(words):
+                        count += ones_of_word(signs[r, w] & bits[m, w])
+                    value += np.float32(2) * betas[m] * np.float32(count)
+                y[outputs[r]] += alpha[r] * value
 
 
 @compiled

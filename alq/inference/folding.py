@@ -12,7 +12,7 @@ from collections import Counter
 import torch
 from torch import Tensor, fx, nn
 
-from .layers import PackedLayer, PackedLinear
+from .layers import PackedLayer
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -68,8 +68,7 @@ def foldable(model: nn.Module) -> list[tuple[str, str]]:
 
 def fits(layer: PackedLayer, norm: nn.Module) -> bool:
     """Return whether `norm` scales the layer's outputs by numbers that are known."""
-    linear = isinstance(layer, PackedLinear)
-    kind = nn.BatchNorm1d if linear or layer.axes == 1 else nn.BatchNorm2d
+    kind = nn.BatchNorm2d if layer.axes == 2 else nn.BatchNorm1d
     return (
         type(norm) is kind
         and norm.running_mean is not None

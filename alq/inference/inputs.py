@@ -1,138 +1,144 @@
-"""Inputs in binary bases as words of bits, as `alq.inference.popcounts` counts them."""
+"""Inputs in binary bases as words of bits, as `alq.inference.popcounts` counts them.
 
-from collections.abc import Callable
+A position's inputs lie side by side, so that a comparison with a midpoint gives 16 bits of a word.
+"""
+
 from typing import Any
 
-import numpy as np
-from llvmlite import ir
+from numba import carray
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .plan import MOST_PLANES
 from .vectors import (
     F32,
-    FLOATS,
-    I32,
+    I16,
     I64,
-    LONGS,
-    VECTOR,
+    as_longs,
     compiled,
     constant,
+    fetch_ahead,
+    first_lanes,
     i64,
+    job_at,
+    kernel,
     load,
-    ones,
+    load_lanes,
+    next_unit,
     splat,
     store,
-    types,
 )  # fmt: skip
 
-BYTES = ir.VectorType(ir.IntType(8), 16)
-INTS = ir.VectorType(I32, 16)
-BLOCK = 4096  # inputs that stay in the fastest cache
 
+def encoder(planes: int) -> Any:
+    """Return the intrinsic that writes the word of up to 64 inputs for each plane.
 
-@compiled
-def encode(x, middle, flips, start, codes):
-    """Write the codes (N,) uint8 of x (N,): `start`, changed by `flips[k]` where x > middle[k]."""
-    for begin in range(0, len(x), BLOCK):
-        values, found = x[begin : begin + BLOCK], codes[begin : begin + BLOCK]
-        found[:] = start
-        for k in range(len(middle)):
-            low, flip = middle[k], flips[k]
-            for i in range(len(values)):  # which becomes vector instructions
-                found[i] ^= np.uint8(values[i] > low) * flip
+    It returns which of the inputs are not finite, as the ones of a word.
 
-
-def same(number: int, kind: ir.VectorType) -> ir.Constant:
-    """Return `number` in all lanes."""
-    return ir.Constant(kind, [number] * kind.count)
-
-
-def as_counts(b: Any, even: Any, odd: Any) -> Any:
-    """Return the counts of even and odd positions as 16 floats in order."""
-    both = b.or_(even, b.shl(odd, same(32, LONGS)))
-    return b.sitofp(b.bitcast(both, INTS), FLOATS)
-
-
-def factors(b: Any, betas: Any, planes: int) -> list:
-    """Return the floats at `betas`, each in all lanes."""
-    return [splat(b, load(b, b.add(betas, constant(4 * m)), F32)) for m in range(planes)]
-
-
-def half_words(b: Any, x: Any, taps: Any, zeros: Any, planes: int) -> list:
-    """Return for each plane the bits of 32 inputs at 16 positions, one position a lane.
-
-    Arguments as for `tables_builder`; the inputs are bytes, whose bit m is that of plane m.
-    """
-    words = [cgutils.alloca_once_value(b, ir.Constant(INTS, None)) for _ in range(planes)]
-    for word in words:
-        b.store(ir.Constant(INTS, None), word)
-    with cgutils.for_range(b, constant(4)) as loop:
-        parts = [b.lshr(b.load(word), same(8, INTS)) for word in words]
-        for j in range(24, 32):  # the upper eight bits; those before move down
-            place = b.add(b.mul(loop.index, constant(8)), constant(j - 24))
-            tap = load(b, b.add(taps, b.mul(place, constant(8))), I64)
-            inside = b.icmp_signed(">=", tap, constant(0))
-            code = b.zext(load(b, b.select(inside, b.add(x, tap), zeros), BYTES), INTS)
-            for m in range(planes):
-                bit = b.and_(b.shl(code, same(j - m, INTS)), same(1 << j, INTS))
-                parts[m] = b.or_(parts[m], bit)
-        for word, part in zip(words, parts, strict=True):
-            b.store(part, word)
-    return [b.load(word) for word in words]
-
-
-def packer(planes: int) -> Callable:
-    """Return the intrinsic (packed, words, x, taps, zeros, betas): write `words` words.
-
-    A word is for each plane the vectors of the even and of the odd positions. Behind the last word
-    come the totals.
+    Its arguments: the address of the inputs, and how many they are; the address of the first
+    plane's word, bytes to the next plane's; the addresses of the midpoints (K,), of words
+    (K, planes) that are all ones where a plane's bit differs beside a midpoint, of the lowest
+    level's words (planes,); K.
     """
 
     @intrinsic
-    def pack(
-        typing: Any, packed: Any, words: Any, x: Any, taps: Any, zeros: Any, betas: Any
-    ) -> Any:
+    def encode(
+        typing: Any, source: Any, count: Any, target: Any, step: Any, middle: Any, flips: Any,
+        starting: Any, midpoints: Any,
+    ) -> Any:  # fmt: skip
         def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            packed, words, x, taps, zeros, betas = arguments
-            low, beta = same(2**32 - 1, LONGS), factors(b, betas, planes)
-            total = cgutils.alloca_once_value(b, ir.Constant(FLOATS, None))
-            b.store(ir.Constant(FLOATS, None), total)
-            with cgutils.for_range(b, words) as loop:
-                here = b.add(taps, b.mul(loop.index, constant(64 * 8)))
-                place = b.add(packed, b.mul(loop.index, constant(2 * planes * VECTOR)))
-                halves = [
-                    half_words(b, x, b.add(here, constant(k)), zeros, planes) for k in (0, 32 * 8)
-                ]
-                for m, parts in enumerate(zip(*halves, strict=True)):
-                    first, second = (b.bitcast(part, LONGS) for part in parts)
-                    even = b.or_(b.and_(first, low), b.shl(second, same(32, LONGS)))
-                    odd = b.or_(
-                        b.lshr(first, same(32, LONGS)), b.and_(second, same(-(2**32), LONGS))
-                    )
-                    store(b, even, b.add(place, constant(2 * m * VECTOR)), VECTOR)
-                    store(b, odd, b.add(place, constant((2 * m + 1) * VECTOR)), VECTOR)
-                    product = b.fmul(beta[m], as_counts(b, ones(b, even), ones(b, odd)))
-                    b.store(b.fadd(b.load(total), product), total)
-            behind = b.add(packed, b.mul(words, constant(2 * planes * VECTOR)))
-            store(b, b.load(total), behind, VECTOR)
-            return context.get_dummy_value()
+            source, count, target, step, middle, flips, starting, midpoints = arguments
+            values, inside, odd = [], constant(0), constant(0)
+            for k in range(4):
+                lanes = first_lanes(b, b.sub(count, constant(16 * k)))
+                place = b.add(source, constant(64 * k))
+                fetch_ahead(b, place)
+                values.append(load_lanes(b, place, lanes))
+                inside = b.or_(inside, part_of_word(b, lanes, k))
+                nothing = b.fsub(values[k], values[k])  # but of what is not finite
+                unequal = b.fcmp_unordered("!=", nothing, nothing)
+                odd = b.or_(odd, part_of_word(b, unequal, k))
+            words = [
+                cgutils.alloca_once_value(b, load(b, b.add(starting, constant(8 * m)), I64))
+                for m in range(planes)
+            ]
+            with cgutils.for_range(b, midpoints) as loop:
+                low = splat(b, load(b, b.add(middle, b.mul(loop.index, constant(4))), F32))
+                above = constant(0)
+                for k, value in enumerate(values):
+                    above = b.or_(above, part_of_word(b, b.fcmp_ordered(">", value, low), k))
+                place = b.add(flips, b.mul(loop.index, constant(8 * planes)))
+                for m, word in enumerate(words):
+                    flip = load(b, b.add(place, constant(8 * m)), I64)
+                    b.store(b.xor(b.load(word), b.and_(above, flip)), word)
+            for m, word in enumerate(words):
+                found = b.and_(b.load(word), inside)
+                store(b, found, b.add(target, b.mul(step, constant(m))))
+            return odd
 
-        return types.void(i64, i64, i64, i64, i64, i64), generate
+        return i64(*[i64] * 8), generate
 
-    return pack
+    return encode
 
 
-pack_1, pack_2, pack_3, pack_4 = map(packer, range(1, 5))
+def part_of_word(b: Any, flags: Any, k: int) -> Any:
+    """Return a word of 64 bits, of which `flags` are the 16 from 16 k on."""
+    return b.shl(b.zext(b.bitcast(flags, I16), I64), constant(16 * k))
+
+
+encode_1, encode_2, encode_3, encode_4 = map(encoder, range(1, MOST_PLANES + 1))
 
 
 @compiled
-def pack(planes, packed, words, x, taps, zeros, betas):
-    """Write the words of 1 to 4 planes, as `packer` explains."""
-    if planes == 1:
-        pack_1(packed, words, x, taps, zeros, betas)
-    elif planes == 2:
-        pack_2(packed, words, x, taps, zeros, betas)
-    elif planes == 3:
-        pack_3(packed, words, x, taps, zeros, betas)
-    else:
-        pack_4(packed, words, x, taps, zeros, betas)
+def encode_word(job, source, count, target):
+    """Write the words of up to 64 inputs, and return what `encoder` explains."""
+    step, K = 8 * job.channel_step, job.midpoints
+    if job.planes == 1:
+        return encode_1(source, count, target, step, job.middle, job.flips, job.starting, K)
+    if job.planes == 2:
+        return encode_2(source, count, target, step, job.middle, job.flips, job.starting, K)
+    if job.planes == 3:
+        return encode_3(source, count, target, step, job.middle, job.flips, job.starting, K)
+    return encode_4(source, count, target, step, job.middle, job.flips, job.starting, K)
+
+
+@compiled
+def encode_position(job, source, target):
+    """Write the words of a position; return which inputs are not finite, as ones of a word."""
+    odd, step = 0, 8 * job.channel_step * job.planes
+    for first in range(0, job.channels, job.inputs):
+        for own in range(0, job.inputs, 64):
+            odd |= encode_word(job, source + 4 * (first + own), min(64, job.inputs - own), target)
+            target += step
+    return odd
+
+
+@kernel
+def encode(address):
+    """Lay out the input's bits between zeros; a unit is a row of an image.
+
+    `inputs` of a position are of one group. What is not finite sets the job's `odd`.
+    """
+    job = job_at(address)
+    rows = carray(as_longs(job.row_parts), (job.rows, 3))
+    columns = carray(as_longs(job.column_parts), (job.columns, 3))
+    odd = 0
+    while True:
+        unit = next_unit(address)
+        if unit >= job.units:
+            break
+        image, y = divmod(unit, job.parts)
+        for i in range(job.rows):
+            to_y, from_y, height = rows[i]
+            if y >= height:
+                continue
+            row = (image * job.height + from_y + y * job.stride_y) * job.width
+            for j in range(job.columns):
+                to_x, from_x, width = columns[j]
+                place = image * job.image_step + (i * job.columns + j) * job.phase_step
+                target = job.flat + 8 * (place + (to_y + y) * job.plane_width + to_x)
+                for x in range(width):
+                    source = job.x + 4 * job.channels * (row + from_x + x * job.stride_x)
+                    odd |= encode_position(job, source, target + 8 * x)
+    if odd:
+        job.odd = 1

@@ -1,13 +1,13 @@
-"""Layers that hold bits, coordinates and biases, and look like the layers they replace.
+"""What layers share that hold bits, coordinates and biases, and look like those they replace.
 
 Their state is plain tensors, as `alq.inference.rows` explains them, and the bias.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import InputError
 from ..method.activations import BinaryActivation
@@ -16,16 +16,15 @@ from ..method.structures import Grouping
 from .compute import (
     blocks_to_decode,
     by_dots,
-    by_popcount_dots,
     by_popcounts,
     by_tables,
     decoded,
     kernels_work,
 )
 from .plan import COUNTED, choose
-from .planes import countable, encoded
+from .planes import countable, planes_of
 from .rows import Rows
-from .tiles import Geometry
+from .tiles import REMEMBERED, Geometry
 
 # What of a layer's numbers the packed one keeps, under the same names.
 KEPT = (
@@ -45,13 +44,20 @@ class PackedLayer(nn.Module):
         binary_input: the activation that its input passes first, or None.
         normalised: whether a batch norm was folded into it.
         weight: the weights in float32, decoded anew whenever asked for.
+        dense: the same, kept; None unless `hold` was called.
+        axes: how many are spatial.
     """
+
+    axes = 0
+    groups = 1
+    around: tuple[int, ...] = ()
 
     signs: Tensor
     alpha: Tensor
     outputs: Tensor
     first: Tensor
     bias: Tensor | None
+    dense: Tensor | None
     binary_input: BinaryActivation | None
 
     def __init__(self, layer: Any, name: str, grouping: Grouping, rows: Rows, tables: str) -> None:
@@ -64,6 +70,8 @@ class PackedLayer(nn.Module):
                 setattr(self, key, getattr(layer, key))
         for key, value in vars(rows).items():
             self.register_buffer(key, value)
+        self.register_buffer("dense", None, persistent=False)
+        self.geometries: dict[tuple, Geometry] = {}
         bias = layer.bias
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         setattr(self, PLACE, getattr(layer, PLACE, None))
@@ -71,11 +79,13 @@ class PackedLayer(nn.Module):
 
     @property
     def rows(self) -> Rows:
-        return Rows(self.signs, self.alpha, self.outputs, self.first)
+        own = self._buffers  # at once: `nn.Module` looks for attributes long
+        return Rows(own["signs"], own["alpha"], own["outputs"], own["first"])
 
     @property
     def weight(self) -> Tensor:
-        return decoded(self.rows, self.grouping, 0, self.grouping.shape[0])
+        rows = Rows(self.signs, self.alpha, self.outputs, self.first)  # which a trace sees
+        return decoded(rows, self.grouping, 0, self.grouping.shape[0])
 
     def train(self, mode: bool = True) -> "PackedLayer":
         """Refuse to train, and to compute from then on: modules before it do train by now."""
@@ -89,7 +99,7 @@ class PackedLayer(nn.Module):
 
     def check(self, x: Tensor, dimensions: int | None) -> None:
         """Raise InputError if x is not of the layer's type, or a gradient or training is wanted."""
-        if x.dtype != self.alpha.dtype:
+        if x.dtype != self._buffers["alpha"].dtype:
             kind, own = (str(t.dtype).removeprefix("torch.") for t in (x, self.alpha))
             raise InputError(f"{self.name}: its input is {kind}, and the layer {own}; convert one")
         if torch.is_grad_enabled() and x.requires_grad:
@@ -105,147 +115,65 @@ class PackedLayer(nn.Module):
                 f"the input has {x.dim()}"
             )
 
-    def chosen(self, x: Tensor, positions: int, linear: bool = False) -> str:
+    def chosen(self, x: Tensor, positions: int, countable: int) -> str:
         """Return the way to compute x of so many output positions."""
         if x.device.type != "cpu" or x.dtype != torch.float32 or not kernels_work():
             return "decoded"
-        planes = countable(x, self.binary_input, self.grouping)
-        if self.way and (planes or self.way not in COUNTED):
+        if self.way and (countable or self.way not in COUNTED):
             return self.way
-        return choose(self.grouping, len(self.alpha), positions, self.tables, linear, planes)
+        own = self._buffers
+        R, held, linear = len(own["alpha"]), own["dense"] is not None, self.axes == 0
+        return choose(self.grouping, R, positions, self.tables, linear, countable, held)
+
+    def hold(self) -> None:
+        """Keep the weights in float32, too, for where that is as fast as it gets."""
+        self.dense = decoded(self.rows, self.grouping, 0, self.grouping.shape[0], plainly=True)
+        if not self._load_state_dict_post_hooks:
+            self.register_load_state_dict_post_hook(hold_again)
+
+    def geometry(self, shape: torch.Size, around: tuple[int, ...]) -> Geometry:
+        """Return the geometry of inputs of a shape with zeros `around` them."""
+        found = self.geometries.get(shape)  # with one `around` always
+        if found is None:
+            if len(self.geometries) >= REMEMBERED:
+                self.geometries.clear()
+            found = self.geometries[shape] = self.new_geometry(shape, around)
+        return found
 
     def fed(self, x: Tensor) -> Tensor:
         """Return what the layer is to multiply by."""
         return x if self.binary_input is None else self.binary_input(x)
 
-    def in_tiles(self, x: Tensor, geometry: Geometry, way: str) -> Tensor:
-        """Return the convolution (B, O, *output) of pictures x (B, C, H, W) by tables or counts."""
-        layer = self.rows, self.grouping, self.bias
-        if way == "tables":
-            return by_tables(*layer, self.fed(x), geometry, self.tables)
-        codes, betas = encoded(x, self.binary_input)
-        return by_popcounts(*layer, codes, geometry, betas)
+    def by_kernels(self, x: Tensor, geometry: Geometry) -> Tensor | None:
+        """Return the outputs of x, as `by_tables` does, or None where PyTorch's product does it."""
+        activation = self.binary_input
+        planes = countable(x, activation, self.grouping) if activation is not None else 0
+        layer = self.rows, self.grouping, self._buffers["bias"]
+        way = self.chosen(x, geometry.positions, planes) if x.numel() else "decoded"
+        if way in COUNTED:
+            return by_popcounts(*layer, x, geometry, planes_of(activation), way)
+        if way in ("decoded", "held"):
+            return None
+        if way == "dots":
+            return by_dots(*layer, self.fed(x), geometry)
+        return by_tables(*layer, self.fed(x), geometry, self.tables)
 
-    def part_of_bias(self, start: int, stop: int) -> Tensor | None:
-        return None if self.bias is None else self.bias[start:stop]
+    def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the weights of some outputs at a time in float32, and their biases."""
+        dense, bias, rows = self.dense, self.bias, self.rows
+        if dense is not None and self.way != "decoded":
+            yield dense, bias
+            return
+        blocks = blocks_to_decode(rows, self.grouping)
+        for block in [(0, self.grouping.shape[0])] if self.groups > 1 else blocks:
+            own = None if bias is None else bias[slice(*block)]
+            yield decoded(rows, self.grouping, *block), own
 
     def extra_repr(self) -> str:
         bits = len(self.alpha) / self.grouping.G
         return f"{tuple(self.grouping.shape)}, {self.grouping.structure}, {bits:.3f} bit"
 
 
-class PackedLinear(PackedLayer):
-    """`nn.Linear` from bits."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return y (..., O) of x (..., C)."""
-        self.check(x, 2)
-        O, C = self.grouping.shape
-        if x.shape[-1:] != (C,):
-            raise InputError(f"{self.name}: takes (..., {C}), and the input is {tuple(x.shape)}")
-        flat = x.reshape(-1, C)
-        way = self.chosen(flat, len(flat), linear=True)
-        if not flat.numel():
-            y = x.new_zeros(len(flat), O)
-        elif way == "dots":
-            y = by_dots(self.rows, self.grouping, self.bias, self.fed(flat))
-        elif way == "popcount dots":
-            coded = encoded(flat, self.binary_input)
-            y = by_popcount_dots(self.rows, self.grouping, self.bias, *coded)
-        elif way == "decoded":
-            y = self.by_decoding(self.fed(flat))
-        else:
-            y = self.in_tiles(flat[:, :, None, None], Geometry(len(flat), C, (1, 1)), way)
-        return y.view(*x.shape[:-1], O)
-
-    def by_decoding(self, x: Tensor) -> Tensor:
-        blocks = blocks_to_decode(self.rows, self.grouping)
-        parts = [
-            F.linear(x, decoded(self.rows, self.grouping, *block), self.part_of_bias(*block))
-            for block in blocks
-        ]
-        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-
-
-class PackedConv(PackedLayer):
-    """What convolutions from bits share; `axes` of them are spatial."""
-
-    axes: int
-    product: Any
-    in_channels: int
-    out_channels: int
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    padding_mode: str
-
-    def __init__(self, layer: Any, *arguments: Any) -> None:
-        super().__init__(layer, *arguments)
-        # Last axis first, before and after, whatever the mode and also of "same".
-        self.around = tuple(layer._reversed_padding_repeated_twice)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution (B, O, *output) of x (B, C, *size), or both without B."""
-        self.check(x, self.axes + 2)
-        if x.dim() == self.axes + 1:
-            return self(x.unsqueeze(0)).squeeze(0)
-        if x.dim() != self.axes + 2 or x.shape[1] != self.in_channels:
-            raise InputError(
-                f"{self.name}: takes (batch, {self.in_channels}, ...) of {self.axes} axes, and "
-                f"the input is {tuple(x.shape)}"
-            )
-        around = self.around
-        if self.padding_mode != "zeros":
-            x, around = F.pad(x, around, self.padding_mode), (0,) * len(around)
-        geometry = self.geometry(x, around)
-        if min(geometry.output) < 1:
-            raise InputError(f"{self.name}: its kernel does not fit into {tuple(x.shape)}")
-        way = self.chosen(x, geometry.positions) if x.numel() else "decoded"
-        if way == "decoded":
-            return self.by_decoding(self.fed(x), around)
-        y = self.in_tiles(x if self.axes == 2 else x.unsqueeze(2), geometry, way)
-        return y if self.axes == 2 else y.squeeze(2)
-
-    def geometry(self, x: Tensor, around: tuple[int, ...]) -> Geometry:
-        def pair(values: Any, missing: int) -> tuple[int, int]:
-            return (missing, *values)[-2:]  # type: ignore[return-value]
-
-        return Geometry(
-            x.shape[0], x.shape[1], pair(x.shape[2:], 1), pair(self.kernel_size, 1),
-            pair(self.stride, 1), pair(self.dilation, 1),
-            pair(around[-2::-2], 0), pair(around[-1::-2], 0), self.groups,
-        )  # fmt: skip
-
-    def by_decoding(self, x: Tensor, around: tuple[int, ...]) -> Tensor:
-        """Return the convolution of x with zeros `around` it."""
-        padding: tuple[int, ...] = around[-2::-2]
-        if padding != around[-1::-2]:
-            x, padding = F.pad(x, around), (0,) * self.axes
-        rows, O = self.rows, self.out_channels
-        blocks = [(0, O)] if self.groups > 1 else blocks_to_decode(rows, self.grouping)
-        if self.axes == 2:  # the layout that PyTorch's convolutions are faster in
-            x = x.contiguous(memory_format=torch.channels_last)
-        parts = [
-            self.product(
-                x, decoded(rows, self.grouping, *block), self.part_of_bias(*block), self.stride,
-                padding, self.dilation, self.groups,
-            )
-            for block in blocks
-        ]  # fmt: skip
-        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-
-
-class PackedConv1d(PackedConv):
-    """`nn.Conv1d` from bits."""
-
-    axes, product = 1, staticmethod(F.conv1d)
-
-
-class PackedConv2d(PackedConv):
-    """`nn.Conv2d` from bits."""
-
-    axes, product = 2, staticmethod(F.conv2d)
-
-
-PACKED = {nn.Linear: PackedLinear, nn.Conv1d: PackedConv1d, nn.Conv2d: PackedConv2d}
+def hold_again(layer: PackedLayer, incompatible_keys: Any) -> None:
+    """Keep the weights of a state that was loaded."""
+    layer.hold()

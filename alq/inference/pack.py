@@ -18,8 +18,9 @@ from ..method.structures import Grouping
 from ..method.weight import MultiBitWeight
 from .compute import blocks_to_decode
 from .folding import fold_batch_norms
-from .layers import PACKED
-from .plan import LANES
+from .kinds import PACKED
+from .layers import PackedLayer
+from .plan import LANES, held_layers
 from .rows import Rows, groups_of_rows, rows_of_file, rows_of_weight
 
 
@@ -158,7 +159,12 @@ def own_tensors(model: nn.Module, rest: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def finish(model: nn.Module) -> nn.Module:
-    """Return `model` ready to compute: in evaluation mode, without gradients, norms folded."""
+    """Return `model` ready to compute: in evaluation mode, norms folded, small weights held."""
     model.eval().requires_grad_(False)
     fold_batch_norms(model)
+    layers = [module for module in model.modules() if isinstance(module, PackedLayer)]
+    held = held_layers({layer.name: layer.grouping.numel for layer in layers})
+    for layer in layers:
+        if layer.name in held:
+            layer.hold()
     return model

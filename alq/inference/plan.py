@@ -6,43 +6,54 @@ measurement, so that the same network computes the same numbers in every run.
 """
 
 import math
+from collections.abc import Mapping
+from functools import lru_cache
 
 from ..method.structures import Grouping
-from .rows import SHORT, row_bytes
+from .rows import BLOCK, SHORT, row_bytes
 
 LANES = {"float32": 16, "int16": 32}  # positions a tile of tables
 COUNTED_LANES = 16  # of popcounts
 MOST_PLANES = 4  # of bits that inputs in binary bases are counted in
 COUNTED = ("popcounts", "popcount dots")  # the ways that count
 # Of tables: a call; a table of four inputs; a look-up; a row beside its look-ups; an output.
-CALL, TABLE, WRITE = 60e3, 9.5, 8.0
+CALL, TABLE, WRITE = 16e3, 9.5, 2.5
 LOOK_UP, ROW = {"float32": 0.16, "int16": 0.19}, 0.7
 UNUSED = 1.15  # tiles of a convolution, over those that its outputs would fill
 # Of dots: a call; each position; a word of 64 signs.
-DOTS_CALL, DOTS_POSITION, DOTS_WORD = 18e3, 9e3, 1.7
+DOTS_CALL, DOTS_POSITION, DOTS_WORD = 11e3, 0.2e3, 1.7
 # Of popcounts: a call; an input; a word of the input in all planes; a row; of a plane, a word; an
 # output of a tile.
-COUNTED_CALL, ENCODE, PACK, COUNTED_ROW, COUNT, COUNTED_WRITE = 60e3, 0.5, 50.0, 0.8, 0.35, 1.0
+COUNTED_CALL, ENCODE, MEET, COUNTED_ROW, COUNT, COUNTED_WRITE = 23e3, 0.3, 12.0, 0.8, 0.37, 1.0
 # Of popcount dots: a call; each position; a row; of a plane, a row's sum; of a plane, a word.
-ONE_CALL, ONE_POSITION, ONE_ROW, ONE_SUM, ONE_WORD = 40e3, 2.4e3, 1.1, 0.9, 0.14
+ONE_CALL, ONE_POSITION, ONE_ROW, ONE_SUM, ONE_WORD = 22e3, 0.1e3, 1.1, 0.7, 0.12
 # Of all ways but these two, where the input is in binary bases: a call; an input to put on a level.
-FEED_CALL, FEED = 60e3, 1.0
+FEED_CALL, FEED = 85e3, 1.9
+# What layers may hold in float32, too; a call of one that does.
+MOST_HELD, HELD_SHARE, HELD_CALL = 2**14, 1 / 64, 8e3
 # Of decoding: a call; a weight to clear and lay out; a sign; then PyTorch's product, of which a
-# weight is read, and multiplied once a position.
+# call, a weight that is read, and multiplied once a position.
 DECODE_CALL, CLEAR, SIGN = 30e3, 0.05, 0.12
-READ = {True: 0.10, False: 0.45}  # of a linear layer, of a convolution
-MULTIPLY = {True: 0.030, False: 0.0095}
+JOIN = 2.0  # of each block decoded but the first, an output
+PRODUCT_CALL = {True: 2e3, False: 26e3}  # of a linear layer, of a convolution
+READ = {True: 0.10, False: 0.45}
+MULTIPLY = {True: 0.030, False: 0.0077}
 
 
+@lru_cache(512)
 def choose(
-    grouping: Grouping, R: int, positions: int, kind: str, linear: bool, planes: int = 0
-) -> str:
+    grouping: Grouping, R: int, positions: int, kind: str, linear: bool, planes: int = 0,
+    held: bool = False,
+) -> str:  # fmt: skip
     """Return which way computes a layer of R rows (`alq.inference.compute`): what costs least.
 
     `positions` are the batch's for a linear layer, batch x height x width for a convolution's
-    output; `kind` is that of the tables; `planes` those of an input in binary bases, if it is.
+    output; `kind` is that of the tables; `planes` those of an input in binary bases, if it is;
+    `held` tells whether the float32 weights are there, too.
     """
     found = costs(grouping, R, positions, kind, linear)
+    if held:
+        found["held"] = HELD_CALL + product(grouping, positions, linear)
     if planes:
         feed = FEED_CALL + positions * grouping.shape[1] * FEED
         found = {way: cost + feed for way, cost in found.items()}
@@ -52,8 +63,17 @@ def choose(
 
 
 def can_count(grouping: Grouping, planes: int) -> bool:
-    """Return whether popcounts compute a layer; words of few signs would be mostly empty."""
-    return 1 <= planes <= MOST_PLANES and grouping.n > SHORT
+    """Return whether popcounts compute a layer.
+
+    A row's weights must be of one kernel position, as a position's inputs are words; words of few
+    signs would be mostly empty.
+    """
+    return 1 <= planes <= MOST_PLANES and grouping.n > SHORT and at_one_position(grouping)
+
+
+def at_one_position(grouping: Grouping) -> bool:
+    """Return whether each group's weights meet inputs of one position, side by side."""
+    return grouping.structure == "pixelwise" or math.prod(grouping.shape[2:]) == 1
 
 
 def costs_of_counting(
@@ -64,11 +84,30 @@ def costs_of_counting(
     words = row_bytes(grouping.n) / 8  # of a row
     tiles = math.ceil(positions / COUNTED_LANES) * (1 if linear else UNUSED)
     a_row = COUNTED_ROW + planes * words * COUNT
-    a_tile = grouping.G // O * words * PACK + R * a_row + O * COUNTED_WRITE
+    a_tile = grouping.G // O * words * MEET + R * a_row + O * COUNTED_WRITE
     found = {"popcounts": COUNTED_CALL + positions * C * ENCODE + tiles * a_tile}
     if linear:
         a_row = ONE_ROW + planes * (ONE_SUM + words * ONE_WORD)
         found["popcount dots"] = ONE_CALL + positions * (ONE_POSITION + R * a_row)
+    return found
+
+
+def product(grouping: Grouping, positions: int, linear: bool) -> float:
+    """Return what PyTorch's product with the weights costs, in nanoseconds."""
+    a_weight = READ[linear] + MULTIPLY[linear] * positions
+    return PRODUCT_CALL[linear] + grouping.numel * a_weight
+
+
+def held_layers(sizes: Mapping[str, int]) -> list[str]:
+    """Return the names of layers that keep their float32 weights, by their numbers of weights.
+
+    Those are the smallest, up to MOST_HELD weights each and HELD_SHARE of the network's together.
+    """
+    found, left = [], HELD_SHARE * sum(sizes.values())
+    for name in sorted(sizes, key=sizes.__getitem__):
+        left -= sizes[name]
+        if left >= 0 and sizes[name] <= MOST_HELD:
+            found.append(name)
     return found
 
 
@@ -81,10 +120,14 @@ def costs(grouping: Grouping, R: int, positions: int, kind: str, linear: bool) -
     tiles = math.ceil(positions / LANES[kind]) * (1 if linear else UNUSED)
     a_row = signs / 4 * LOOK_UP[kind] + max(1, signs / 64) * ROW
     a_tile = inputs / 4 * TABLE + R * a_row + O * WRITE * LANES[kind] / 16
-    product = size * (READ[linear] + MULTIPLY[linear] * positions)
+    blocks = math.ceil(max(size, R * signs) / BLOCK)
     found = {
         "tables": CALL + tiles * a_tile,
-        "decoded": DECODE_CALL + size * CLEAR + R * signs * SIGN + product,
+        "decoded": DECODE_CALL
+        + size * CLEAR
+        + R * signs * SIGN
+        + (blocks - 1) * O * positions * JOIN
+        + product(grouping, positions, linear),
     }
     if linear:
         words = R * max(1, signs / 64)

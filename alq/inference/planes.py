@@ -5,13 +5,13 @@ bits are 1 throughout and beta is that level: zero padding, all of whose bits ar
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..method.activations import BinaryActivation, choices, in_memory, midpoints
+from ..method.activations import BinaryActivation, choices, midpoints
 from ..method.structures import Grouping
 from .plan import can_count
 from .tiles import REMEMBERED
@@ -19,30 +19,39 @@ from .tiles import REMEMBERED
 
 @dataclass(frozen=True)
 class Planes:
-    """How an input becomes codes, whose bit m is that of plane m, and what the planes count.
+    """How an input becomes bits of planes, and what the planes count.
 
     Attributes:
         betas: (P,) float32.
         middle: (K,) float32, the midpoints of the levels, ascending.
-        flips: (K,) uint8, the bits in which the levels beside them differ.
-        start: the lowest level's code.
+        flips: (K, P) int64, all ones where the levels beside them differ in the plane, else 0.
+        start: (P,) int64, all ones where the lowest level's bit is 1, else 0.
     """
 
     betas: np.ndarray
     middle: np.ndarray
     flips: np.ndarray
-    start: int
+    start: np.ndarray
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """What a job (`alq.inference.jobs`) is told of them."""
+        names = {"betas": self.betas, "middle": self.middle, "flips": self.flips}
+        found = {name: array.ctypes.data for name, array in names.items()}
+        return found | {"starting": self.start.ctypes.data, "midpoints": len(self.middle)}
 
 
 def countable(x: Tensor, activation: BinaryActivation | None, grouping: Grouping) -> int:
-    """Return of how many planes the input x of a layer is, 0 where popcounts cannot compute it."""
+    """Return of how many planes the input x of a layer is, 0 where popcounts cannot compute it.
+
+    Nor can they where x is not finite, which shows when its bits are made.
+    """
     if activation is None:
         return 0
     if not activation.fitted:
         activation.fit_first(x)
     planes = len(activation.gamma) + int(activation.lowest != 0)
-    # What is not a number has no code; what is infinite takes the same way, being as rare.
-    return planes if can_count(grouping, planes) and x.sum().isfinite() else 0
+    return planes if can_count(grouping, planes) else 0
 
 
 def planes_of(activation: BinaryActivation) -> Planes:
@@ -57,22 +66,10 @@ def planes_of_levels(gamma: tuple[float, ...], lowest: float) -> Planes:
         steps, codes = 2 * torch.tensor(gamma, dtype=torch.float32), choices(len(gamma)).float()
     # The levels as `BinaryActivation.levels` computes them, so that both round alike.
     levels, order = (codes[:, 1:] @ steps + lowest).sort(stable=True)
-    betas, start = steps.numpy(), 0
+    bits = codes[order, 1:].numpy() > 0  # (levels, M)
+    betas = steps.numpy()
     if lowest != 0:
-        start = 1 << len(gamma)
+        bits = np.pad(bits, ((0, 0), (0, 1)), constant_values=True)
         betas = np.append(betas, np.float32(lowest))
-    code = order.numpy().astype(np.uint8)  # a level's place among the choices is its code
-    return Planes(betas, midpoints(levels).numpy(), code[:-1] ^ code[1:], start)
-
-
-def encoded(x: Tensor, activation: BinaryActivation | None) -> tuple[Tensor, np.ndarray]:
-    """Return the codes of an input that is `countable`, uint8 of its shape, and the betas."""
-    from .inputs import encode
-
-    assert activation is not None
-    planes, order = planes_of(activation), in_memory(x)
-    x = x.permute(order).contiguous()
-    codes = torch.empty(x.shape, dtype=torch.uint8, device="cpu")
-    values = planes.middle, planes.flips, np.uint8(planes.start)
-    encode(x.view(-1).numpy(), *values, codes.view(-1).numpy())
-    return codes.permute([order.index(k) for k in range(x.dim())]), planes.betas
+    flips, start = -(bits[:-1] ^ bits[1:]).astype(np.int64), -bits[0].astype(np.int64)
+    return Planes(betas, midpoints(levels).numpy(), flips, start)

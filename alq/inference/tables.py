@@ -14,11 +14,13 @@ A tile has 16 positions with float32 tables, 32 with int16.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
+from numba import carray
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .outputs import rows_of_block, scale_lanes, write_tile
+from .prepared import TABLES
 from .vectors import (
     F32,
     FLOATS,
@@ -28,16 +30,20 @@ from .vectors import (
     SHORTS,
     VECTOR,
     as_floats,
+    as_floats_at,
+    as_longs,
     compiled,
     constant,
     i64,
+    job_at,
+    kernel,
     load,
+    next_unit,
+    own_scratch,
     splat,
     store,
     types,
 )  # fmt: skip
-
-TABLES = 16 * 16 * VECTOR  # bytes of the tables of a word
 
 
 def signed_sums(b: Any, x: list, floats: bool) -> list:
@@ -134,86 +140,57 @@ add_short_rows, add_short_half_rows = rows_adder(SHORTS, 16), rows_adder(SHORTS,
 
 
 @compiled
-def add_rows(kind, tables, signs, stride, first, last, alpha, outputs, tile):
-    """Add the rows `first` to `last` of one word; `kind` is 2 for int16, + 1 for half words."""
-    signs += first * stride
-    a, o, count = alpha.ctypes.data + 4 * first, outputs.ctypes.data + 4 * first, last - first
+def add_rows(kind, tables, signs, stride, count, alpha, outputs, tile):
+    """Add `count` rows of one word; `kind` is 2 for int16, + 1 for half words."""
     if kind == 0:
-        add_float_rows(tables, signs, stride, count, a, o, tile)
+        add_float_rows(tables, signs, stride, count, alpha, outputs, tile)
     elif kind == 1:
-        add_float_half_rows(tables, signs, stride, count, a, o, tile)
+        add_float_half_rows(tables, signs, stride, count, alpha, outputs, tile)
     elif kind == 2:
-        add_short_rows(tables, signs, stride, count, a, o, tile)
+        add_short_rows(tables, signs, stride, count, alpha, outputs, tile)
     else:
-        add_short_half_rows(tables, signs, stride, count, a, o, tile)
+        add_short_half_rows(tables, signs, stride, count, alpha, outputs, tile)
 
 
-@compiled
-def write_tile(tile, lanes, scales, bias, targets, y, width):
-    """Put a tile's sums (O, lanes), times each lane's scale, and the bias at its targets' places.
+@kernel
+def tiles(address):
+    """Compute the layer; a unit is a tile of an image, and a block of outputs.
 
-    The outputs of a position lie side by side in y, from one position to the next `width` apart.
+    A thread's scratch holds the tables, zeros, the scales of the lanes, and a tile.
     """
-    for q in range(lanes):
-        if targets[q] >= 0:
-            place, scale = targets[q] * width, scales[q]
-            for o in range(len(bias)):
-                y[place + o] = tile[o * lanes + q] * scale + bias[o]
-
-
-@compiled
-def tiles(
-    kind, signs, alpha, outputs, bounds, edges, shifts, taps, x, starts, targets, scales, bias, y,
-    steps, scratch, first, last,
-):  # fmt: skip
-    """Compute the units `first` to `last`: each a tile of an image, and a block of outputs.
-
-    Arguments:
-        kind: as for `add_rows`.
-        signs, x: the address of R rows of signs, and of the input.
-        alpha, outputs: (R,), of the rows.
-        bounds: (S, blocks + 1), which rows of a segment are a block's.
-        edges: (blocks + 1,), which outputs.
-        shifts: (blocks,), where in the input a block begins.
-        taps, starts, targets: `alq.inference.tiles`.
-        steps: from image to image in the input and in output positions; outputs of a position,
-            positions of a picture, bytes of a row of signs.
-        scales: (B,), of the pictures.
-        bias, y: (O,), and the flat output.
-        scratch: float32, at least TABLES + VECTOR bytes and a tile, its address a multiple of 64.
-    """
-    S, places = taps.shape
-    lanes = targets.shape[1]
-    item = 4 if kind < 2 else 2
+    job, tables = job_at(address), own_scratch(address)
+    zeros, scales = tables + TABLES, tables + TABLES + VECTOR
+    tile = scales + 2 * VECTOR
+    kind = 2 * (job.item == 2) + (job.row_bytes == 4)
     step = 32 if kind & 1 else 64
-    blocks, count = len(shifts), len(starts)
-    tables = scratch.ctypes.data
-    zeros = tables + TABLES
-    scratch[TABLES // 4 : (TABLES + VECTOR) // 4] = 0
-    used = (TABLES + VECTOR) // 4
-    lane_scales = np.empty(lanes, np.float32)
-    for unit in range(first, last):
-        tile_number, block = divmod(unit, blocks)
-        image, t = divmod(tile_number, count)
+    carray(as_floats_at(zeros), VECTOR // 4)[:] = 0
+    starts = carray(as_longs(job.starts), job.tiles)
+    edges, shifts = (
+        carray(as_longs(job.edges), job.blocks + 1),
+        carray(as_longs(job.shifts), job.blocks),
+    )
+    while True:
+        unit = next_unit(address)
+        if unit >= job.units:
+            break
+        number, block = divmod(unit, job.blocks)
+        image, t = divmod(number, job.tiles)
         O = edges[block + 1] - edges[block]
-        scratch[used : used + O * lanes] = 0
-        begin = x + item * (image * steps[0] + starts[t] + shifts[block])
-        sums = tables + TABLES + VECTOR - edges[block] * lanes * 4
-        for s in range(S):
-            begin_row, end_row = bounds[s, block], bounds[s, block + 1]
-            if begin_row == end_row:
+        carray(as_floats_at(tile), O * job.lanes)[:] = 0
+        begin = job.flat + job.item * (image * job.tile_step + starts[t] + shifts[block])
+        sums = tile - edges[block] * job.lanes * 4
+        for s in range(job.segments):
+            first, last = rows_of_block(job, s, block)
+            if first == last:
                 continue
-            for w in range(places // step):
-                here = taps.ctypes.data + 8 * (s * places + w * step)
+            alpha, outputs = job.alpha + 4 * first, job.outputs + 4 * first
+            for w in range(job.places // step):
+                here = job.taps + 8 * (s * job.places + w * step)
                 if kind < 2:
                     build_floats(tables, step // 4, begin, here, zeros)
                 else:
                     build_shorts(tables, step // 4, begin, here, zeros)
-                word = signs + w * step // 8
-                add_rows(kind, tables, word, steps[4], begin_row, end_row, alpha, outputs, sums)
-        for q in range(lanes):
-            lane_scales[q] = scales[image + max(targets[t, q], 0) // steps[3]]
-        sums_of_block = scratch[used : used + O * lanes]
-        offsets = bias[edges[block] : edges[block + 1]]
-        own = y[image * steps[1] * steps[2] + edges[block] :]
-        write_tile(sums_of_block, lanes, lane_scales, offsets, targets[t], own, steps[2])
+                word = job.signs + first * job.row_bytes + w * step // 8
+                add_rows(kind, tables, word, job.row_bytes, last - first, alpha, outputs, sums)
+        scale_lanes(job, scales, image, t)
+        write_tile(job, tile, scales, image, t, block)

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-import torch
-from torch import Tensor
 
 REMEMBERED = 512  # shapes whose numbers are kept
 
@@ -166,36 +164,14 @@ def phase_of(geometry: Geometry, axis: int, place: np.ndarray) -> np.ndarray:
     return np.searchsorted(geometry.phases[axis], remainder)
 
 
-def lay_out(x: Tensor, geometry: Geometry, joined: bool, lanes: int) -> Tensor:
-    """Return the pictures x (B, C, H, W) flat, as a `Tiling` reads them, and `lanes` behind."""
-    B, C = geometry.batch, geometry.channels
-    rows, columns = geometry.phases
-    height, width = geometry.plane
-    shape = (C, len(rows), len(columns), B) if joined else (B, C, len(rows), len(columns))
-    flat = x.new_zeros(int(np.prod(shape)) * height * width + lanes)
-    planes = flat[: len(flat) - lanes].view(*shape, height, width)
-    planes = planes.permute(3, 0, 1, 2, 4, 5) if joined else planes
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            (to_y, from_y), (to_x, from_x) = (
-                overlap(geometry, axis, remainder) for axis, remainder in ((0, row), (1, column))
-            )
-            planes[:, :, i, j, to_y, to_x] = x[:, :, from_y, from_x]
-    return flat
+def overlap(geometry: Geometry, axis: int, remainder: int) -> tuple[int, int, int]:
+    """Return where in a phase the input begins along one axis, where in the input, how many.
 
-
-def overlap(geometry: Geometry, axis: int, remainder: int) -> tuple[slice, slice]:
-    """Return which part of a phase is which part of the input, along one axis."""
+    From one to the next it is 1 in the phase, the stride in the input.
+    """
     stride, before, size = (
         pair[axis] for pair in (geometry.stride, geometry.before, geometry.size)
     )
     first = max(0, -(-(before - remainder) // stride))  # of the phase, that is no padding
     begin = remainder + stride * first - before
-    count = max(0, min(geometry.plane[axis] - first, -(-(size - begin) // stride)))
-    return slice(first, first + count), slice(begin, begin + stride * count, stride)
-
-
-def picture_steps(x: Tensor, most: int) -> Tensor:
-    """Return each picture's (B,) step, of which `most` make its largest value."""
-    largest = x.flatten(1).abs().amax(1) if x.numel() else x.new_zeros(len(x))
-    return torch.where(largest == 0, torch.ones_like(largest), largest / most)  # NaN stays
+    return first, begin, max(0, min(geometry.plane[axis] - first, -(-(size - begin) // stride)))

@@ -6,18 +6,24 @@ length are all that numba's cache looks at.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .jobs import FIELDS
 
 F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 FLOATS, SHORTS = ir.VectorType(F32, 16), ir.VectorType(I16, 32)
 LONGS = ir.VectorType(I64, 8)
 FLAGS = ir.VectorType(ir.IntType(1), 16)
 VECTOR = 64  # bytes of either
+AHEAD = 2048  # bytes
 FUSED = ("contract",)  # a product and a sum may be one instruction
 i64, f32 = types.int64, types.float32
 
@@ -34,10 +40,59 @@ def store(b: Any, value: Any, address: Any, align: int = 1) -> None:
     b.store(value, b.inttoptr(address, value.type.as_pointer()), align=align)
 
 
-def splat(b: Any, value: Any) -> Any:
-    """Return the float `value` in all lanes."""
-    one = b.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.Constant(I32, 0))
-    return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, 16), [0] * 16))
+def splat(b: Any, value: Any, kind: ir.VectorType = FLOATS) -> Any:
+    """Return `value` in all lanes."""
+    one = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
+    return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count))
+
+
+def shuffled(b: Any, u: Any, v: Any, order: list[int]) -> Any:
+    """Return those lanes of u, and of v behind it."""
+    return b.shuffle_vector(u, v, ir.Constant(ir.VectorType(I32, len(order)), order))
+
+
+def transposed(b: Any, rows: list) -> list:
+    """Return the 16 columns of 16 vectors: four times, interleave those 8 apart."""
+    low = [16 * (k % 2) + k // 2 for k in range(16)]
+    high = [place + 8 for place in low]
+    for _ in range(4):
+        pairs = zip(rows[:8], rows[8:], strict=True)
+        rows = [shuffled(b, *pair, half) for pair in pairs for half in (low, high)]
+    return rows
+
+
+def first_lanes(b: Any, count: Any) -> Any:
+    """Return flags that are set in the first `count` of 16 lanes."""
+    numbers = ir.Constant(ir.VectorType(I64, 16), list(range(16)))
+    return b.icmp_signed("<", numbers, splat(b, count, numbers.type))
+
+
+def load_lanes(b: Any, address: Any, flags: Any) -> Any:
+    """Return the floats at the address in those lanes, 0 in the others, which are not read."""
+    name, pointer = "llvm.masked.load.v16f32.p0", FLOATS.as_pointer()
+    kind = ir.FunctionType(FLOATS, [pointer, I32, FLAGS, FLOATS])
+    load = cgutils.get_or_insert_function(b.module, kind, name)
+    zeros = ir.Constant(FLOATS, None)
+    return b.call(load, [b.inttoptr(address, pointer), ir.Constant(I32, 4), flags, zeros])
+
+
+def fetch_ahead(b: Any, address: Any) -> None:
+    """Bring what lies AHEAD of the address near, before it is asked for."""
+    name, pointer = "llvm.prefetch.p0", ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+    fetch = cgutils.get_or_insert_function(b.module, kind, name)
+    place = b.inttoptr(b.add(address, constant(AHEAD)), pointer)
+    b.call(fetch, [place, *(ir.Constant(I32, number) for number in (0, 3, 1))])  # read, keep, data
+
+
+def store_lanes(b: Any, value: Any, address: Any, flags: Any) -> None:
+    """Store those lanes of 16 floats or shorts, and leave the memory of the others alone."""
+    floats = value.type.element is F32
+    name, pointer = f"llvm.masked.store.v16{'f32' if floats else 'i16'}.p0", value.type.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [value.type, pointer, I32, FLAGS])
+    store = cgutils.get_or_insert_function(b.module, kind, name)
+    align = ir.Constant(I32, 4 if floats else 2)
+    b.call(store, [value, b.inttoptr(address, pointer), align, flags])
 
 
 def as_floats(b: Any, shorts: Any) -> list:
@@ -53,13 +108,78 @@ def ones(b: Any, value: Any) -> Any:
     return b.call(cgutils.get_or_insert_function(b.module, kind, f"llvm.ctpop.{name}"), [value])
 
 
-def compiled(function: Callable) -> Callable:
+def compiled(function: Callable, compiler: Callable = numba.njit) -> Callable:
     """Return `function` compiled at its first call, from then on read from disk where one can be.
 
     numba keeps it beside this file, or where that cannot be written in the user's cache.
     """
-    options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+    options = {"error_model": "numpy", "boundscheck": False}
     try:
-        return numba.njit(cache=True, **options)(function)
+        return compiler(cache=True, **options)(function)
     except RuntimeError:  # no place can be written
-        return numba.njit(**options)(function)
+        return compiler(**options)(function)
+
+
+def kernel(function: Callable[[int], None]) -> int:
+    """Return the address of `function`, compiled, which takes that of a job (`alq.inference.jobs`).
+
+    It runs without Python: it may neither raise nor make arrays. A job of other fields is another
+    type to numba, and not read from disk.
+    """
+    made = compiled(function, partial(numba.cfunc, types.void(types.CPointer(JOB))))
+    KEPT.append(made)
+    return made.address
+
+
+KEPT: list[Any] = []  # whose addresses are in use
+JOB = numba.from_dtype(np.dtype([(name, np.int64) for name in FIELDS]))
+
+
+def pointer(kind: Any) -> Callable:
+    """Return the intrinsic (address) that makes a pointer of it, for `numba.carray`."""
+
+    @intrinsic
+    def cast(typing: Any, address: Any) -> Any:
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            return b.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(i64), generate
+
+    return cast
+
+
+as_bytes, as_ints, as_longs, as_floats_at = map(pointer, (types.uint8, types.int32, i64, f32))
+
+
+@compiled
+def job_at(address):
+    """Return the job at the address."""
+    return numba.carray(address, 1)[0]
+
+
+def counter(field: str) -> Any:
+    """Return the intrinsic (address) that adds 1 to a field of a job, and gives what it was.
+
+    It does so as if no other thread was there.
+    """
+
+    @intrinsic
+    def count_up(typing: Any, address: Any) -> Any:
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            place = b.add(b.ptrtoint(arguments[0], I64), constant(8 * FIELDS.index(field)))
+            place = b.inttoptr(place, I64.as_pointer())
+            return b.atomic_rmw("add", place, constant(1), "monotonic")
+
+        return i64(address), generate
+
+    return count_up
+
+
+next_unit, next_slot = counter("next"), counter("slot")
+
+
+@compiled
+def own_scratch(address):
+    """Return the address of scratch memory that no other thread of the job has."""
+    job = job_at(address)
+    return job.scratch + next_slot(address) * job.scratch_bytes

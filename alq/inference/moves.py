@@ -1,0 +1,197 @@
+"""How an input comes to lie as the tables read it, and how large its pictures are.
+
+An input's channels lie side by side (PyTorch's channels_last), the tables read positions side by
+side (`alq.inference.tiles`). 16 channels of 16 positions at a time are transposed in registers.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray
+from numba.extending import intrinsic
+
+from .vectors import (
+    F32,
+    FLAGS,
+    FLOATS,
+    I16,
+    I32,
+    I64,
+    as_floats_at,
+    as_ints,
+    as_longs,
+    cgutils,
+    compiled,
+    constant,
+    fetch_ahead,
+    first_lanes,
+    i64,
+    job_at,
+    kernel,
+    load,
+    load_lanes,
+    next_unit,
+    splat,
+    store_lanes,
+    transposed,
+    types,
+)  # fmt: skip
+
+# The largest int16, less what the rounding of 64 inputs may add to their sum.
+MOST_OF_SUM = 2**15 - 1 - 32
+LEAST = 1e-30  # a smaller step is this: its inverse is a number
+
+
+def mover(shorts: bool) -> Any:
+    """Return the intrinsic that moves up to 16 x 16 values, as shorts after a factor.
+
+    Its arguments: the address of a position's channels, bytes to the next position's, positions,
+    channels; the address of the first channel's result, bytes to the next channel's; the address of
+    the positions' factors, bytes from one to the next.
+    """
+
+    @intrinsic
+    def move(
+        typing: Any, source: Any, step: Any, positions: Any, channels: Any, target: Any,
+        channel_step: Any, inverses: Any, inverse_step: Any,
+    ) -> Any:  # fmt: skip
+        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+            source, step, positions, channels, target, channel_step, inverses, each = arguments
+            last, rows = b.sub(positions, constant(1)), []
+            lanes, outside = first_lanes(b, positions), ir.Constant(FLAGS, None)
+            some = first_lanes(b, channels)
+            for k in range(16):
+                place = constant(k)
+                place = b.select(b.icmp_signed("<", place, last), place, last)
+                position = b.add(source, b.mul(step, place))
+                fetch_ahead(b, position)
+                row = load_lanes(b, position, some)
+                if shorts:
+                    inverse = load(b, b.add(inverses, b.mul(each, place)), F32)
+                    row = b.fmul(row, splat(b, inverse))
+                rows.append(row)
+            for k, column in enumerate(transposed(b, rows)):
+                column = rounded(b, column) if shorts else column
+                inside = b.icmp_signed("<", constant(k), channels)
+                flags = b.select(inside, lanes, outside)
+                store_lanes(b, column, b.add(target, b.mul(channel_step, constant(k))), flags)
+            return context.get_dummy_value()
+
+        return types.void(*[i64] * 8), generate
+
+    return move
+
+
+def rounded(b: Any, floats: Any) -> Any:
+    """Return the nearest shorts."""
+    kind = ir.FunctionType(FLOATS, [FLOATS])
+    rint = cgutils.get_or_insert_function(b.module, kind, "llvm.rint.v16f32")
+    whole = b.fptosi(b.call(rint, [floats]), ir.VectorType(I32, 16))
+    return b.trunc(whole, ir.VectorType(I16, 16))
+
+
+move_floats, move_shorts = mover(False), mover(True)
+
+
+@compiled
+def move_run(job, source, count, target, inverses):
+    """Move all channels of up to 16 positions in a row."""
+    step, channel_step = 4 * job.channels * job.stride_x, job.item * job.channel_step
+    for c in range(0, job.channels, 16):
+        own, some, to = source + 4 * c, min(16, job.channels - c), target + channel_step * c
+        if job.item == 4:
+            move_floats(own, step, count, some, to, channel_step, inverses, job.inverse_step)
+        else:
+            move_shorts(own, step, count, some, to, channel_step, inverses, job.inverse_step)
+
+
+@intrinsic
+def largest_sum(typing: Any, source: Any, count: Any, together: Any) -> Any:
+    """Return the bits of the most that up to 64 floats add up to with any signs.
+
+    If they do not meet `together`, but with others, it is 64 times the largest of them. As whole
+    numbers, bits are in the order of the values; what is not finite comes last.
+    """
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        source, count, together = arguments
+        ints = ir.VectorType(I32, 16)
+        total = most = ir.Constant(ints, None)
+        for k in range(4):
+            lanes = first_lanes(b, b.sub(count, constant(16 * k)))
+            value = b.bitcast(load_lanes(b, b.add(source, constant(64 * k)), lanes), ints)
+            value = b.and_(value, ir.Constant(ints, [0x7FFFFFFF] * 16))
+            most = b.select(b.icmp_signed(">", value, most), value, most)
+            total = b.bitcast(b.fadd(*(b.bitcast(x, FLOATS) for x in (total, value))), ints)
+        kind = ir.FunctionType(I32, [ints])
+        reduce = cgutils.get_or_insert_function(b.module, kind, "llvm.vector.reduce.smax.v16i32")
+        largest = b.bitcast(b.call(reduce, [most]), F32)
+        largest = b.fmul(largest, ir.Constant(F32, 64.0))
+        kind = ir.FunctionType(F32, [F32, FLOATS])
+        reduce = cgutils.get_or_insert_function(b.module, kind, "llvm.vector.reduce.fadd.v16f32")
+        start = ir.Constant(F32, 0.0)
+        whole = b.call(reduce, [start, b.bitcast(total, FLOATS)], fastmath=("reassoc",))
+        chosen = b.select(b.icmp_signed("!=", together, constant(0)), whole, largest)
+        return b.zext(b.and_(b.bitcast(chosen, I32), ir.Constant(I32, 0x7FFFFFFF)), I64)
+
+    return i64(i64, i64, i64), generate
+
+
+@kernel
+def measure(address):
+    """Write each picture's step, in which no sum of a table's word is too large, and its inverse.
+
+    A unit is a picture. What is not finite in it shows in its step.
+    """
+    job = job_at(address)
+    bits = carray(as_ints(job.steps), job.units)
+    steps = carray(as_floats_at(job.steps), job.units)
+    inverses = carray(as_floats_at(job.inverses), job.units)
+    while True:
+        unit = next_unit(address)
+        if unit >= job.units:
+            break
+        largest = 0
+        for first in range(0, job.picture, job.inputs):
+            source = job.x + 4 * (job.picture * unit + first)
+            for own in range(0, job.inputs, 64):
+                count = min(64, job.inputs - own)
+                largest = max(largest, largest_sum(source + 4 * own, count, job.together))
+        bits[unit] = largest
+        step = steps[unit] / np.float32(MOST_OF_SUM)
+        if step == 0:
+            step = np.float32(1)
+        elif step < LEAST:
+            step = np.float32(LEAST)
+        steps[unit], inverses[unit] = step, np.float32(1) / step
+
+
+@kernel
+def lay_out(address):
+    """Lay out the input as a `Tiling` reads it, between zeros; a unit is a row of an image."""
+    job = job_at(address)
+    rows = carray(as_longs(job.row_parts), (job.rows, 3))
+    columns = carray(as_longs(job.column_parts), (job.columns, 3))
+    step, each = 4 * job.channels * job.stride_x, job.inverse_step
+    while True:
+        unit = next_unit(address)
+        if unit >= job.units:
+            break
+        image, y = divmod(unit, job.parts)
+        inverses = job.inverses + 4 * image
+        for i in range(job.rows):
+            to_y, from_y, height = rows[i]
+            if y >= height:
+                continue
+            row = (image * job.height + from_y + y * job.stride_y) * job.width
+            for j in range(job.columns):
+                to_x, from_x, width = columns[j]
+                place = image * job.image_step + (i * job.columns + j) * job.phase_step
+                target = job.flat + job.item * (place + (to_y + y) * job.plane_width + to_x)
+                source = job.x + 4 * job.channels * (row + from_x)
+                for x in range(0, width, 16):
+                    move_run(
+                        job, source + step * x, min(16, width - x), target + job.item * x,
+                        inverses + each * x,
+                    )  # fmt: skip

@@ -1,0 +1,101 @@
+"""Which rows are a block of outputs', and how a tile's sums become its outputs."""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray
+from numba.extending import intrinsic
+
+from .vectors import (
+    F32,
+    FLAGS,
+    FLOATS,
+    FUSED,
+    I64,
+    VECTOR,
+    as_floats_at,
+    as_ints,
+    as_longs,
+    compiled,
+    constant,
+    first_lanes,
+    i64,
+    load,
+    splat,
+    store_lanes,
+    transposed,
+    types,
+)  # fmt: skip
+
+
+@compiled
+def rows_of_block(job, segment, block):
+    """Return (begin, end): which rows of a segment are of a block of outputs."""
+    first = carray(as_longs(job.first), job.segments + 1)
+    begin, end = first[segment], first[segment + 1]
+    if job.blocks == 1:
+        return begin, end
+    outputs, edges = carray(as_ints(job.outputs), end), carray(as_longs(job.edges), job.blocks + 1)
+    own = outputs[begin:end]
+    low, high = np.searchsorted(own, edges[block]), np.searchsorted(own, edges[block + 1])
+    return begin + low, begin + high
+
+
+@intrinsic
+def write_part(
+    typing: Any, tile: Any, row: Any, scales: Any, bias: Any, O: Any, targets: Any, y: Any,
+    width: Any,
+) -> Any:  # fmt: skip
+    """Put up to 16 outputs at 16 positions, times their scales, and the bias at their targets.
+
+    A row of the tile is an output, `row` bytes before the next. The outputs of a position lie side
+    by side in y, from one position to the next `width` bytes apart.
+    """
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        tile, row, scales, bias, O, targets, y, width = arguments
+        scale, last, sums = load(b, scales, FLOATS), b.sub(O, constant(1)), []
+        for k in range(16):
+            place = b.select(b.icmp_signed("<", constant(k), last), constant(k), last)
+            offset = splat(b, load(b, b.add(bias, b.mul(place, constant(4))), F32))
+            value = load(b, b.add(tile, b.mul(row, place)), FLOATS, VECTOR)
+            product = b.fmul(value, scale, flags=FUSED)
+            sums.append(b.fadd(product, offset, flags=FUSED))
+        some, none = first_lanes(b, O), ir.Constant(FLAGS, None)
+        for k, column in enumerate(transposed(b, sums)):
+            target = load(b, b.add(targets, constant(8 * k)), I64)
+            inside = b.icmp_signed(">=", target, constant(0))
+            place = b.add(y, b.mul(b.select(inside, target, constant(0)), width))
+            store_lanes(b, column, place, b.select(inside, some, none))
+        return context.get_dummy_value()
+
+    return types.void(*[i64] * 8), generate
+
+
+@compiled
+def write_tile(job, tile, scales, image, t, block):
+    """Write a tile's sums (O, lanes) of a block, times the lanes' scales, and the bias."""
+    edges = carray(as_longs(job.edges), job.blocks + 1)
+    targets = job.targets + 8 * t * job.lanes
+    for o in range(edges[block], edges[block + 1], 16):
+        count = min(16, edges[block + 1] - o)
+        for q in range(0, job.lanes, 16):
+            part = tile + 4 * ((o - edges[block]) * job.lanes + q)
+            y = job.y + 4 * (image * job.output_step * job.O + o)
+            write_part(
+                part, 4 * job.lanes, scales + 4 * q, job.bias + 4 * o, count, targets + 8 * q, y,
+                4 * job.O,
+            )  # fmt: skip
+
+
+@compiled
+def scale_lanes(job, scales, image, t):
+    """Write the scale of each lane of a tile, its picture's step, to the address `scales`."""
+    found = carray(as_floats_at(scales), job.lanes)
+    targets = carray(as_longs(job.targets), (job.tiles, job.lanes))
+    for q in range(job.lanes):
+        found[q] = 1
+        if job.item == 2:
+            picture = image + max(targets[t, q], 0) // job.output_area
+            found[q] = carray(as_floats_at(job.steps), picture + 1)[picture]

@@ -1,0 +1,155 @@
+"""What makes networks from bits fast leaves their numbers alone: turns, threads, held weights."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import alq
+import lenet5
+from alq.inference import jobs, layers
+from alq.inference.plan import HELD_SHARE, held_layers
+from test_inference import PUBLISHED, compute_by, difference, numba_works, packed_layers, quantized
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)
+
+
+# ---------------------------------------------------------------------------- turns and threads
+
+
+@numba_works
+@pytest.mark.parametrize("tables", ["float32", "int16"])
+def test_pictures_that_take_turns_know_nothing_of_each_other(tables) -> None:
+    """A picture of 128 x 64 x 64 floats fills the cache, so that five need five turns."""
+    layer = nn.Conv2d(128, 8, 3, padding=1)
+    weight = quantized(layer, 2, structure="pixelwise")
+    packed = compute_by(alq.pack_for_inference(layer, [weight], tables), "tables")
+    x = torch.randn(5, 128, 64, 64) * torch.tensor([1.0, 1e3, 1e-3, 7, 0]).view(-1, 1, 1, 1)
+    y = packed(x)
+    for picture in range(len(x)):
+        assert torch.equal(y[picture], packed(x[picture]))
+        limit = 1e-5 if tables == "float32" else 3e-3
+        assert difference(y[picture], layer(x)[picture]) < limit
+
+
+@numba_works
+@pytest.mark.parametrize("team", ["libgomp's", "our own"])
+def test_several_threads_of_python_may_call_at_once(team, monkeypatch) -> None:
+    if team == "our own":
+        monkeypatch.setattr(jobs, "team", lambda process: None)
+    elif jobs.team(os.getpid()) is None:
+        pytest.skip("this PyTorch has no libgomp")
+    torch.set_num_threads(2)
+    layer = nn.Conv2d(40, 24, 3, padding=1)
+    packed = compute_by(alq.pack_for_inference(layer, [quantized(layer, 2)]), "tables")
+    inputs = [torch.randn(2, 40, 12, 12) for _ in range(12)]
+
+    def call(x):
+        with torch.no_grad():
+            return packed(x)
+
+    with ThreadPoolExecutor(3) as python:
+        for x, y in zip(inputs, python.map(call, inputs), strict=True):
+            assert difference(y, layer(x)) < 1e-5
+
+
+FORK = """
+import os, torch, alq
+from torch import nn
+torch.set_num_threads(2)
+torch.manual_seed(0)
+layer, x = nn.Conv2d(40, 24, 3), torch.randn(2, 40, 12, 12)
+packed = alq.pack_for_inference(layer, alq.quantize(layer, max_bit=2))
+packed.way = "tables"
+with torch.no_grad():
+    y = packed(x)
+    child = os.fork()
+    if child == 0:
+        os._exit(int(not torch.equal(packed(x), y)))
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@numba_works
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_computes_too() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORK]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
+
+
+# ---------------------------------------------------------------------------- int16
+
+
+@numba_works
+@pytest.mark.parametrize("structure", ["pixelwise", "channelwise"])
+def test_int16_sums_do_not_overflow_where_all_inputs_are_as_large(structure) -> None:
+    """All signs are +, so that 64 times the largest input adds up in a word."""
+    layer = nn.Conv2d(128, 4, 3, padding=1, bias=False)
+    layer.weight.fill_(0.5)
+    weights = alq.quantize(layer, max_bit=1, structure=structure)
+    packed = compute_by(alq.pack_for_inference(layer, weights, "int16"), "tables")
+    for x in (torch.ones(1, 128, 8, 8), -3 * torch.ones(1, 128, 8, 8)):
+        assert difference(packed(x), layer(x)) < 1e-3
+
+
+@numba_works
+def test_int16_is_finer_where_inputs_do_not_all_add_up() -> None:
+    """Of the largest value alone, 511 steps would err by a third of a percent here."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(512, 64), torch.randn(64, 512).relu()
+    weights = [quantized(layer, 2)]
+    packed = compute_by(alq.pack_for_inference(layer, weights, "int16"), "tables")
+    y = layer(x)
+    assert (packed(x) - y).norm() / y.norm() < 1e-3
+
+
+# ---------------------------------------------------------------------------- held weights
+
+
+def test_the_smallest_layers_are_held_up_to_a_share_of_the_network() -> None:
+    assert held_layers({"a": 10, "b": 990}) == ["a"]
+    assert held_layers({"a": 100, "b": 900}) == []
+    assert held_layers({"large": 2**15, "largest": 2**30}) == []
+    model = lenet5.LeNet5().eval()
+    weights = alq.load_packed(PUBLISHED, model)
+    packed = alq.pack_for_inference(model, weights)
+    held = {layer.name: layer.dense for layer in packed_layers(packed) if layer.dense is not None}
+    assert set(held) == {"conv1.weight", "fc2.weight"}
+    for weight in weights:
+        if weight.name in held:
+            assert torch.equal(held[weight.name], weight.w_hat())
+    floats = sum(value.nbytes for value in held.values())
+    assert floats <= HELD_SHARE * sum(4 * weight.grouping.numel for weight in weights)
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(40, 300), nn.ReLU(), nn.Linear(300, 300), nn.Linear(300, 3))
+    return alq.pack_for_inference(model, alq.quantize(model, max_bit=2))
+
+
+def test_a_loaded_state_brings_its_held_weights(monkeypatch) -> None:
+    one, other, x = network(0), network(1), torch.randn(6, 40)
+    assert one[3].dense is not None and not any("dense" in key for key in one.state_dict())
+    other = copy.deepcopy(other)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other[3].dense, one[3].dense)
+    monkeypatch.setattr(layers, "kernels_work", lambda: False)
+    assert difference(other(x), one(x)) < 1e-6
