@@ -38,11 +38,11 @@ LARGE = 64  # a batch from which a third of the repeats will do
 
 
 def held(model: nn.Module, quantized: set[str]) -> int:
-    """Return the bytes of the quantized weights, as bits or as floats."""
+    """Return the bytes of the quantized weights, as bits, as floats, or the smallest as both."""
     layers = [module for module in model.modules() if isinstance(module, PackedLayer)]
     if layers:
-        rows = [(x.signs, x.alpha, x.outputs, x.first) for x in layers]
-        return sum(value.nbytes for row in rows for value in row)
+        kept = [(x.signs, x.alpha, x.outputs, x.first, x.dense) for x in layers]
+        return sum(value.nbytes for own in kept for value in own if value is not None)
     return sum(p.nbytes for name, p in model.named_parameters() if name in quantized)
 
 

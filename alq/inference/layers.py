@@ -79,7 +79,7 @@ class PackedLayer(nn.Module):
 
     @property
     def rows(self) -> Rows:
-        own = self._buffers  # at once: `nn.Module` looks for attributes long
+        own: dict[str, Any] = self._buffers  # at once: `nn.Module` looks for attributes long
         return Rows(own["signs"], own["alpha"], own["outputs"], own["first"])
 
     @property
@@ -99,7 +99,7 @@ class PackedLayer(nn.Module):
 
     def check(self, x: Tensor, dimensions: int | None) -> None:
         """Raise InputError if x is not of the layer's type, or a gradient or training is wanted."""
-        if x.dtype != self._buffers["alpha"].dtype:
+        if x.dtype != self.rows.alpha.dtype:
             kind, own = (str(t.dtype).removeprefix("torch.") for t in (x, self.alpha))
             raise InputError(f"{self.name}: its input is {kind}, and the layer {own}; convert one")
         if torch.is_grad_enabled() and x.requires_grad:
@@ -121,7 +121,7 @@ class PackedLayer(nn.Module):
             return "decoded"
         if self.way and (countable or self.way not in COUNTED):
             return self.way
-        own = self._buffers
+        own: dict[str, Any] = self._buffers
         R, held, linear = len(own["alpha"]), own["dense"] is not None, self.axes == 0
         return choose(self.grouping, R, positions, self.tables, linear, countable, held)
 
@@ -140,6 +140,10 @@ class PackedLayer(nn.Module):
             found = self.geometries[shape] = self.new_geometry(shape, around)
         return found
 
+    def new_geometry(self, shape: torch.Size, around: tuple[int, ...]) -> Geometry:
+        """Return the geometry of inputs of a shape, as each kind of layer has it."""
+        raise NotImplementedError
+
     def fed(self, x: Tensor) -> Tensor:
         """Return what the layer is to multiply by."""
         return x if self.binary_input is None else self.binary_input(x)
@@ -150,7 +154,7 @@ class PackedLayer(nn.Module):
         planes = countable(x, activation, self.grouping) if activation is not None else 0
         layer = self.rows, self.grouping, self._buffers["bias"]
         way = self.chosen(x, geometry.positions, planes) if x.numel() else "decoded"
-        if way in COUNTED:
+        if way in COUNTED and activation is not None:
             return by_popcounts(*layer, x, geometry, planes_of(activation), way)
         if way in ("decoded", "held"):
             return None
