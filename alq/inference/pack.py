@@ -37,7 +37,7 @@ def pack_for_inference(
     Arguments:
         weights: all of the model's multi-bit weights, as `alq.quantize` returned them.
         tables: "float32", which computes what `model` does but for rounding, or "int16", which
-            rounds each picture's inputs of a layer to 10 bits (docs/inference.md).
+            rounds each picture's inputs of a layer, as finely as fits (docs/inference.md).
 
     Raises: InputError names a layer that is not float32 or does not hold its w_hat.
     """
