@@ -163,14 +163,15 @@ def size_table(logs: Path) -> str:
 def checks_table(logs: Path) -> str:
     """Show the runs of whole networks on small sets, in three stages each."""
     rows = []
-    for log in sorted((logs / "path_checks").glob("*_three_digits.jsonl")):
+    for log in sorted((logs / "path_checks").glob("*_three_digits*.jsonl")):
         run = read_run(log)
         (sketched, *_), final = quantized_epochs(log), run.final
         bits = (f"{bits:.2f}" for bits in (sketched["bitwidth"], final["bitwidth"]))
-        rows.append([NETWORKS[run.net].title, *bits])
+        M = final.get("act_bit")
+        rows.append([NETWORKS[run.net].title, f"{M} bit" if M else "float", *bits])
         rows[-1] += [f"{final['top1_fp']:.1f}", f"{final['top1']:.1f}"]
     heads = ["bits, sketched", "bits, pruned", "full precision %", "quantized %"]
-    return table(["network", *heads], rows)
+    return table(["network", "activations", *heads], rows)
 
 
 def evidence_tables(logs: Path) -> dict[str, str]:
