@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import zlib
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import alq
 import fuzz_files
 import lenet5
 from alq.errors import InputError
+from alq.files.entropy import Decoder, Encoder, code_numbers, decode_numbers
 from alq.files.floats import FLOATS, in_form, smallest_form
 from alq.files.packed import read_bits, read_packed
 from alq.files.small import START, deflate, open_small
@@ -112,12 +114,22 @@ def test_rounding_moves_each_value_by_half_a_step_and_only_once(values, form) ->
         assert torch.equal(once, x)
         return
     largest = x.abs().max() if values else torch.tensor(0.0)
+    if once.isfinite().all():  # else its step is too large, which is refused by name
+        assert torch.equal(in_form(once, form), once)
+        assert smallest_form(once) <= form
     if not 1e-30 < largest < 1e38:  # the step itself is rounded to 0, or too large
         return
     step = largest / (2 ** (form - 1) - 1) * (1 + 2**-7)
     assert ((once - x).abs() <= step * 0.51 + largest * 2**-8).all()
-    assert torch.equal(in_form(once, form), once)
-    assert smallest_form(once) <= form
+
+
+@pytest.mark.parametrize("form", range(2, 9))
+def test_values_too_small_for_a_step_become_0(form) -> None:
+    """A step below float32's smallest normal number, 2^-126, would not give itself again."""
+    for exponent in range(-149, -118):
+        x = torch.tensor([1.0, 1.3, 1.7, -2.0, 5.9]) * 2.0**exponent
+        once = in_form(x, form)
+        assert torch.equal(in_form(once, form), once) and smallest_form(once) <= form
 
 
 def test_what_was_not_rounded_is_refused_by_name(tmp_path) -> None:
@@ -217,6 +229,30 @@ def test_inputs_with_few_signs_are_not_flagged_by_chance(tmp_path) -> None:
     layer = nn.Linear(800, 4)
     sizes = alq.save_packed(tmp_path / "x.alq", layer, alq.quantize(layer, max_bit=1), coded=True)
     assert sizes["signs"] == 400 and sizes["bitwidths"] < 8
+
+
+def test_zeros_at_the_end_come_back_however_many(tmp_path) -> None:
+    """A byte of code stands for up to 22 710 of them, and the last bytes are not stored."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4))
+    model.register_buffer("zeros", torch.zeros(330_000))
+    weights = alq.quantize(model, max_bit=2)
+    sizes = alq.save_packed(tmp_path / "x.alq", model, weights, coded=True)
+    w_hat = model[0].weight.clone()
+    with torch.no_grad():
+        model[0].weight.zero_()
+    alq.load_packed(tmp_path / "x.alq", model)
+    assert torch.equal(model[0].weight, w_hat) and not model.zeros.any()
+    assert sum(sizes.values()) < 300
+    read_packed(tmp_path / "x.alq")
+
+
+def test_the_shortest_code_has_the_bytes_that_its_numbers_need() -> None:
+    encoder, count = Encoder(), 300_000
+    code_numbers(encoder, repeat(0, count), 1)
+    code = encoder.finish_shortest()
+    assert code == b"\0\0" and len(encoder.finish()) > 10
+    assert decode_numbers(Decoder(code), count, 1) == bytes(count)
 
 
 # ---------------------------------------------------------------------------- command line

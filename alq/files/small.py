@@ -81,7 +81,7 @@ def encode_small(
         else:
             uncoded[1] += x.view(torch.uint8).numpy().tobytes()
     ends.append(encoder.shifts)
-    stream = encoder.finish().rstrip(b"\0")  # the decoder reads zeros behind the end
+    stream = encoder.finish_shortest()
     kept = np.packbits(np.concatenate([np.empty(0, bool), *signs]), bitorder="little").tobytes()
     header = deflate(header_of(names, layers, rest, forms, len(stream)))
     body = b"".join((header, stream, *uncoded, kept))
