@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 
 import pytest
@@ -332,17 +331,21 @@ def test_a_layer_that_is_called_by_keyword_is_folded_too() -> None:
     assert not model.first.bias[~weights[0].mask.any(1)].any()
 
 
-def test_all_processes_fold_on_the_same_pictures(monkeypatch) -> None:
+@pytest.mark.parametrize("shares", [(20, 7), (0, 7)])
+def test_all_processes_fold_on_the_same_pictures(monkeypatch, shares) -> None:
     """Each has a share of the validation pictures, of a small one none."""
-    first, second = torch.randn(20, 1, 4, 4), torch.randn(7, 1, 4, 4)
-    for shares in ([first, second], [None, second]):
-        batches = [[] if x is None else [(x, torch.zeros(len(x)))] * 2 for x in shares]
-        gathered: list = []
-        monkeypatch.setattr(stages, "gather_from_all", lambda own: gathered.append(own) or [own])
-        for own in batches:
-            with contextlib.suppress(StopIteration):
-                stages.same_pictures(own)
-        monkeypatch.setattr(stages, "gather_from_all", lambda own, all=gathered: all)
-        expected = next(x for x in shares if x is not None)[:8]
-        for own in batches:
-            assert torch.equal(stages.same_pictures(own), expected)
+    pictures = [torch.randn(count, 1, 4, 4) for count in shares]
+    batches = [[(x, torch.zeros(len(x)))] * 2 if len(x) else [] for x in pictures]
+    sent: list = []
+
+    def send(own: list) -> list:
+        sent.append(own)
+        return [[torch.zeros(1)]]
+
+    monkeypatch.setattr(stages, "gather_from_all", send)
+    for own in batches:
+        stages.same_pictures(own)
+    monkeypatch.setattr(stages, "gather_from_all", lambda own: sent)
+    expected = next(x for x in pictures if len(x))[:8]
+    for own in batches:
+        assert torch.equal(stages.same_pictures(own), expected)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
+import tracemalloc
 import zlib
 from itertools import repeat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,10 +21,13 @@ import alq
 import fuzz_files
 import lenet5
 from alq.errors import InputError
+from alq.files.bits import pack_weights, split_layers
 from alq.files.entropy import Decoder, Encoder, code_numbers, decode_numbers
 from alq.files.floats import FLOATS, in_form, smallest_form
 from alq.files.packed import read_bits, read_packed
+from alq.files.signs import BIT_PLACES, decode_signs, encode_bits
 from alq.files.small import START, deflate, open_small
+from alq.method.structures import STRUCTURES
 from alq.method.weight import prune
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "checkpoints" / "published"
@@ -342,6 +348,58 @@ def test_sizes_that_the_file_cannot_have_take_no_memory(tmp_path, small, form) -
     header[2][1][1] = [1, 2**40]
     (tmp_path / "x.alq").write_bytes(sealed(deflate(header) + body))
     assert "makes no sense" in refusal(tmp_path / "x.alq")
+
+
+@pytest.mark.parametrize("shape", [[1, 10**15 + 37], [10**15 + 37, 1]])
+@pytest.mark.parametrize("subc", [0, 2])
+def test_no_row_is_searched_for_its_divisors(tmp_path, small, shape, subc) -> None:
+    """10^15 + 37 is prime: to try all numbers below it takes weeks."""
+    header, body = open_small(small)
+    header[2][1][1:4] = [shape, STRUCTURES.index("subchannelwise"), subc]
+    (tmp_path / "x.alq").write_bytes(sealed(deflate(header) + body))
+    assert "makes no sense" in refusal(tmp_path / "x.alq")
+
+
+def test_signs_that_need_no_bytes_take_no_memory(tmp_path) -> None:
+    """A flag stands for 36 million signs; the file is refused by its names, whoever reads it."""
+    encoder = Encoder()
+    for number, bits in [(1, BIT_PLACES), (1, 1), (0, 2)]:  # one bit, all signs +, alpha of 0
+        code_numbers(encoder, [number], bits)
+    stream = encoder.finish()
+    row = ["0.weight", [1, 1, 6000, 6000], STRUCTURES.index("channelwise"), 0, 0, 1, 2]
+    header = deflate([len(stream), None, [row], []])
+    (tmp_path / "x.alq").write_bytes(sealed(header + stream + b"\0\0"))
+    model = nn.Sequential(nn.Conv2d(1, 1, 5, bias=False))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"holds another network: 0\.weight"):
+        alq.load_packed(tmp_path / "x.alq", model)
+    assert re.search(r"36000000 weights in \d\d bytes", refusal(tmp_path / "x.alq"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path, small) -> None:
+    header, body = open_small(small)
+    header[2].append(header[2][0])
+    (tmp_path / "x.alq").write_bytes(sealed(deflate(header) + body))
+    assert "a name twice" in refusal(tmp_path / "x.alq")
+
+
+def test_packing_takes_a_few_bytes_a_sign() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(1024, 1024, bias=False)
+    layers, tensors = pack_weights(alq.quantize(layer, max_bit=2, structure="subchannelwise"))
+    found, encoder = split_layers(layers, tensors), Encoder()
+    signs = 8 * len(found[0].signs)
+    tracemalloc.start()
+    kept = encode_bits(encoder, found, 0)
+    flags = np.arange(1024) < 0
+    packed, own = decode_signs(found[0], flags, kept)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(kept) == own == signs == 2**21 and np.array_equal(packed, found[0].signs)
+    assert peak < 8 * signs
 
 
 def test_another_network_is_named(tmp_path, small) -> None:

@@ -18,6 +18,7 @@ with the checksum's own digits as zeros.
 Files of version 3 hold the same in fewer bytes, in a container of their own (`alq.files.small`).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ from .container import (
     inflate_json,
 )
 from .disk import read_whole, write_atomically
+from .entropy import MOST_PER_BYTE
 from .floats import form_named
 from .small import BRAND, check_small, decode_small, encode_small, names_in, open_small
 
@@ -135,7 +137,7 @@ def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
     file has, and the network has not, are put there. It is left as it was when the file
     is refused: InputError names what is wrong with a missing, damaged or foreign file.
     """
-    return put_packed(read_packed(path), model, path)
+    return put_packed(read_packed(path, untied_state(model)), model, path)
 
 
 def put_packed(content: PackedFile, model: nn.Module, path: str | Path) -> list[MultiBitWeight]:
@@ -150,9 +152,12 @@ def put_packed(content: PackedFile, model: nn.Module, path: str | Path) -> list[
     return weights
 
 
-def read_packed(path: str | Path) -> PackedFile:
-    """Return the content of `path`; raise InputError as `load_packed` does."""
-    names, tensors, sizes = read_tensors(path, None)
+def read_packed(path: str | Path, state: dict[str, Tensor] | None = None) -> PackedFile:
+    """Return the content of `path`; raise InputError as `load_packed` does.
+
+    A file that is not of the network `state`, if that is given, is refused by its names alone.
+    """
+    names, tensors, sizes = read_tensors(path, state)
     with torch.device("cpu"), explain_damage(path):
         weights = unpack_weights(names["layers"], tensors)
         dataset = names.get("dataset")
@@ -182,8 +187,7 @@ def read_tensors(
     with torch.device("cpu"), explain_damage(path):  # whatever the caller's default device
         sizes = part_sizes(tensors, len(content))
         names = inflate_json(tensors["names"])
-        if state is not None:
-            check_same_network(described(names), state)
+        check_names(names, state, len(content))
         if "compact" in names:
             tensors = expand(tensors, names)
         return names, tensors, sizes
@@ -197,9 +201,22 @@ def read_small(
     with torch.device("cpu"), explain_damage(path):
         header, body = open_small(content)
         names = names_in(header)
-        if state is not None:
-            check_same_network(described(names), state)
+        check_names(names, state, len(content))
         return names, *decode_small(header, names, body, len(content))
+
+
+def check_names(names: dict, state: dict[str, Tensor] | None, size: int) -> None:
+    """Raise InputError or ValueError, before memory is taken, unless a file can have such `names`.
+
+    They are then of the network `state`, or if there is none, of no more weights than any file of
+    use has in `size` bytes: layers that were pruned away take none at all.
+    """
+    found = described(names)
+    if state is not None:
+        return check_same_network(found, state)
+    count = sum(abs(math.prod(shape)) for shape in names["layers"].get("shape", ()))
+    if count > MOST_PER_BYTE * size:
+        raise ValueError(f"{count} weights in {size} bytes; load it into its network")
 
 
 def part_sizes(tensors: dict[str, Tensor], size: int) -> dict[str, int]:
@@ -242,10 +259,12 @@ def described(names: dict) -> dict[str, str]:
     """Return type and shape of every tensor in the file with these `names`, by name."""
     layers = names["layers"]
     quantized = zip(layers.get("name", []), layers.get("shape", []), strict=True)
-    found = {name: f"float32 {tuple(shape)}" for name, shape in quantized}
+    found = [(name, f"float32 {tuple(shape)}") for name, shape in quantized]
     for kind, shapes in names["rest"].items():
-        found |= {name: f"{kind} {tuple(shape)}" for name, shape in shapes.items()}
-    return found
+        found += [(name, f"{kind} {tuple(shape)}") for name, shape in shapes.items()]
+    if len(dict(found)) < len(found):
+        raise ValueError("a name twice")
+    return dict(found)
 
 
 def check_same_network(saved: dict[str, str], state: dict[str, Tensor]) -> None:
