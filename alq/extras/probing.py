@@ -134,7 +134,7 @@ def constants(x: Tensor, dim: int) -> Tensor:
     differ at the next position of a longer sequence or of a larger picture.
     """
     rows = x.movedim(dim, 0).flatten(1)
-    positions = x[0].numel() // x.shape[dim] if x.dim() > 2 else 2
+    positions = x.shape[1:].numel() // x.shape[dim] if x.dim() > 2 else 2
     same = (rows == rows[:, :1]).all(1) & (positions > 1)
     return torch.where(same, rows[:, 0], torch.nan)
 

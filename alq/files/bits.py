@@ -197,6 +197,9 @@ def pack_bitwidths(bits: Sequence[np.ndarray], layers: dict[str, list]) -> Tenso
 
 def unpack_bitwidths(packed: Tensor, layers: dict[str, list]) -> list[np.ndarray]:
     """Return the bitwidths, (G,) int64 for each layer, that `pack_bitwidths` was given."""
+    for G, shape in zip(layers.get("G", ()), layers.get("shape", ()), strict=True):
+        if not 0 < G <= math.prod(shape):  # where all L are 0 they take no bytes, only memory
+            raise ValueError(f"{G} groups of shape {shape}")
     sizes = zip(layers.get("G", ()), layers.get("L", ()), strict=True)
     shapes = [(G, L.bit_length()) for G, L in sizes]
     flags = zip(split_bits(packed, [G * width for G, width in shapes]), shapes, strict=True)

@@ -18,7 +18,6 @@ with the checksum's own digits as zeros.
 Files of version 3 hold the same in fewer bytes, in a container of their own (`alq.files.small`).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from ..errors import InputError
 from ..method.checks import check_of_model
 from ..method.network import matrix_names, restore, uncompiled
 from ..method.quantized_inputs import (
-    is_activations,
     layers_of_activations,
     restore_activations,
 )
@@ -45,7 +43,7 @@ from .bits import (
     unpack_rest,
     unpack_weights,
 )
-from .checkpoint import first_difference, tensors_of
+from .checkpoint import tensors_of
 from .coding import compress, expand
 from .container import (
     COMPACT_VERSION,
@@ -57,8 +55,8 @@ from .container import (
     inflate_json,
 )
 from .disk import read_whole, write_atomically
-from .entropy import MOST_PER_BYTE
 from .floats import form_named
+from .likeness import check_names, check_same_network, described
 from .small import BRAND, check_small, decode_small, encode_small, names_in, open_small
 
 
@@ -205,20 +203,6 @@ def read_small(
         return names, *decode_small(header, names, body, len(content))
 
 
-def check_names(names: dict, state: dict[str, Tensor] | None, size: int) -> None:
-    """Raise InputError or ValueError, before memory is taken, unless a file can have such `names`.
-
-    They are then of the network `state`, or if there is none, of no more weights than any file of
-    use has in `size` bytes: layers that were pruned away take none at all.
-    """
-    found = described(names)
-    if state is not None:
-        return check_same_network(found, state)
-    count = sum(abs(math.prod(shape)) for shape in names["layers"].get("shape", ()))
-    if count > MOST_PER_BYTE * size:
-        raise ValueError(f"{count} weights in {size} bytes; load it into its network")
-
-
 def part_sizes(tensors: dict[str, Tensor], size: int) -> dict[str, int]:
     """Return the bytes of each part of a file of `size` bytes."""
     parts = dict.fromkeys(("signs", "coordinates", "bitwidths", "rest", "names"), 0)
@@ -253,28 +237,3 @@ def untied_state(model: nn.Module, shapes_only: bool = False) -> dict[str, Tenso
         if not taken or (name in matrices and taken not in matrices):
             state[id(value)] = name, value
     return dict(state.values())
-
-
-def described(names: dict) -> dict[str, str]:
-    """Return type and shape of every tensor in the file with these `names`, by name."""
-    layers = names["layers"]
-    quantized = zip(layers.get("name", []), layers.get("shape", []), strict=True)
-    found = [(name, f"float32 {tuple(shape)}") for name, shape in quantized]
-    for kind, shapes in names["rest"].items():
-        found += [(name, f"{kind} {tuple(shape)}") for name, shape in shapes.items()]
-    if len(dict(found)) < len(found):
-        raise ValueError("a name twice")
-    return dict(found)
-
-
-def check_same_network(saved: dict[str, str], state: dict[str, Tensor]) -> None:
-    """Raise InputError that names the first tensor in which the file and the network differ."""
-    own = {name: f"{dtype_name(tensor)} {tuple(tensor.shape)}" for name, tensor in state.items()}
-    if not any(map(is_activations, own)):  # those of the file will find a place
-        saved = {name: value for name, value in saved.items() if not is_activations(name)}
-    if difference := first_difference(saved, own):
-        name, there, here = difference
-        raise InputError(
-            f"holds another network: {name} is {there} in the file and {here} in this network; "
-            "give the file that was saved of this one"
-        )
