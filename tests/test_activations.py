@@ -199,6 +199,15 @@ def test_negative_inputs_move_the_lowest_level_off_zero() -> None:
     assert squared_error(x := torch.randn(9999), found.levels()) < 0.15 * x.square().mean()
 
 
+def test_a_single_negative_far_out_moves_the_lowest_level_as_in_the_plain_loops() -> None:
+    found, x = made(0.0, [4.0]), torch.rand(301, dtype=torch.float64) + 10
+    x[7] = -1
+    lowest, gamma = reference.update(x.numpy(), 0.0, found.gamma.numpy().copy())
+    found.train()(x)
+    assert found.lowest.item() == pytest.approx(lowest, rel=1e-9) and lowest != 0
+    np.testing.assert_allclose(found.gamma, gamma, rtol=1e-9)
+
+
 @pytest.mark.parametrize("M", [2, 4])
 def test_what_is_not_a_number_stays_that(M) -> None:
     x = torch.tensor([0.0, 1.0, float("nan"), float("inf"), -float("inf")])

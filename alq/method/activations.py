@@ -111,32 +111,30 @@ def sample(x: Tensor) -> Tensor:
 
 
 def normal_equations(x: Tensor, theta: Tensor, C: Tensor) -> Tensor:
-    """Return C^T C, C^T (x - x_hat) and the number of negative x's of (S,) values, in one row.
+    """Return C^T C and C^T (x - x_hat) of the values x (S,), in one row.
 
     `theta` (M + 1,), `C` (2^M, M + 1) as `choices`. Rows of several batches add up.
     """
     levels, order = (C @ theta).sort()
     rank = torch.bucketize(x, midpoints(levels), out_int32=True)
     rows = C[order].index_select(0, rank)  # (S, M + 1)
-    b, negative = rows.T @ (x - levels.index_select(0, rank)), (x < 0).sum(dtype=x.dtype)
-    return torch.cat([(rows.T @ rows).flatten(), b, negative.unsqueeze(0)])
+    return torch.cat([(rows.T @ rows).flatten(), rows.T @ (x - levels.index_select(0, rank))])
 
 
-def solve(sums: Tensor, theta: Tensor) -> Tensor:
-    """Return the change d of `theta` (M + 1,) that fits it best to the values summed up."""
+def solve(sums: Tensor, theta: Tensor, from_zero: Tensor) -> Tensor:
+    """Return the change d of `theta` (M + 1,), the lowest level's 0 `from_zero`, that fits best."""
     size = len(theta)
-    A, b, negative = sums.split([size * size, size, 1])
-    A = A.view(size, size)
+    A, b = sums[:-size].view(size, size), sums[-size:]
     free = torch.ones_like(theta)
-    free[:1] = (negative > 0) | (theta[:1] != 0)  # else the lowest level is 0 and stays it
+    free[0] = ~from_zero
     R = RIDGE * A[0, 0].clamp(min=1) * torch.eye(size, dtype=A.dtype, device=A.device)
     return torch.linalg.solve_ex(free * A * free.unsqueeze(1) + R, free * b).result
 
 
-def extent(x: Tensor, M: int, lowest: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return where the levels for the values x (S,) should begin and end, by where most x's are.
+def extent(x: Tensor, M: int, lowest: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (low, high, from_zero): what the levels for most of the x's (S,) should reach.
 
-    They begin at 0 where no x is negative, and either `lowest` is 0 or, without it, some x is.
+    They are from 0 where no x is negative, and either `lowest` is 0 or, without it, some x is.
     """
     zeros, values = (x == 0).sum(dtype=x.dtype), x.new_full((), len(x))
     sums = sum_over_processes(torch.stack([x.sum(), x.clamp(max=0).sum(), zeros, values]))
@@ -145,7 +143,7 @@ def extent(x: Tensor, M: int, lowest: Tensor | None = None) -> tuple[Tensor, Ten
     middle = torch.where(from_zero, 0, total / values)
     counted = (values - zeros * from_zero).clamp(min=1)
     reach = REACH * (1 + M / 2) * sum_over_processes((x - middle).abs().sum()) / counted
-    return torch.where(from_zero, 0, middle - reach), middle + reach
+    return torch.where(from_zero, 0, middle - reach), middle + reach, from_zero
 
 
 def start(x: Tensor, low: Tensor, high: Tensor, M: int) -> Tensor:
@@ -206,18 +204,18 @@ class BinaryActivation(nn.Module):
     def update(self, x: Tensor) -> None:
         """Move the levels as the running average of the fits, by that to one batch."""
         x = self.values(x)
-        x = x.clamp(*extent(x, len(self.gamma), self.lowest))
-        self.put(self.refitted(x, self.theta(), 1 - DECAY))
+        low, high, from_zero = extent(x, len(self.gamma), self.lowest)
+        self.put(self.refitted(x.clamp(low, high), self.theta(), from_zero, 1 - DECAY))
 
     @torch.compiler.disable
     @torch.no_grad()
     def fit_first(self, x: Tensor) -> None:
         """Fit the levels to one batch, in turns of codes and fit."""
         x = self.values(x if x.numel() else x.new_zeros(1))
-        low, high = extent(x, len(self.gamma))
+        low, high, from_zero = extent(x, len(self.gamma))
         theta = start(x := x.clamp(low, high), low, high, len(self.gamma))
         for _ in range(FIRST_FITS):
-            theta = self.refitted(x, theta, 1.0)
+            theta = self.refitted(x, theta, from_zero, 1.0)
         self.put(theta)
         self.fitted = True
 
@@ -230,10 +228,11 @@ class BinaryActivation(nn.Module):
         theta = torch.cat([self.lowest.reshape(1), 2 * self.gamma])
         return theta.to(torch.promote_types(theta.dtype, torch.float32))
 
-    def refitted(self, x: Tensor, theta: Tensor, rate: float) -> Tensor:
+    def refitted(self, x: Tensor, theta: Tensor, from_zero: Tensor, rate: float) -> Tensor:
         """Return `theta` moved by a share `rate` of the way to its fit to the values x (S,)."""
         C = self.choices.to(theta.dtype)
-        theta = theta + rate * solve(sum_over_processes(normal_equations(x, theta, C)), theta)
+        sums = sum_over_processes(normal_equations(x, theta, C))
+        theta = theta + rate * solve(sums, theta, from_zero)
         return torch.cat([theta[:1], theta[1:].clamp(min=0)])
 
     def put(self, theta: Tensor) -> None:
