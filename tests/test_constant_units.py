@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import alq
 import lenet5
+from alq.command import stages
 from alq.errors import InputError
 from alq.method.weight import prune
 
@@ -220,3 +221,131 @@ def test_a_layer_that_is_called_twice_stays() -> None:
     alq.fold_constant_units(model, weights, x)
     torch.testing.assert_close(model(x), before)
     assert torch.equal(weights[1].codes, codes)
+
+
+class Positions(nn.Module):
+    """Adds a number of its own to each place of a sequence (batch, T, C)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(3 * torch.randn(5, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[: x.shape[1]]
+
+
+def test_what_differs_by_position_is_not_constant_where_only_one_is_seen() -> None:
+    torch.manual_seed(0)
+    sequences = nn.Sequential(nn.Linear(9, 12), Positions(), nn.ReLU(), nn.Linear(12, 5))
+    pictures = nn.Sequential(nn.Conv2d(1, 6, 3), nn.AvgPool2d(3, 2, 1), nn.Conv2d(6, 3, 1))
+    for model, short, long in [
+        (sequences, torch.randn(4, 1, 9), torch.randn(4, 5, 9)),
+        (pictures, torch.randn(4, 1, 4, 4), torch.randn(4, 1, 20, 20)),
+    ]:
+        weights = pruned_units(model, 0.4, 0.0)
+        before = model(long)
+        alq.fold_constant_units(model, weights, short)
+        torch.testing.assert_close(model(long), before)
+
+
+class Branches(nn.Module):
+    """Returns what `first` gives, which also enters a padding together with `second`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.other = (nn.Conv2d(1, 6, 3) for _ in range(3))
+        self.padded, self.last = nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x)
+        padded = self.padded((first + self.second(x)).relu())
+        return torch.cat([first, padded, self.last(self.other(x).relu())], 1)
+
+
+def test_what_cannot_move_does_not_keep_the_rest_from_moving() -> None:
+    """1 - 2 and 0 + 0 are 0 after the ReLU, but 1 + 0 is not: so the -2 stays with the 1."""
+    torch.manual_seed(0)
+    model, x = Branches(), torch.randn(3, 1, 8, 8)
+    weights = alq.quantize(model, "channelwise", max_bit=2)
+    prune(weights[:3], [(torch.arange(6) < 3).unsqueeze(1) & w.mask for w in weights[:3]])
+    with torch.no_grad():
+        model.first.bias[:3], model.second.bias[:3] = 1, -2
+    before = model(x)
+    alq.fold_constant_units(model, weights, x)
+    torch.testing.assert_close(model(x), before)
+    assert (model.first.bias[:3] == 1).all() and (model.second.bias[:3] == -2).all()
+    assert not model.other.bias[:3].any()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("call", range(1, 9))
+def test_a_fold_that_is_cut_off_leaves_the_model_as_it_was(error, call) -> None:
+    torch.manual_seed(0)
+    model, calls = NETWORKS["linear"](), []
+    weights = pruned_units(model, 0.4, 0.3)
+    before = copy.deepcopy(model.state_dict())
+    forms = [copy.deepcopy(weight.state_dict()) for weight in weights]
+
+    def interrupt(module: nn.Module, args: tuple) -> None:
+        calls.append(args)
+        if len(calls) == call:
+            raise error
+
+    model.train().register_forward_pre_hook(interrupt)
+    with pytest.raises(error):
+        alq.fold_constant_units(model, weights, inputs_for("linear", 0))
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))
+    assert all(module.training for module in model.modules())
+    for weight, form in zip(weights, forms, strict=True):
+        state = weight.state_dict()
+        assert all(torch.equal(state[key], form[key]) for key in ("codes", "alpha", "mask"))
+
+
+def test_inputs_that_the_model_does_not_take_are_refused() -> None:
+    model = NETWORKS["linear"]()
+    weights = pruned_units(model, 0.4, 0.0)
+    for inputs, message in [
+        (torch.randn(0, 9), "fold: the batch to compare outputs on is empty"),
+        (torch.randn(5, 8), r"fold: the model takes no \(5, 8\): mat1 and mat2"),
+        ([1.0], "takes a tensor of floats"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            alq.fold_constant_units(model, weights, inputs)
+
+
+def test_a_layer_that_is_called_by_keyword_is_folded_too() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(9, 12), nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(input=self.first(input=x).relu())
+
+    torch.manual_seed(0)
+    model, x = Named(), inputs_for("linear", 0)
+    weights = pruned_units(model, 0.4, 0.0)
+    before = model(x)
+    alq.fold_constant_units(model, weights, x)
+    torch.testing.assert_close(model(x), before)
+    assert not model.first.bias[~weights[0].mask.any(1)].any()
+
+
+@pytest.mark.parametrize("shares", [(20, 7), (0, 7)])
+def test_all_processes_fold_on_the_same_pictures(monkeypatch, shares) -> None:
+    """Each has a share of the validation pictures, of a small one none."""
+    pictures = [torch.randn(count, 1, 4, 4) for count in shares]
+    batches = [[(x, torch.zeros(len(x)))] * 2 if len(x) else [] for x in pictures]
+    sent: list = []
+
+    def send(own: list) -> list:
+        sent.append(own)
+        return [[torch.zeros(1)]]
+
+    monkeypatch.setattr(stages, "gather_from_all", send)
+    for own in batches:
+        stages.same_pictures(own)
+    monkeypatch.setattr(stages, "gather_from_all", lambda own: sent)
+    expected = next(x for x in pictures if len(x))[:8]
+    for own in batches:
+        assert torch.equal(stages.same_pictures(own), expected)

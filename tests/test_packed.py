@@ -266,6 +266,15 @@ def test_another_version_is_named(tmp_path, packed, monkeypatch) -> None:
     assert "format version 4; this code reads 1 to 3" in refusal(tmp_path / "new.alq")
 
 
+def test_groups_that_take_no_bytes_are_counted_before_they_take_memory(tmp_path, packed) -> None:
+    def without_bits(names: dict) -> dict:
+        names["layers"]["G"][0], names["layers"]["L"][0] = 2**44, 0
+        return names
+
+    forge(tmp_path / "forged.alq", packed, without_bits)
+    assert f"{2**44} groups of shape" in refusal(tmp_path / "forged.alq")
+
+
 def test_a_forged_structure_of_the_right_size_is_refused(tmp_path, packed) -> None:
     def channelwise(names: dict) -> dict:
         names["layers"]["structure"][0] = "channelwise"  # G and n stay the kernelwise ones

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
+import tracemalloc
 import zlib
+from itertools import repeat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,9 +21,13 @@ import alq
 import fuzz_files
 import lenet5
 from alq.errors import InputError
+from alq.files.bits import pack_weights, split_layers
+from alq.files.entropy import Decoder, Encoder, code_numbers, decode_numbers
 from alq.files.floats import FLOATS, in_form, smallest_form
 from alq.files.packed import read_bits, read_packed
+from alq.files.signs import BIT_PLACES, decode_signs, encode_bits
 from alq.files.small import START, deflate, open_small
+from alq.method.structures import STRUCTURES
 from alq.method.weight import prune
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "checkpoints" / "published"
@@ -112,12 +120,28 @@ def test_rounding_moves_each_value_by_half_a_step_and_only_once(values, form) ->
         assert torch.equal(once, x)
         return
     largest = x.abs().max() if values else torch.tensor(0.0)
+    if once.isfinite().all():  # else its step is too large, which is refused by name
+        assert torch.equal(in_form(once, form), once)
+        assert smallest_form(once) <= form
     if not 1e-30 < largest < 1e38:  # the step itself is rounded to 0, or too large
         return
     step = largest / (2 ** (form - 1) - 1) * (1 + 2**-7)
     assert ((once - x).abs() <= step * 0.51 + largest * 2**-8).all()
-    assert torch.equal(in_form(once, form), once)
-    assert smallest_form(once) <= form
+
+
+@pytest.mark.parametrize("form", [5, 8])
+def test_values_too_small_for_a_step_become_0(form) -> None:
+    """A step below float32's smallest normal number, 2^-126, may not give itself again.
+
+    Such a bfloat16 is a multiple of 2^-133: 190.5 of these are 95.25 steps of 2, and 190 are 127 of
+    1.496, rounded to 1.
+    """
+    most = 2 ** (form - 1) - 1
+    for x in torch.arange(1, 6 * most).float().unsqueeze(1) * 2.0**-134:
+        once = in_form(x, form)
+        assert torch.equal(in_form(once, form), once) and smallest_form(once) <= form
+    assert not in_form(torch.tensor([most * 2.0**-127]), form).any()
+    assert in_form(torch.tensor([most * 2.0**-126]), form) == most * 2.0**-126
 
 
 def test_what_was_not_rounded_is_refused_by_name(tmp_path) -> None:
@@ -180,6 +204,42 @@ def test_a_coded_file_of_version_2_with_float32() -> None:
     assert ["".join(map(str, row)) for row in weight.codes.tolist()] == codes
 
 
+def stored_network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4),
+    )  # fmt: skip
+
+
+def test_a_file_of_version_3_holds_what_it_held() -> None:
+    """It has units without bits, flags, and floats of 6, 16 and 32 bits.
+
+    The digest is of the network that was saved, not of what was read then.
+    """
+    path, model = Path(__file__).parent / "version3.alq", stored_network()
+    weights = alq.load_packed(path, model)
+    assert content_digest(model, weights) == "7613e1414f9618b6"
+    header, _ = open_small(path.read_bytes())
+    assert {row[-1] for row in [*header[2], *header[3]]} == {2, 6, 16, 32, "int64"}
+    dead = [~w.mask.reshape(w.grouping.by_outputs[0], -1).any(1) for w in weights]
+    assert [int(units.sum()) for units in dead] == [2, 3, 10, 0]
+    assert read_packed(path).sizes["signs"] * 8 < sum(w.live_total * w.n for w in weights)
+
+
+def content_digest(model: nn.Module, weights: list[alq.MultiBitWeight]) -> str:
+    """The start of a digest of all signs, live coordinates and bitwidths, and of the rest."""
+    found = hashlib.sha256()
+    for weight in weights:
+        alpha = weight.live_first(weight.alpha)[live_places(weight)]
+        for value in (weight.codes, weight.mask.sum(1), alpha):
+            found.update(value.contiguous().numpy().tobytes())
+    quantized = {weight.name for weight in weights}
+    for name, value in sorted(model.state_dict().items()):
+        if name not in quantized:
+            found.update(name.encode() + value.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 # ---------------------------------------------------------------------------- size
 
 
@@ -217,6 +277,30 @@ def test_inputs_with_few_signs_are_not_flagged_by_chance(tmp_path) -> None:
     layer = nn.Linear(800, 4)
     sizes = alq.save_packed(tmp_path / "x.alq", layer, alq.quantize(layer, max_bit=1), coded=True)
     assert sizes["signs"] == 400 and sizes["bitwidths"] < 8
+
+
+def test_zeros_at_the_end_come_back_however_many(tmp_path) -> None:
+    """A byte of code stands for up to 22 710 of them, and the last bytes are not stored."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4), nn.Module())
+    model[1].register_buffer("zeros", torch.zeros(330_000))
+    weights = alq.quantize(model, max_bit=2)
+    sizes = alq.save_packed(tmp_path / "x.alq", model, weights, coded=True)
+    w_hat = model[0].weight.clone()
+    with torch.no_grad():
+        model[0].weight.zero_()
+    alq.load_packed(tmp_path / "x.alq", model)
+    assert torch.equal(model[0].weight, w_hat) and not model[1].zeros.any()
+    assert sum(sizes.values()) < 300
+    read_packed(tmp_path / "x.alq")
+
+
+def test_the_shortest_code_has_the_bytes_that_its_numbers_need() -> None:
+    encoder, count = Encoder(), 300_000
+    code_numbers(encoder, repeat(0, count), 1)
+    code = encoder.finish_shortest()
+    assert code == b"\0\0" and len(encoder.finish()) > 10
+    assert decode_numbers(Decoder(code), count, 1) == bytes(count)
 
 
 # ---------------------------------------------------------------------------- command line
@@ -306,6 +390,58 @@ def test_sizes_that_the_file_cannot_have_take_no_memory(tmp_path, small, form) -
     header[2][1][1] = [1, 2**40]
     (tmp_path / "x.alq").write_bytes(sealed(deflate(header) + body))
     assert "makes no sense" in refusal(tmp_path / "x.alq")
+
+
+@pytest.mark.parametrize("shape", [[1, 10**15 + 37], [10**15 + 37, 1]])
+@pytest.mark.parametrize("subc", [0, 2])
+def test_no_row_is_searched_for_its_divisors(tmp_path, small, shape, subc) -> None:
+    """10^15 + 37 is prime: to try all numbers below it takes weeks."""
+    header, body = open_small(small)
+    header[2][1][1:4] = [shape, STRUCTURES.index("subchannelwise"), subc]
+    (tmp_path / "x.alq").write_bytes(sealed(deflate(header) + body))
+    assert "makes no sense" in refusal(tmp_path / "x.alq")
+
+
+def test_signs_that_need_no_bytes_take_no_memory(tmp_path) -> None:
+    """A flag stands for 36 million signs; the file is refused by its names, whoever reads it."""
+    encoder = Encoder()
+    for number, bits in [(1, BIT_PLACES), (1, 1), (0, 2)]:  # one bit, all signs +, alpha of 0
+        code_numbers(encoder, [number], bits)
+    stream = encoder.finish()
+    row = ["0.weight", [1, 1, 6000, 6000], STRUCTURES.index("channelwise"), 0, 0, 1, 2]
+    header = deflate([len(stream), None, [row], []])
+    (tmp_path / "x.alq").write_bytes(sealed(header + stream + b"\0\0"))
+    model = nn.Sequential(nn.Conv2d(1, 1, 5, bias=False))
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"holds another network: 0\.weight"):
+        alq.load_packed(tmp_path / "x.alq", model)
+    assert re.search(r"36000000 weights in \d\d bytes", refusal(tmp_path / "x.alq"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+def test_a_name_that_comes_twice_is_refused(tmp_path, small) -> None:
+    header, body = open_small(small)
+    header[2].append(header[2][0])
+    (tmp_path / "x.alq").write_bytes(sealed(deflate(header) + body))
+    assert "a name twice" in refusal(tmp_path / "x.alq")
+
+
+def test_packing_takes_a_few_bytes_a_sign() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(1024, 1024, bias=False)
+    layers, tensors = pack_weights(alq.quantize(layer, max_bit=2, structure="subchannelwise"))
+    found, encoder = split_layers(layers, tensors), Encoder()
+    signs = 8 * len(found[0].signs)
+    tracemalloc.start()
+    kept = encode_bits(encoder, found, 0)
+    flags = np.arange(1024) < 0
+    packed, own = decode_signs(found[0], flags, kept)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(kept) == own == signs == 2**21 and np.array_equal(packed, found[0].signs)
+    assert peak < 8 * signs
 
 
 def test_another_network_is_named(tmp_path, small) -> None:

@@ -1,15 +1,17 @@
 """The three stages of the paper. Each starts from files, so each works in its own process."""
 
 from collections.abc import Iterable
+from itertools import chain, islice
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..extras.compiled import quantizer_class
 from ..extras.constant_units import fold_constant_units
 from ..files.checkpoint import load_checkpoint, load_model, weights_in
 from ..files.floats import round_floats
 from ..files.paths import part
+from ..machine.processes import gather_from_all
 from ..method.network import quantize, restore
 from ..method.weight import MultiBitWeight
 from ..training.calibration import calibrate
@@ -134,5 +136,14 @@ def posttrain(run: Run) -> dict:
 def shrink(run: Run, model: nn.Module, weights: list[MultiBitWeight], batches: Iterable) -> None:
     """Make the quantized network what the packed file will hold of it."""
     if run.args.fold:
-        fold_constant_units(model, weights, next(iter(batches))[0])
+        fold_constant_units(model, weights, same_pictures(batches).to(run.args.device))
     round_floats(model, weights, run.args.floats)
+
+
+def same_pictures(batches: Iterable, most: int = 8) -> Tensor:
+    """Return the first pictures of `batches` that any process has, the same in all processes.
+
+    So each finds the same units to be constant. A process may have no share of so few pictures.
+    """
+    own = [x[:most].cpu() for x, _ in islice(batches, 1)]
+    return next(chain(*gather_from_all(own)))

@@ -23,6 +23,7 @@ from .probing import (
     Layers,
     constant_inputs,
     evaluation,
+    first_outputs,
     layers_of,
     outputs,
     reaches_elsewhere,
@@ -43,26 +44,37 @@ def fold_constant_units(
 
     Arguments:
         weights: all of the model's multi-bit weights, as `alq.quantize` returned them.
-        inputs: a batch for the model, of floats, on which its outputs are compared.
+        inputs: a batch for the model, of floats, on which its outputs are compared. Sequences and
+            pictures in it are of the size that the network is used on: what is constant is decided
+            on their positions. Where a layer sees only one position, nothing is.
 
-    Raises: InputError if the outputs would change, which are then as before; if the model has
-    activations in binary bases, or takes or returns anything but a tensor of floats.
+    Raises: InputError if the outputs would change; if the model has activations in binary bases,
+    does not take such inputs, or takes or returns anything but a tensor of floats. After an error
+    of any kind the model is as before.
     """
     if activations_in(model):
         raise InputError("fold: the model's activations are in binary bases, not in float")
     layers = layers_of(model, weights)
     states = [weight.state_dict() for weight in layers]
     biases = {layer.bias: layer.bias.clone() for layer in layers.values() if layer.bias is not None}
-    with evaluation(model):
-        before = outputs(model, inputs)
-        while fold_once(model, layers, inputs):
-            pass
-        change = (outputs(model, inputs) - before).abs().max()
-    if not change <= TOLERANCE * before.abs().max():
+    try:
+        with evaluation(model):
+            before = first_outputs(model, inputs)
+            while fold_once(model, layers, inputs):
+                pass
+            check_change(outputs(model, inputs), before)
+    except BaseException:  # an interruption, too, must not leave it half folded
         for weight, state in zip(layers, states, strict=True):
             weight.load_state_dict(state)
         for bias, value in biases.items():
             bias.copy_(value)
+        raise
+
+
+def check_change(after: Tensor, before: Tensor) -> None:
+    """Raise InputError if outputs have changed by more than rounding."""
+    change = (after - before).abs().max()
+    if not change <= TOLERANCE * before.abs().max():
         raise InputError(
             f"fold: outputs would change by {change:.2g}; the model does more with its constants "
             "than pass them from layer to layer"
@@ -72,37 +84,37 @@ def fold_constant_units(
 def fold_once(model: nn.Module, layers: Layers, inputs: Tensor) -> bool:
     """Fold what is constant now; return whether that has changed anything."""
     now = constant_inputs(model, layers, inputs)
-    biases = {}  # of units without bits, as they were
+    biases = {}  # of layers that have units without bits, as they were
     for weight, layer in layers.items():
         dead = without_bits(weight)
         if layer.bias is not None and layer.bias[dead].any():
             biases[weight] = layer.bias.clone()
             layer.bias[dead] = 0
-    zeroed = constant_inputs(model, layers, inputs)
-    free = {weight: can_move(layers[weight], now[weight], zeroed[weight]) for weight in layers}
-    changed = False
-    for weight, bias in biases.items():
-        if reaches_elsewhere(model, layers, inputs, weight, free):
-            layers[weight].bias.copy_(bias)  # type: ignore[union-attr]
-        else:
-            changed = True
-    then = constant_inputs(model, layers, inputs)
+    while True:
+        then = constant_inputs(model, layers, inputs)
+        free = {weight: can_move(layers[weight], now[weight], then[weight]) for weight in layers}
+        back = [w for w in biases if reaches_elsewhere(model, layers, inputs, w, free)]
+        if not back:
+            break
+        for weight in back:  # what depends on them is no longer 0, and may not be free
+            layers[weight].bias.copy_(biases.pop(weight))  # type: ignore[union-attr]
+    changed = bool(biases)
     for weight, layer in layers.items():
         changed |= release(weight, layer, free[weight], now[weight], then[weight])
     return changed
 
 
-def can_move(layer: Layer, now: Tensor, zeroed: Tensor) -> Tensor:
+def can_move(layer: Layer, now: Tensor, then: Tensor) -> Tensor:
     """Return (C,) bool, for which inputs the layer's bias can make up; NaN is not constant.
 
-    These inputs are `now`, and `zeroed` once the biases of units without bits are 0. Of a padded
+    These inputs were `now`, and are `then` as biases of units without bits became 0. Of a padded
     convolution some outputs see the padding and not the constant, unless it is 0.
     """
     padding = getattr(layer, "padding", 0)
     padded = isinstance(padding, str) or torch.tensor(padding).any()
     if padded or layer.bias is None:
-        return (now == 0) & (zeroed == 0)
-    return ~(now.isnan() | zeroed.isnan())
+        return (now == 0) & (then == 0)
+    return ~(now.isnan() | then.isnan())
 
 
 def release(weight: MultiBitWeight, layer: Layer, free: Tensor, now: Tensor, then: Tensor) -> bool:

@@ -90,15 +90,18 @@ def hooked(layers: Layers, on_input: Callable, on_output: Callable) -> Iterator[
     handles = []
     for weight, layer in layers.items():
 
-        def before(module: nn.Module, args: tuple, weight: MultiBitWeight = weight) -> tuple:
-            return (on_input(weight, module, args[0]), *args[1:])
+        def before(
+            module: nn.Module, args: tuple, named: dict, weight: MultiBitWeight = weight
+        ) -> tuple[tuple, dict]:
+            (x,) = args or (named["input"],)
+            return (on_input(weight, module, x),), {}
 
         def after(
             module: nn.Module, args: tuple, y: Tensor, weight: MultiBitWeight = weight
         ) -> Tensor:
             return on_output(weight, module, y)
 
-        handles.append(layer.register_forward_pre_hook(before))
+        handles.append(layer.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(layer.register_forward_hook(after))
     try:
         yield
@@ -125,17 +128,38 @@ def along(values: Tensor, x: Tensor, dim: int) -> Tensor:
 
 
 def constants(x: Tensor, dim: int) -> Tensor:
-    """Return the values (C,) that x has all along its other dimensions, NaN where they differ."""
+    """Return the values (C,) that x has all along its other dimensions, NaN where they differ.
+
+    Where these are the batch and a single position nothing is constant: what is added there may
+    differ at the next position of a longer sequence or of a larger picture.
+    """
     rows = x.movedim(dim, 0).flatten(1)
-    return torch.where((rows == rows[:, :1]).all(1), rows[:, 0], torch.nan)
+    positions = x.shape[1:].numel() // x.shape[dim] if x.dim() > 2 else 2
+    same = (rows == rows[:, :1]).all(1) & (positions > 1)
+    return torch.where(same, rows[:, 0], torch.nan)
 
 
 def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return what the model gives; InputError if that, or what it is given, is no such tensor."""
-    found = model(inputs) if isinstance(inputs, Tensor) and inputs.is_floating_point() else None
+    """Return what the model gives; InputError if that is no tensor."""
+    found = model(inputs)
     if not isinstance(found, Tensor):
         raise InputError("fold: needs a model that takes a tensor of floats and returns a tensor")
     return found
+
+
+def first_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return `outputs`; InputError if the model cannot take `inputs`, too."""
+    if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+        raise InputError("fold: needs a model that takes a tensor of floats and returns a tensor")
+    if not inputs.numel():
+        raise InputError("fold: the batch to compare outputs on is empty")
+    try:
+        return outputs(model, inputs)
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = str(error).partition("\n")[0]
+        raise InputError(f"fold: the model takes no {tuple(inputs.shape)}: {why}") from error
 
 
 @contextmanager

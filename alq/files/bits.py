@@ -70,14 +70,30 @@ def split_layers(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[La
     signs = split_exactly(tensors["signs"], lengths)
     coordinates = split_exactly(tensors["coordinates"], live)
     for state, b, sign, alpha in zip(states, bits, signs, coordinates, strict=True):
-        plain = state["structure"], state["subc"] or None, state.get("transposed", 0)
-        grouping = make_grouping(state["name"], tuple(state["shape"]), *plain)
+        plain = state["structure"], state["subc"], state.get("transposed", 0)
+        grouping = grouping_in_file(state["name"], state["shape"], *plain)
         if not b.max() == state["L"] <= state["I"] <= 8 or state["G"] != grouping.G:
             raise ValueError(f"bitwidths up to {b.max()} in {len(b)} groups")
         if not alpha.isfinite().all():
             raise ValueError("coordinates that are not finite")
         found.append(LayerBits(state["name"], grouping, b, sign.numpy(), alpha))
     return found
+
+
+def grouping_in_file(
+    name: str, shape: Sequence[int], structure: str, subc: int, transposed: int
+) -> Grouping:
+    """Return a layer's grouping; ValueError, TypeError and the like if that is none.
+
+    `make_grouping` alone would look for divisors of a row, however long a file says it is.
+    """
+    if {*map(type, (*shape, subc, transposed))} != {int} or min(shape) < 1:
+        raise TypeError(f"{name}: its shape, subc or transposed is none")
+    if structure == "subchannelwise":
+        outputs = Grouping("", tuple(shape), transposed=transposed).by_outputs[0]
+        if subc < 1 or math.prod(shape) // outputs % subc:
+            raise ValueError(f"{name}: subc {subc} for shape {shape}")
+    return make_grouping(name, tuple(shape), structure, subc or None, transposed)
 
 
 def unpack_weights(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[dict]:
@@ -181,6 +197,9 @@ def pack_bitwidths(bits: Sequence[np.ndarray], layers: dict[str, list]) -> Tenso
 
 def unpack_bitwidths(packed: Tensor, layers: dict[str, list]) -> list[np.ndarray]:
     """Return the bitwidths, (G,) int64 for each layer, that `pack_bitwidths` was given."""
+    for G, shape in zip(layers.get("G", ()), layers.get("shape", ()), strict=True):
+        if not 0 < G <= math.prod(shape):  # where all L are 0 they take no bytes, only memory
+            raise ValueError(f"{G} groups of shape {shape}")
     sizes = zip(layers.get("G", ()), layers.get("L", ()), strict=True)
     shapes = [(G, L.bit_length()) for G, L in sizes]
     flags = zip(split_bits(packed, [G * width for G, width in shapes]), shapes, strict=True)

@@ -10,7 +10,10 @@ from itertools import chain, islice, repeat
 
 TOP, LEAST = 2**32, 2**24  # the interval's width at the start, and where it is widened again
 PRIOR = 0.4  # of each count, before anything was seen
-MOST_PER_BYTE = 2**14  # numbers that a byte of code can stand for: its bits are never certain
+# Numbers that a byte of code can stand for: of 65536 parts each bit takes 16 at least, so that one
+# number in 22 710 costs a byte. All of them may be zeros, which the end of a file leaves out.
+MOST_PER_BYTE = 2**15
+FREE_BYTES = 8  # that numbers may come without, as the code ends in the middle of some
 
 
 class Encoder:
@@ -19,6 +22,7 @@ class Encoder:
     def __init__(self) -> None:
         self.low, self.width = 0, TOP - 1  # of the interval, in units of the last digit
         self.digits: list[int] = []  # to base 256; above 255 where a carry is still to be made
+        self.count = 0  # of numbers
 
     @property
     def shifts(self) -> int:
@@ -47,19 +51,27 @@ class Encoder:
             carry, digits[place] = divmod(digits[place] + carry, 256)
         return bytes(digits[: len(self.digits) + kept])
 
+    def finish_shortest(self) -> bytes:
+        """Return `finish` without the zeros at its end, but for what so many numbers need.
+
+        A decoder reads zeros behind the end, and no more than MOST_PER_BYTE numbers a byte.
+        """
+        least = -(-self.count // MOST_PER_BYTE) - FREE_BYTES
+        return self.finish().rstrip(b"\0").ljust(max(least, 0), b"\0")
+
 
 class Decoder:
     """Follows an `Encoder` through its intervals to the number that its bytes spell."""
 
     def __init__(self, data: bytes) -> None:
         self.bytes, self.length = chain(data, repeat(0)), len(data)
-        self.left = MOST_PER_BYTE * (len(data) + 8)  # numbers that may still come
+        self.count = 0  # of numbers
         self.value = int.from_bytes(islice(self.bytes, 4), "big")  # from the interval's beginning
         self.width, self.shifts = TOP - 1, 0
 
     def expect(self, count: int) -> None:
         """Raise ValueError if the code cannot hold `count` more numbers, before memory is taken."""
-        if not 0 <= count <= self.left:
+        if not 0 <= count <= MOST_PER_BYTE * (self.length + FREE_BYTES) - self.count:
             raise ValueError(f"{count} numbers in {self.length} bytes")
 
     def code(self, zeros: int, bit: int) -> int:
@@ -90,31 +102,30 @@ def encode(sequences: Sequence[Sequence[int]], bits: int, follow: bool = False) 
 def decode(data: bytes, lengths: Sequence[int], bits: int, follow: bool = False) -> list[list[int]]:
     """Return the numbers that `encode` was given; ValueError if `data` cannot hold so many."""
     decoder = Decoder(data)
-    return [decode_numbers(decoder, length, bits, follow) for length in lengths]
+    return [list(decode_numbers(decoder, length, bits, follow)) for length in lengths]
 
 
 def decode_numbers(
     decoder: Decoder, count: int, bits: int, follow: bool = False,
     contexts: Iterable[int] = repeat(0),
-) -> list[int]:  # fmt: skip
+) -> bytearray:  # fmt: skip
     """Return the next `count` numbers; ValueError if the code cannot hold so many."""
     decoder.expect(count)
-    decoder.left -= count
     return code_numbers(decoder, repeat(0, count), bits, follow, contexts)
 
 
 def code_numbers(
     coder: Encoder | Decoder, numbers: Iterable[int], bits: int, follow: bool = False,
     contexts: Iterable[int] = repeat(0),
-) -> list[int]:  # fmt: skip
-    """Encode `numbers`, or decode as many, whatever they are; return what was coded.
+) -> bytearray:  # fmt: skip
+    """Encode `numbers` of up to 8 bits, or decode as many, whatever they are; return the coded.
 
     Each of `contexts` is of one number, known to both sides; those of one context are counted
     together. With `follow` the number before takes its place.
     """
     # How often a bit was 0 and 1, by the context and the bits before, a 1 in front of them.
     counts: dict[tuple[int, int], list[float]] = defaultdict(lambda: [PRIOR, PRIOR])
-    found, last = [], 0
+    found, last = bytearray(), 0
     for number, given in zip(numbers, contexts):  # noqa: B905 (either may have no end)
         prefix, context = 1, last if follow else given
         for place in reversed(range(bits)):
@@ -125,4 +136,5 @@ def code_numbers(
             prefix = 2 * prefix + bit
         last = prefix - 2**bits
         found.append(last)
+    coder.count += len(found)
     return found

@@ -82,6 +82,8 @@ def whole_steps(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     most = 2 ** (bits - 1) - 1
     largest = x.abs().max() if x.numel() else x.new_zeros(())
     step = (largest / most).bfloat16().float()
+    # Below the smallest normal number a step has too few digits to give itself again.
+    step = torch.where(step < torch.finfo(step.dtype).tiny, 0, step)
     count = torch.where(step == 0, 0, x / step).round().clamp(-most, most)
     return step, count
 
@@ -145,12 +147,13 @@ def decode_values(
         lower = uncoded.take(count * (form // 8 - 1))
         planes = np.empty((form // 8, count), np.uint8)
         planes[:-1] = np.frombuffer(lower, np.uint8).reshape(-1, count) if count else 0
-        planes[-1] = decode_numbers(decoder, count, 8, contexts=contexts)
+        planes[-1] = np.frombuffer(decode_numbers(decoder, count, 8, contexts=contexts), np.uint8)
         floats = np.ascontiguousarray(planes.T).view(f"float{form}").reshape(-1)
         return torch.from_numpy(floats).float()
     upper = uncoded.take(2) if count else b"\0\0"
     step = torch.from_numpy(np.frombuffer(b"\0\0" + upper, np.float32).copy())
-    symbols = torch.tensor(decode_numbers(decoder, count, form, contexts=contexts), dtype=torch.int)
+    numbers = decode_numbers(decoder, count, form, contexts=contexts)
+    symbols = torch.from_numpy(np.frombuffer(numbers, np.uint8).astype(np.int32))
     half = 2 ** (form - 1)
     size = (symbols % half).float()
     return torch.where(symbols < half, size, -size) * step + 0.0

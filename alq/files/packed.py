@@ -30,7 +30,6 @@ from ..errors import InputError
 from ..method.checks import check_of_model
 from ..method.network import matrix_names, restore, uncompiled
 from ..method.quantized_inputs import (
-    is_activations,
     layers_of_activations,
     restore_activations,
 )
@@ -44,7 +43,7 @@ from .bits import (
     unpack_rest,
     unpack_weights,
 )
-from .checkpoint import first_difference, tensors_of
+from .checkpoint import tensors_of
 from .coding import compress, expand
 from .container import (
     COMPACT_VERSION,
@@ -57,6 +56,7 @@ from .container import (
 )
 from .disk import read_whole, write_atomically
 from .floats import form_named
+from .likeness import check_names, check_same_network, described
 from .small import BRAND, check_small, decode_small, encode_small, names_in, open_small
 
 
@@ -135,7 +135,7 @@ def load_packed(path: str | Path, model: nn.Module) -> list[MultiBitWeight]:
     file has, and the network has not, are put there. It is left as it was when the file
     is refused: InputError names what is wrong with a missing, damaged or foreign file.
     """
-    return put_packed(read_packed(path), model, path)
+    return put_packed(read_packed(path, untied_state(model)), model, path)
 
 
 def put_packed(content: PackedFile, model: nn.Module, path: str | Path) -> list[MultiBitWeight]:
@@ -150,9 +150,12 @@ def put_packed(content: PackedFile, model: nn.Module, path: str | Path) -> list[
     return weights
 
 
-def read_packed(path: str | Path) -> PackedFile:
-    """Return the content of `path`; raise InputError as `load_packed` does."""
-    names, tensors, sizes = read_tensors(path, None)
+def read_packed(path: str | Path, state: dict[str, Tensor] | None = None) -> PackedFile:
+    """Return the content of `path`; raise InputError as `load_packed` does.
+
+    A file that is not of the network `state`, if that is given, is refused by its names alone.
+    """
+    names, tensors, sizes = read_tensors(path, state)
     with torch.device("cpu"), explain_damage(path):
         weights = unpack_weights(names["layers"], tensors)
         dataset = names.get("dataset")
@@ -182,8 +185,7 @@ def read_tensors(
     with torch.device("cpu"), explain_damage(path):  # whatever the caller's default device
         sizes = part_sizes(tensors, len(content))
         names = inflate_json(tensors["names"])
-        if state is not None:
-            check_same_network(described(names), state)
+        check_names(names, state, len(content))
         if "compact" in names:
             tensors = expand(tensors, names)
         return names, tensors, sizes
@@ -197,8 +199,7 @@ def read_small(
     with torch.device("cpu"), explain_damage(path):
         header, body = open_small(content)
         names = names_in(header)
-        if state is not None:
-            check_same_network(described(names), state)
+        check_names(names, state, len(content))
         return names, *decode_small(header, names, body, len(content))
 
 
@@ -236,26 +237,3 @@ def untied_state(model: nn.Module, shapes_only: bool = False) -> dict[str, Tenso
         if not taken or (name in matrices and taken not in matrices):
             state[id(value)] = name, value
     return dict(state.values())
-
-
-def described(names: dict) -> dict[str, str]:
-    """Return type and shape of every tensor in the file with these `names`, by name."""
-    layers = names["layers"]
-    quantized = zip(layers.get("name", []), layers.get("shape", []), strict=True)
-    found = {name: f"float32 {tuple(shape)}" for name, shape in quantized}
-    for kind, shapes in names["rest"].items():
-        found |= {name: f"{kind} {tuple(shape)}" for name, shape in shapes.items()}
-    return found
-
-
-def check_same_network(saved: dict[str, str], state: dict[str, Tensor]) -> None:
-    """Raise InputError that names the first tensor in which the file and the network differ."""
-    own = {name: f"{dtype_name(tensor)} {tuple(tensor.shape)}" for name, tensor in state.items()}
-    if not any(map(is_activations, own)):  # those of the file will find a place
-        saved = {name: value for name, value in saved.items() if not is_activations(name)}
-    if difference := first_difference(saved, own):
-        name, there, here = difference
-        raise InputError(
-            f"holds another network: {name} is {there} in the file and {here} in this network; "
-            "give the file that was saved of this one"
-        )

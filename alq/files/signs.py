@@ -5,7 +5,7 @@ signs that multiply it +. A flag for each input of a layer says whether all its 
 none of them is stored. The flags are coded given what the layer before leads one to expect.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 
 import numpy as np
@@ -17,11 +17,32 @@ from .entropy import Decoder, Encoder, code_numbers, decode_numbers
 
 BIT_PLACES = 4  # that hold a bitwidth, 0 to 8
 ENOUGH_SIGNS = 16  # all + by chance no oftener than a flag pays
+BLOCK = 2**17  # weights whose signs are looked at together, in a few MB
 
 
-def columns_of(layer: LayerBits) -> np.ndarray:
-    """Return of each sign (live bases, n) which of the layer's inputs it multiplies."""
-    return layer.grouping.inputs_of().numpy()[np.repeat(np.arange(len(layer.bits)), layer.bits)]
+def blocks_of(layer: LayerBits) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield some live bases at a time, and which input each of their signs (bases, n) multiplies.
+
+    As all outputs' weights lie in the same order, that is told by one output's groups.
+    """
+    grouping = layer.grouping
+    one = Grouping(grouping.structure, (1, *grouping.by_outputs[1:]), grouping.subc)
+    pattern = one.inputs_of().numpy()  # (groups of an output, n)
+    step = len(pattern) * max(1, BLOCK // pattern.size)  # groups
+    start = 0
+    for group in range(0, len(layer.bits), step):
+        bits = layer.bits[group : group + step]
+        bases = np.repeat(np.arange(len(bits)) % len(pattern), bits)
+        yield slice(start, start + len(bases)), pattern[bases]
+        start += len(bases)
+
+
+def signs_of(layer: LayerBits, bases: slice) -> np.ndarray:
+    """Return the signs (bases, n) of these live bases as bools."""
+    n = layer.grouping.n
+    start, end = bases.start * n, bases.stop * n
+    bits = np.unpackbits(layer.signs[start // 8 : -(-end // 8)], bitorder="little")
+    return bits[start % 8 :][: end - start].reshape(-1, n).view(bool)
 
 
 def outputs_without_bits(layer: LayerBits) -> np.ndarray:
@@ -54,17 +75,16 @@ def encode_bits(encoder: Encoder, layers: Sequence[LayerBits], place: int) -> np
     """Encode the layer's bitwidths and flags; return the signs that the flags leave, as bools."""
     layer = layers[place]
     code_numbers(encoder, layer.bits.tolist(), BIT_PLACES)
-    n = layer.grouping.n
-    count = int(layer.bits.sum()) * n
-    signs = np.unpackbits(layer.signs, count=count, bitorder="little").reshape(-1, n).astype(bool)
-    columns = columns_of(layer)
     inputs = layer.grouping.by_outputs[1]
-    has_minus = np.bincount(columns[~signs], minlength=inputs) > 0
-    many = np.bincount(columns.reshape(-1), minlength=inputs) >= ENOUGH_SIGNS
+    minus, all_signs = np.zeros((2, inputs), np.int64)
+    for bases, columns in blocks_of(layer):
+        minus += np.bincount(columns[~signs_of(layer, bases)], minlength=inputs)
+        all_signs += np.bincount(columns.reshape(-1), minlength=inputs)
     expected = expected_flags(layers, place, inputs)
-    flags = ~has_minus & (expected | many)
+    flags = (minus == 0) & (expected | (all_signs >= ENOUGH_SIGNS))
     code_numbers(encoder, flags.tolist(), 1, contexts=expected.tolist())
-    return signs[~flags[columns]]
+    kept = (signs_of(layer, bases)[~flags[columns]] for bases, columns in blocks_of(layer))
+    return np.concatenate([np.empty(0, bool), *kept])
 
 
 def decode_bits(
@@ -91,9 +111,9 @@ def decode_signs(layer: LayerBits, flags: np.ndarray, kept: np.ndarray) -> tuple
     count = int(layer.bits.sum())  # live bases
     if count * n > len(kept) and not flags.any():
         raise ValueError(f"{layer.name}: {len(kept)} signs where {count * n} belong")
-    if not count:
-        return np.empty(0, np.uint8), 0
-    stored = ~flags[columns_of(layer)]
-    signs, own = np.ones((count, n), bool), int(stored.sum())
-    signs[stored] = kept[:own]  # ValueError if there are fewer
+    signs, own = np.ones((count, n), bool), 0
+    for bases, columns in blocks_of(layer):
+        stored = ~flags[columns]
+        start, own = own, own + int(stored.sum())
+        signs[bases][stored] = kept[start:own]  # ValueError if there are fewer
     return np.packbits(signs, bitorder="little"), own

@@ -31,10 +31,11 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..method.structures import STRUCTURES, make_grouping
+from ..method.structures import STRUCTURES
 from .bits import (
     LayerBits,
     dtype_name,
+    grouping_in_file,
     join_bytes,
     pack_bitwidths,
     pack_rest,
@@ -81,7 +82,7 @@ def encode_small(
         else:
             uncoded[1] += x.view(torch.uint8).numpy().tobytes()
     ends.append(encoder.shifts)
-    stream = encoder.finish().rstrip(b"\0")  # the decoder reads zeros behind the end
+    stream = encoder.finish_shortest()
     kept = np.packbits(np.concatenate([np.empty(0, bool), *signs]), bitorder="little").tobytes()
     header = deflate(header_of(names, layers, rest, forms, len(stream)))
     body = b"".join((header, stream, *uncoded, kept))
@@ -170,7 +171,7 @@ def names_in(header: list) -> dict:
     names: dict = {"layers": {}, "rest": {}}
     for name, shape, structure, subc, transposed, I, _ in rows:
         kind = STRUCTURES[structure]
-        G = make_grouping(name, tuple(shape), kind, subc or None, transposed).G
+        G = grouping_in_file(name, shape, kind, subc, transposed).G
         row = {"name": name, "structure": kind, "shape": shape, "subc": subc}
         for key, value in {**row, "transposed": transposed, "G": G, "I": I}.items():
             names["layers"].setdefault(key, []).append(value)
@@ -195,8 +196,7 @@ def decode_small(
     layers: list[LayerBits] = []
     flags = []
     for name, shape, structure, subc, transposed, I, _ in rows:
-        kind = STRUCTURES[structure]
-        grouping = make_grouping(name, tuple(shape), kind, subc or None, transposed)
+        grouping = grouping_in_file(name, shape, STRUCTURES[structure], subc, transposed)
         bits, flagged = decode_bits(decoder, layers, name, grouping, I)
         layers.append(bits)
         flags.append(flagged)
@@ -226,7 +226,7 @@ def decode_small(
 
 def all_signs(layers: Sequence[LayerBits], flags: Sequence[np.ndarray], data: bytes) -> Tensor:
     """Return the signs as the flat tensor has them; ValueError if `data` is not all of them."""
-    kept = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").astype(bool)
+    kept = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little").view(bool)
     signs, place = [], 0
     for layer, flagged in zip(layers, flags, strict=True):
         packed, count = decode_signs(layer, flagged, kept[place:])
