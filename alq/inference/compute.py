@@ -36,7 +36,7 @@ def kernels_work() -> bool:
     if find_spec("numba") is None:
         return False
     try:
-        from . import dots, moves, popcounts, tables  # noqa: F401
+        load_kernels()
     except Exception as reason:  # numba's, LLVM's, or of a disk that is full
         warnings.warn(
             f"numba is installed, but does not work here ({type(reason).__name__}: {reason}); "
@@ -45,6 +45,10 @@ def kernels_work() -> bool:
         )
         return False
     return True
+
+
+def load_kernels() -> None:
+    from . import dots, moves, popcounts, tables  # noqa: F401
 
 
 def by_tables(
