@@ -21,6 +21,8 @@ import lenet5
 from alq.errors import InputError
 from alq.files import packed as packed_files
 from alq.files.checkpoint import save_checkpoint
+from alq.inference import compute
+from alq.inference.plan import OF_LINEAR
 from test_inference import (
     FEW,
     PEAK,
@@ -142,7 +144,57 @@ def test_what_is_no_batch_of_pictures_is_refused(packed, what) -> None:
         packed(torch.zeros((3,) * what if what != 4 else (2, 4, 8, 8)))
 
 
+def test_an_input_on_another_device_is_refused(packed) -> None:
+    x = pictures()
+    with pytest.raises(InputError, match=r"0.weight: its input is on meta, and the layer on cpu"):
+        packed(x.to("meta"))
+    with pytest.raises(InputError, match=r"0.weight: its input is on cpu, and the layer on meta"):
+        packed.to("meta")(x)
+
+
+# ---------------------------------------------------------------------------- ways
+
+
+@pytest.mark.parametrize("way", ["dot", "Tables", "", *OF_LINEAR])
+def test_a_way_that_a_convolution_has_not_is_refused(packed, way) -> None:
+    packed[0].way = way
+    with pytest.raises(InputError, match=rf"0.weight: has no way '{way}'; its ways are"):
+        packed(pictures())
+
+
+@pytest.mark.parametrize("reason", [OSError("disk full"), ImportError("numba needs another numpy")])
+def test_kernels_that_cannot_be_compiled_are_told_of(monkeypatch, reason) -> None:
+    def fail() -> None:
+        raise reason
+
+    monkeypatch.setattr(compute, "load_kernels", fail)
+    monkeypatch.setattr(compute, "find_spec", lambda name: name)
+    with pytest.warns(UserWarning, match=f"numba is installed, but does not work here.*{reason}"):
+        assert not compute.kernels_work.__wrapped__()
+
+
 # ---------------------------------------------------------------------------- the state
+
+
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")
+@pytest.mark.parametrize("way", ["tables", "decoded"])
+def test_tensors_of_other_types_or_layouts_are_refused(packed, way) -> None:
+    """The kernels read them by their addresses."""
+    layer, x = packed[8], torch.randn(2, 50)
+    layer.way, state = way, layer.state_dict()
+    spread = {key: torch.stack([value, value], -1)[..., 0] for key, value in state.items()}
+    layer.load_state_dict(spread, assign=True)
+    for compute_it in (lambda: layer(x), lambda: layer.weight):
+        with pytest.raises(InputError, match=r"8.weight: `signs` is torch.uint8 .* False; it must"):
+            compute_it()
+    layer.load_state_dict(state, assign=True)
+    y = layer(x)
+    layer.type(torch.float32)
+    for compute_it in (lambda: layer(x), lambda: layer.weight):
+        with pytest.raises(InputError, match=r"`signs` is torch.float32 .* must be torch.uint8"):
+            compute_it()
+    layer.load_state_dict(state, assign=True)
+    assert torch.equal(layer(x), y)
 
 
 def test_after_a_refused_train_nothing_is_computed_until_eval(packed) -> None:

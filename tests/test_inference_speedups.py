@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import alq
 import lenet5
-from alq.inference import jobs, layers
+from alq.inference import compute, jobs, layers
 from alq.inference.plan import HELD_SHARE, held_layers
+from alq.inference.prepared import keep
 from test_inference import PUBLISHED, compute_by, difference, numba_works, packed_layers, quantized
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,7 +97,112 @@ def test_a_forked_process_computes_too() -> None:
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
 
 
+FORKED = """
+import multiprocessing, os
+import torch
+
+def child():
+    from alq.inference import jobs
+    os._exit(0 if jobs.team(os.getpid()) is None else 1)
+
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join(100)
+assert process.exitcode == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_process_that_imports_it_first_takes_no_team() -> None:
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED], cwd=ROOT, check=True, timeout=120
+    )
+
+
+class Interrupted:
+    """A pool whose workers have not begun when the caller is interrupted."""
+
+    def __init__(self) -> None:
+        self.left: list[tuple] = []
+
+    def submit(self, function, *arguments) -> None:
+        self.left.append(arguments)
+        raise KeyboardInterrupt
+
+
+@numba_works
+def test_what_an_interrupted_call_left_to_others_keeps_its_memory(monkeypatch) -> None:
+    pool = Interrupted()
+    monkeypatch.setattr(jobs, "team", lambda process: None)
+    monkeypatch.setattr(jobs, "pool", lambda process, workers: pool)
+    torch.set_num_threads(2)
+    layer = nn.Conv2d(40, 24, 3)
+    packed = compute_by(alq.pack_for_inference(layer, [quantized(layer, 2)]), "tables")
+    with pytest.raises(KeyboardInterrupt):
+        packed(torch.randn(2, 40, 12, 12))
+    [[_, job]] = pool.left
+    _, rows, *tensors = job.owners
+    kept = [(x.data_ptr(), x.data_ptr() + x.nbytes) for x in (*vars(rows).values(), *tensors)]
+    for field in ("signs", "alpha", "outputs", "first", "bias", "x", "y", "flat", "scratch"):
+        assert any(begin <= getattr(job, field) < end for begin, end in kept), field
+
+
+@numba_works
+def test_a_call_has_the_threads_that_its_memory_is_for(monkeypatch) -> None:
+    workers, pool, prepared = set(), jobs.pool, compute.prepared
+
+    def plan(*arguments):
+        found = prepared(*arguments)
+        torch.set_num_threads(4)  # as another thread might
+        return found
+
+    monkeypatch.setattr(compute, "prepared", plan)
+    monkeypatch.setattr(jobs, "team", lambda process: None)
+    monkeypatch.setattr(jobs, "pool", lambda process, n: workers.add(n) or pool(process, n))
+    torch.set_num_threads(2)
+    layer, x = nn.Conv2d(40, 24, 3), torch.randn(2, 40, 12, 12)
+    packed = compute_by(alq.pack_for_inference(layer, [quantized(layer, 2)]), "tables")
+    assert difference(packed(x), layer(x)) < 1e-5
+    assert workers == {1}
+
+
+def test_arrays_are_int64_where_numpy_makes_others() -> None:
+    kept: list[np.ndarray] = []
+    assert keep(kept, np.arange(6, dtype=np.int32)[::2]) == kept[0].ctypes.data
+    assert kept[0].dtype == np.int64 and kept[0].flags.c_contiguous
+    assert kept[0].tolist() == [0, 2, 4]
+
+
+@numba_works
+def test_compiled_functions_are_kept_under_the_sources_of_all(tmp_path) -> None:
+    from alq.inference import dots, vectors
+
+    folder = Path(vectors.__file__).parent
+    for path in folder.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    assert vectors.digest(tmp_path) == vectors.SOURCES
+    (tmp_path / "outputs.py").write_text((folder / "outputs.py").read_text() + "\n")
+    assert vectors.digest(tmp_path) != vectors.SOURCES
+    assert all(made.__qualname__.endswith(vectors.SOURCES) for made in vectors.KEPT)
+    layer = nn.Linear(40, 3)
+    compute_by(alq.pack_for_inference(layer, [quantized(layer, 2)]), "decoded")(torch.randn(2, 40))
+    kept = dots.decode.stats.cache_path
+    assert kept is None or list(Path(kept).glob(f"*decode_{vectors.SOURCES}*.nbi"))
+
+
 # ---------------------------------------------------------------------------- int16
+
+
+@numba_works
+@pytest.mark.parametrize("structure", ["pixelwise", "channelwise"])
+def test_int16_takes_inputs_whose_sum_is_too_large(structure) -> None:
+    """64 of them add up to more than float32 has."""
+    layer, largest = nn.Conv2d(128, 4, 3, bias=False), torch.finfo(torch.float32).max
+    layer.weight.mul_(1e-3)
+    weights = alq.quantize(layer, max_bit=2, structure=structure)
+    packed = compute_by(alq.pack_for_inference(layer, weights, "int16"), "tables")
+    x = largest * (2 * torch.rand(2, 128, 8, 8) - 1)
+    assert difference(packed(x), layer(x)) < 3e-3
 
 
 @numba_works
@@ -153,3 +261,22 @@ def test_a_loaded_state_brings_its_held_weights(monkeypatch) -> None:
     assert torch.equal(other[3].dense, one[3].dense)
     monkeypatch.setattr(layers, "kernels_work", lambda: False)
     assert difference(other(x), one(x)) < 1e-6
+
+
+@pytest.mark.parametrize("way", [None, "held"])
+def test_held_weights_follow_what_they_are_of(way, monkeypatch) -> None:
+    monkeypatch.setattr(layers, "kernels_work", lambda: False)
+    layer, x = network(0)[3], torch.randn(2, 300)
+    layer.way, y = way, layer(x)
+    alpha, bias = layer.alpha.clone(), layer.bias
+    layer.alpha.mul_(2)
+    assert difference(layer(x) - bias, 2 * (y - bias)) < 1e-5
+    other = torch.func.functional_call(layer, {"alpha": 3 * alpha}, (x,))
+    assert difference(other - bias, 3 * (y - bias)) < 1e-5
+    layer.alpha.copy_(alpha)
+    layer.signs.bitwise_not_()
+    assert difference(layer(x) - bias, bias - y) < 1e-5
+    layer.signs.bitwise_not_()
+    assert torch.equal(layer(x), y)
+    with torch.inference_mode():
+        assert torch.equal(copy.deepcopy(layer)(x), y)

@@ -10,6 +10,7 @@ All but decoding need numba, a CPU and float32. Decoding works everywhere, witho
 """
 
 import ctypes
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from importlib.util import find_spec
@@ -31,14 +32,23 @@ PLAIN: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever the caller's 
 
 @cache
 def kernels_work() -> bool:
-    """Return whether numba is installed and fits."""
+    """Return whether numba is installed, and compiles the kernels, which it does as they load."""
     if find_spec("numba") is None:
         return False
     try:
-        from . import dots, moves, popcounts, tables  # noqa: F401
-    except ImportError:
+        load_kernels()
+    except Exception as reason:  # numba's, LLVM's, or of a disk that is full
+        warnings.warn(
+            f"numba is installed, but does not work here ({type(reason).__name__}: {reason}); "
+            "networks compute from decoded weights, which is slower",
+            stacklevel=2,
+        )
         return False
     return True
+
+
+def load_kernels() -> None:
+    from . import dots, moves, popcounts, tables  # noqa: F401
 
 
 def by_tables(
@@ -53,13 +63,12 @@ def by_tables(
     from .tables import tiles
 
     plan = prepared(grouping, geometry, kind, torch.get_num_threads())
-    job, y, memory = filled(plan, rows, bias, x)
+    job, y = filled(plan, rows, bias, x)
     for share in turns(plan, job):
         if kind == "int16":
             run(measure, job, share(plan.pictures))
         run(lay_out, job, share(plan.parts))
         run(tiles, job, share(plan.units))
-    del memory
     return y
 
 
@@ -73,14 +82,14 @@ def by_popcounts(
     from .popcounts import count_tiles
 
     plan = prepared(grouping, geometry, way, torch.get_num_threads(), len(planes.betas))
-    job, y, memory = filled(plan, rows, bias, x)
+    job, y = filled(plan, rows, bias, x)
     tell(job, **planes.numbers)
+    job.owners += (planes,)
     for share in turns(plan, job):
         run(encode, job, share(plan.parts))
         if job.odd:
             return None
         run(count_tiles if way == "popcounts" else count_dots, job, share(plan.units))
-    del memory
     return y
 
 
@@ -91,16 +100,13 @@ def by_dots(
     from .dots import dots
 
     plan = prepared(grouping, geometry, "dots", torch.get_num_threads())
-    job, y, memory = filled(plan, rows, bias, x)
+    job, y = filled(plan, rows, bias, x)
     run(dots, job, plan.units)
-    del memory
     return y
 
 
-def filled(
-    plan: Prepared, rows: Rows, bias: Tensor | None, x: Tensor
-) -> tuple[Job, Tensor, tuple[Tensor, ...]]:
-    """Return the job of one call, what it will write, and the memory that it needs till then."""
+def filled(plan: Prepared, rows: Rows, bias: Tensor | None, x: Tensor) -> tuple[Job, Tensor]:
+    """Return the job of one call, and what it will write."""
     last = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     x = x.contiguous(memory_format=last)
     y = torch.empty(plan.shape, **PLAIN)
@@ -115,7 +121,8 @@ def filled(
     for name, offset in plan.offsets:
         setattr(job, name, base + offset)
     ctypes.memset(job.flat, 0, base + plan.bytes - job.flat)  # the zeros between the inputs
-    return job, y.permute(0, 3, 1, 2) if y.dim() == 4 else y, (x, scratch)
+    job.owners = plan, rows, bias, x, y, scratch
+    return job, y.permute(0, 3, 1, 2) if y.dim() == 4 else y
 
 
 def turns(plan: Prepared, job: Job) -> Iterator[Callable[[int], int]]:

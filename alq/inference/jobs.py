@@ -9,17 +9,21 @@ would wait for a processor, as PyTorch's go on spinning for a while after each o
 """
 
 import ctypes
+import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 FIELDS = (
     # Counters, and how many units there are.
     "next", "slot", "units",
+    # How many threads its scratch and its blocks of outputs are for.
+    "threads",
     # Addresses of the layer's rows (`alq.inference.rows`) and of its bias; what the rows are for.
     "signs", "alpha", "outputs", "first", "bias", "segments", "n", "row_bytes", "O",
     # Addresses of the input, of it laid out, of the output, of the pictures' steps and inverses.
@@ -46,24 +50,34 @@ FIELDS = (
 
 
 class Job(ctypes.Structure):
-    """The numbers of one call; all are int64."""
+    """The numbers of one call; all are int64.
 
+    Attributes:
+        owners: of the memory whose addresses it holds.
+    """
+
+    owners: tuple[Any, ...] = ()
     _fields_ = [(name, ctypes.c_int64) for name in FIELDS]
 
 
 def run(kernel: int, job: Job, units: int) -> None:
-    """Call the kernel at the address `kernel` for all units, in as many threads as torch does."""
+    """Call the kernel at the address `kernel` for all units, in the job's threads."""
     job.next, job.slot, job.units = 0, 0, units
-    threads, address = torch.get_num_threads(), ctypes.addressof(job)
+    threads, address = job.threads, ctypes.addressof(job)
     if threads == 1 or units == 1:
         return callable_at(kernel)(address)
     if (parallel := team(os.getpid())) is not None:
         return parallel(kernel, address, threads, 0)
     others = pool(os.getpid(), threads - 1)
-    waiting = [others.submit(callable_at(kernel), address) for _ in range(threads - 1)]
-    callable_at(kernel)(address)
+    waiting = [others.submit(work, kernel, job) for _ in range(threads - 1)]
+    work(kernel, job)
     for future in waiting:
         future.result()
+
+
+def work(kernel: int, job: Job) -> None:
+    """Call the kernel; the memory that it works in lives till it is done."""
+    callable_at(kernel)(ctypes.addressof(job))
 
 
 @cache
@@ -78,10 +92,11 @@ STARTED_IN = os.getpid()
 def team(process: int) -> Callable | None:
     """Return libgomp's function that runs another in a team of threads; None where there is none.
 
-    A forked process has lost libgomp's threads, and would wait for them for ever.
+    A forked process has lost libgomp's threads, and would wait for them for ever. One that imports
+    this after `os.fork` is not seen to be forked.
     """
     paths = list((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    if process != STARTED_IN or len(paths) != 1 or not hasattr(os, "RTLD_NOLOAD"):
+    if process != STARTED_IN or forked() or len(paths) != 1 or not hasattr(os, "RTLD_NOLOAD"):
         return None
     try:  # only the one that is loaded, and torch uses
         parallel = ctypes.CDLL(str(paths[0]), os.RTLD_NOLOAD).GOMP_parallel
@@ -90,6 +105,15 @@ def team(process: int) -> Callable | None:
     parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     parallel.restype = None
     return parallel
+
+
+def forked() -> bool:
+    """Return whether `multiprocessing` made this process by forking its parent."""
+    if multiprocessing.parent_process() is None:
+        return False
+    own = getattr(multiprocessing.current_process(), "_start_method", None)  # of its context
+    own = own or multiprocessing.get_start_method(allow_none=True)
+    return (own or multiprocessing.get_all_start_methods()[0]) == "fork"
 
 
 @cache

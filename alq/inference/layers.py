@@ -21,7 +21,7 @@ from .compute import (
     decoded,
     kernels_work,
 )
-from .plan import COUNTED, choose
+from .plan import COUNTED, OF_LINEAR, WAYS, choose
 from .planes import countable, planes_of
 from .rows import Rows
 from .tiles import REMEMBERED, Geometry
@@ -31,6 +31,8 @@ KEPT = (
     "in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride",
     "padding", "dilation", "groups", "padding_mode",
 )  # fmt: skip
+# What the kernels take these for; coordinates and biases are of the layer's type.
+WHOLE = {"signs": torch.uint8, "outputs": torch.int32, "first": torch.int64}
 
 
 class PackedLayer(nn.Module):
@@ -45,6 +47,7 @@ class PackedLayer(nn.Module):
         normalised: whether a batch norm was folded into it.
         weight: the weights in float32, decoded anew whenever asked for.
         dense: the same, kept; None unless `hold` was called.
+        held_of: what `dense` was decoded from, as `changes` returns it.
         axes: how many are spatial.
     """
 
@@ -71,6 +74,7 @@ class PackedLayer(nn.Module):
         for key, value in vars(rows).items():
             self.register_buffer(key, value)
         self.register_buffer("dense", None, persistent=False)
+        self.held_of: tuple[Any, ...] = ()
         self.geometries: dict[tuple, Geometry] = {}
         bias = layer.bias
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
@@ -84,6 +88,7 @@ class PackedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        self.check_state()
         rows = Rows(self.signs, self.alpha, self.outputs, self.first)  # which a trace sees
         return decoded(rows, self.grouping, 0, self.grouping.shape[0])
 
@@ -98,10 +103,15 @@ class PackedLayer(nn.Module):
         return self
 
     def check(self, x: Tensor, dimensions: int | None) -> None:
-        """Raise InputError if x is not of the layer's type, or a gradient or training is wanted."""
+        """Raise InputError if x does not fit the layer, or a gradient or training is wanted."""
         if x.dtype != self.rows.alpha.dtype:
             kind, own = (str(t.dtype).removeprefix("torch.") for t in (x, self.alpha))
             raise InputError(f"{self.name}: its input is {kind}, and the layer {own}; convert one")
+        if x.device != (own_device := self.rows.alpha.device):
+            raise InputError(
+                f"{self.name}: its input is on {x.device}, and the layer on {own_device}; move one"
+            )
+        self.check_state()
         if torch.is_grad_enabled() and x.requires_grad:
             raise InputError(
                 f"{self.name}: is packed for inference and gives no gradients; call it under "
@@ -115,8 +125,30 @@ class PackedLayer(nn.Module):
                 f"the input has {x.dim()}"
             )
 
+    def check_state(self) -> None:
+        """Raise InputError if the layer's tensors are not as they are read: by their addresses."""
+        own: dict[str, Any] = self._buffers
+        kind, device = own["alpha"].dtype, own["alpha"].device
+        for key in ("signs", "alpha", "outputs", "first", "bias"):
+            tensor, wanted = own[key], WHOLE.get(key, kind)
+            if tensor is None:
+                continue
+            if tensor.dtype != wanted or tensor.device != device or not tensor.is_contiguous():
+                raise InputError(
+                    f"{self.name}: `{key}` is {tensor.dtype} on {tensor.device}, contiguous: "
+                    f"{tensor.is_contiguous()}; it must be {wanted} on {device}, and contiguous"
+                )
+
+    def check_way(self) -> None:
+        """Raise InputError if `way` is none that the layer can compute in."""
+        ways = [way for way in WAYS if self.axes == 0 or way not in OF_LINEAR]
+        if self.way not in ways:
+            raise InputError(f"{self.name}: has no way {self.way!r}; its ways are {ways}, and None")
+
     def chosen(self, x: Tensor, positions: int, countable: int) -> str:
         """Return the way to compute x of so many output positions."""
+        if self.way is not None:
+            self.check_way()
         if x.device.type != "cpu" or x.dtype != torch.float32 or not kernels_work():
             return "decoded"
         if self.way and (countable or self.way not in COUNTED):
@@ -127,9 +159,26 @@ class PackedLayer(nn.Module):
 
     def hold(self) -> None:
         """Keep the weights in float32, too, for where that is as fast as it gets."""
+        changes = self.changes()
         self.dense = decoded(self.rows, self.grouping, 0, self.grouping.shape[0], plainly=True)
+        self.held_of = changes
         if not self._load_state_dict_post_hooks:
             self.register_load_state_dict_post_hook(hold_again)
+
+    def changes(self) -> tuple[Any, ...]:
+        """Return the coordinates and signs, and how often each was changed, if PyTorch counts."""
+        own: dict[str, Any] = self._buffers
+        both = own["alpha"], own["signs"]
+        return *both, *(None if tensor.is_inference() else tensor._version for tensor in both)
+
+    def held(self) -> Tensor | None:
+        """Return `dense`, decoded anew where what it was decoded from has changed."""
+        if self.dense is not None:
+            before, now = self.held_of, self.changes()
+            same = before[0] is now[0] and before[1] is now[1] and before[2:] == now[2:]
+            if not same:
+                self.hold()
+        return self.dense
 
     def geometry(self, shape: torch.Size, around: tuple[int, ...]) -> Geometry:
         """Return the geometry of inputs of a shape with zeros `around` them."""
@@ -164,8 +213,9 @@ class PackedLayer(nn.Module):
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the weights of some outputs at a time in float32, and their biases."""
-        dense, bias, rows = self.dense, self.bias, self.rows
-        if dense is not None and self.way != "decoded":
+        bias, rows = self.bias, self.rows
+        dense = None if self.way == "decoded" else self.held()
+        if dense is not None:
             yield dense, bias
             return
         blocks = blocks_to_decode(rows, self.grouping)

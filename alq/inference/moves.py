@@ -40,6 +40,7 @@ from .vectors import (
 
 # The largest int16, less what the rounding of 64 inputs may add to their sum.
 MOST_OF_SUM = 2**15 - 1 - 32
+SCALED = 2**-7  # a power of two, with which the sum of 64 inputs is finite where they are
 LEAST = 1e-30  # a smaller step is this: its inverse is a number
 
 
@@ -108,7 +109,7 @@ def move_run(job, source, count, target, inverses):
 
 @intrinsic
 def largest_sum(typing: Any, source: Any, count: Any, together: Any) -> Any:
-    """Return the bits of the most that up to 64 floats add up to with any signs.
+    """Return the bits of the most that up to 64 floats add up to with any signs, times SCALED.
 
     If they do not meet `together`, but with others, it is 64 times the largest of them. As whole
     numbers, bits are in the order of the values; what is not finite comes last.
@@ -123,11 +124,12 @@ def largest_sum(typing: Any, source: Any, count: Any, together: Any) -> Any:
             value = b.bitcast(load_lanes(b, b.add(source, constant(64 * k)), lanes), ints)
             value = b.and_(value, ir.Constant(ints, [0x7FFFFFFF] * 16))
             most = b.select(b.icmp_signed(">", value, most), value, most)
-            total = b.bitcast(b.fadd(*(b.bitcast(x, FLOATS) for x in (total, value))), ints)
+            part = b.fmul(b.bitcast(value, FLOATS), ir.Constant(FLOATS, [SCALED] * 16))
+            total = b.bitcast(b.fadd(b.bitcast(total, FLOATS), part), ints)
         kind = ir.FunctionType(I32, [ints])
         reduce = cgutils.get_or_insert_function(b.module, kind, "llvm.vector.reduce.smax.v16i32")
         largest = b.bitcast(b.call(reduce, [most]), F32)
-        largest = b.fmul(largest, ir.Constant(F32, 64.0))
+        largest = b.fmul(largest, ir.Constant(F32, 64 * SCALED))
         kind = ir.FunctionType(F32, [F32, FLOATS])
         reduce = cgutils.get_or_insert_function(b.module, kind, "llvm.vector.reduce.fadd.v16f32")
         start = ir.Constant(F32, 0.0)
@@ -159,7 +161,7 @@ def measure(address):
                 count = min(64, job.inputs - own)
                 largest = max(largest, largest_sum(source + 4 * own, count, job.together))
         bits[unit] = largest
-        step = steps[unit] / np.float32(MOST_OF_SUM)
+        step = steps[unit] / np.float32(MOST_OF_SUM * SCALED)
         if step == 0:
             step = np.float32(1)
         elif step < LEAST:

@@ -16,6 +16,8 @@ LANES = {"float32": 16, "int16": 32}  # positions a tile of tables
 COUNTED_LANES = 16  # of popcounts
 MOST_PLANES = 4  # of bits that inputs in binary bases are counted in
 COUNTED = ("popcounts", "popcount dots")  # the ways that count
+OF_LINEAR = ("dots", "popcount dots")  # those that compute linear layers only
+WAYS = ("tables", "dots", "popcounts", "popcount dots", "decoded", "held")
 # Of tables: a call; a table of four inputs; a look-up; a row beside its look-ups; an output.
 CALL, TABLE, WRITE = 16e3, 9.5, 2.5
 LOOK_UP, ROW = {"float32": 0.16, "int16": 0.19}, 0.7

@@ -61,6 +61,7 @@ def prepared(
     linear, O = len(grouping.shape) == 2, grouping.shape[0]
     counted, dots = way in COUNTED, way in ("dots", "popcount dots")
     job.bias = arrays[0].ctypes.data
+    tell(job, threads=threads)
     tell_of_layer(job, grouping, geometry)
     shape = (geometry.positions, O) if linear else (geometry.batch, *geometry.output, O)
     item = 8 if counted else 2 if way == "int16" else 4
@@ -162,8 +163,8 @@ def blocks_of_outputs(
     pieces = -(-threads // max(1, tiles * geometry.groups))
     a_group = O // geometry.groups
     pieces = min(pieces, a_group)
-    within = np.arange(pieces) * a_group // pieces
-    groups = np.arange(geometry.groups)
+    within = np.arange(pieces, dtype=np.int64) * a_group // pieces
+    groups = np.arange(geometry.groups, dtype=np.int64)
     edges = np.append((groups[:, None] * a_group + within).ravel(), O)
     channels = geometry.channels // geometry.groups
     return edges, np.repeat(groups * channels * channel_step, pieces)
@@ -175,8 +176,8 @@ def tell(job: Job, **numbers: int) -> None:
 
 
 def keep(arrays: list[np.ndarray], array: np.ndarray) -> int:
-    """Return the address of the array, and keep it."""
-    arrays.append(np.ascontiguousarray(array))
+    """Return the address of the array in int64, and keep it."""
+    arrays.append(np.ascontiguousarray(array, np.int64))
     return arrays[-1].ctypes.data
 
 

@@ -143,7 +143,9 @@ def taps(
     """
     S, n, by_position = order
     area = geometry.kernel[0] * geometry.kernel[1]
-    numbers = np.arange(S * n).reshape(n, S).T if by_position else np.arange(S * n).reshape(S, n)
+    shape = (n, S) if by_position else (S, n)
+    numbers = np.arange(S * n, dtype=np.int64).reshape(shape)
+    numbers = numbers.T if by_position else numbers
     channel, place = np.divmod(numbers, area)
     y, x = np.divmod(place, geometry.kernel[1])
     width = geometry.plane[1]

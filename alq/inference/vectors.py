@@ -1,12 +1,16 @@
 """LLVM's vectors for the kernels, of which numba makes none by itself, and numba's compiler.
 
 Each function takes an `ir.IRBuilder` b and writes instructions. LLVM makes AVX-512, AVX2 or NEON of
-them. Addresses are integers. After a change here touch the files of the kernels, whose date and
-length are all that numba's cache looks at.
+them. Addresses are integers.
+
+numba's cache of a function knows when the file of that function changed, not the files that it
+takes other functions from. So the names that it keeps functions under have `SOURCES` in them.
 """
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -26,6 +30,17 @@ VECTOR = 64  # bytes of either
 AHEAD = 2048  # bytes
 FUSED = ("contract",)  # a product and a sum may be one instruction
 i64, f32 = types.int64, types.float32
+
+
+def digest(folder: Path) -> str:
+    """Return what changes with any Python file of a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+SOURCES = digest(Path(__file__).parent)
 
 
 def constant(number: int) -> ir.Constant:
@@ -113,6 +128,7 @@ def compiled(function: Callable, compiler: Callable = numba.njit) -> Callable:
 
     numba keeps it beside this file, or where that cannot be written in the user's cache.
     """
+    function.__qualname__ += f"_{SOURCES}"
     options = {"error_model": "numpy", "boundscheck": False}
     try:
         return compiler(cache=True, **options)(function)
@@ -123,8 +139,7 @@ def compiled(function: Callable, compiler: Callable = numba.njit) -> Callable:
 def kernel(function: Callable[[int], None]) -> int:
     """Return the address of `function`, compiled, which takes that of a job (`alq.inference.jobs`).
 
-    It runs without Python: it may neither raise nor make arrays. A job of other fields is another
-    type to numba, and not read from disk.
+    It runs without Python: it may neither raise nor make arrays.
     """
     made = compiled(function, partial(numba.cfunc, types.void(types.CPointer(JOB))))
     KEPT.append(made)
