@@ -77,8 +77,8 @@ def sweep(logs: Path, net: str) -> Figure | None:
     settings = list(sweep_report.settings(folder, net))
     if not settings:
         return None
-    width = max(2, len(settings))
-    figure, grid = axes(2, width, height=2.8, width=2.1 * width + 1)
+    columns = len(settings)
+    figure, grid = axes(2, columns, height=2.8, width=2.1 * max(2, columns) + 1)
     for column, setting in enumerate(settings):
         plot_rates(grid[0, column], setting, folder)
         for (arm, label), style in zip(sweep_report.TITLES.items(), STYLES, strict=False):
@@ -88,12 +88,10 @@ def sweep(logs: Path, net: str) -> Figure | None:
         _, dataset, bits = setting
         grid[0, column].set(title=f"{SETS[dataset].title}, {bits} bit", xlabel="rate")
         grid[1, column].set(yscale="log", xlabel="epoch")
-    for ax in grid[:, len(settings) :].flat:
-        ax.set_axis_off()
     grid[0, 0].set_ylabel("validation error (%)")
     grid[1, 0].set_ylabel("training loss, best rate")
     lines = grid[0, 0].get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
+    figure.legend(*lines, loc="outside lower center", ncols=3 if columns > 1 else 1, fontsize=8)
     return figure
 
 

@@ -172,6 +172,8 @@ def onnx_int8(folder: Path, name: str) -> Way:
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # Its threads would go on spinning, and slow all that is timed after it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = ort.InferenceSession(folder / "int8.onnx", options)
     return partial(session.run, None), lambda x: {"x": x.numpy()}
 

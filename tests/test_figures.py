@@ -109,7 +109,7 @@ def test_the_sweep_is_drawn_with_what_failed(tmp_path) -> None:
             write_log(folder, cell, *[90.0] * 11, 98.0, failed=failed)
     assert figures.sweep(tmp_path, "narrow_vgg") is None
     figure = figures.sweep(tmp_path, "lenet5")
-    rates, _, epochs, _ = figure.axes
+    rates, epochs = figure.axes
     line, hollow = rates.lines[:2]
     assert line.get_ydata() == pytest.approx([2.0] * 6 + [12.0])  # the edge, 6 times the least
     assert hollow.get_ydata() == [12.0] and hollow.get_markerfacecolor() == "white"
