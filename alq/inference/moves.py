@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .vectors import (
@@ -21,7 +22,6 @@ from .vectors import (
     as_floats_at,
     as_ints,
     as_longs,
-    cgutils,
     compiled,
     constant,
     fetch_ahead,
