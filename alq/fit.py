@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from .command.report import expectation, layer_table, network_lines
 from .errors import InputError, NotFinite
 from .extras.compiled import quantizer_class
+from .extras.unit_sources import unit_sources
+from .files.floats import FLOATS
 from .files.runlog import RunLog
 from .files.scalars import Scalars
 from .method.checks import check_of_model, check_weights
 from .method.weight import MultiBitWeight
 from .training.calibration import calibrate
 from .training.epoch import LossFunction, classification, describe, evaluate, score
+from .training.file_size import FileSize
 from .training.loop import Training, quantized_training, rate_start, size_of, train
 from .training.progress import Progress
 from .training.pruning import expected_size, pruning_plan
@@ -68,7 +71,11 @@ def fit(
     _check(model, weights, train_loader, val_loader, schedule)
     write = _writer(log, tensorboard)
     loss = _loss_function(loss, weights[0].parameter.device)
-    plan = pruning_plan(schedule, weights, len(train_loader), rounded=False)
+    file = FileSize.of(model, weights, FLOATS["6bit"])
+    if schedule.file_kb is not None:
+        batch = next(iter(train_loader))
+        file = file.knowing(unit_sources(model, weights, lambda: loss(model, batch)))
+    plan = pruning_plan(schedule, weights, len(train_loader), rounded=False, file=file)
     write("plan", plan=str(plan), rounds=plan.rounds, expected=expected_size(plan, weights))
     bars = Progress(None if progress else False)  # None: on a terminal
     alq_epochs, posttrain_epochs = alq_schedule(schedule, plan.rounds), posttrain_schedule(schedule)

@@ -143,7 +143,6 @@ COMMANDS = {
         "plain": TEN_KB,
         "distill": f"{TEN_KB} --distill 0.7",
         "augment": f"{TEN_KB} --augment 2",
-        "per_byte": f"{TEN_KB} --per_byte",
         "finer": f"{TEN_KB} --subc 0 0 8 5",
         "longer": f"{TEN_KB} --epoch_ste 12 --ld_ste 0.9",
     },

@@ -131,14 +131,14 @@ def read_runs(folder: Path) -> list[Run]:
 def has_default_flags(net: str, flags: dict) -> bool:
     """Tell whether a command's flags are its script's defaults, but for those that MAY_DIFFER.
 
-    A flag that the script does not know is none of its defaults. One that the log does not know
-    came later, and is off unless it is given.
+    A flag that the script no longer knows was off by default. One that the log does not know came
+    later, and is off unless it is given.
     """
     if net not in NETWORKS:
         return False
     defaults = plain_flags(NETWORKS[net].default_flags())
     return all(
-        name in defaults and defaults[name] == value
+        defaults.get(name, False) == value
         for name, value in flags.items()
         if name not in MAY_DIFFER
     )

@@ -120,7 +120,7 @@ def test_one_cut_takes_all_at_the_first_batch() -> None:
     plan, counted = cut.plan(BATCHES), []
 
     class Counting(alq.ALQ):
-        def prune_step(self, top_k, M_p, prices=None, budget=0, per_byte=False) -> None:
+        def prune_step(self, top_k, M_p, prices=None, budget=0) -> None:
             counted.append(budget)
 
     weights = alq.quantize(lenet5.LeNet5(), *lenet5_groups(), 6)

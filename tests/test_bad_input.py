@@ -59,6 +59,7 @@ NUMBERS = {
     "--lr_post_coord": ("0",),
     "--target_bit": ("0", "-1", "nan"),
     "--target_kb": ("0", "inf"),
+    "--file_kb": ("0", "inf"),
     "--max_bit": ("0", "9", "2.5"),
     "--subc": ("-1", "x"),
     "--seed": ("-1", "99999999999999999999", "x"),
@@ -86,6 +87,9 @@ ODD = [
     ("lenet5", ["--ALQ", "--target_bit", "1", "--target_kb", "9"], ["--target_bit 1, target_kb 9: give"]),
     ("lenet5", ["--PRETRAIN", "--target_bit", "7"], ["--target_bit 7: the network has 6 bit"]),
     ("lenet5", ["--PRETRAIN", "--target_kb", "5000"], ["--target_kb 5000: the network has 371.6 KB"]),
+    ("lenet5", ["--ALQ", "--file_kb", "5"], ["--file_kb: goes with --coded --fold"]),
+    ("lenet5", ["--ALQ", "--file_kb", "0.1", "--coded", "--fold"], ["--file_kb 0.1: ", "least"]),
+    ("lenet5", ["--ALQ", "--file_kb", "900", "--coded", "--fold"], ["--file_kb 900: the network has"]),
     ("lenet5", ["--PRETRAIN", "--target_bit", "1e-9"], ["--target_bit 1e-09: ", "least"]),
     # lists and layers, before PRETRAIN begins
     ("lenet5", ["--PRETRAIN", "--max_bit", "6", "6"], ["--max_bit: 2 values for 4 ", "one for all"]),

@@ -1,4 +1,4 @@
-"""Beyond the paper: float16 and coded packed files, distillation, shifts, cost per byte."""
+"""Beyond the paper: float16 and coded packed files, distillation, shifts."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_all_extras_on_the_command_line(tmp_path, capsys, monkeypatch) -> None:
     files = ["--model_ori", f"{tmp_path}/ori.pth", "--model", f"{tmp_path}/net.pth"]
     short = "--val_size 44 --epoch_pretrain 1 --epoch_basis 1 --epoch_coord 1 --R 1 --top_k 1"
     post = "--epoch_ste 1 --epoch_post_coord 1"
-    extras = "--distill 0.5 --augment 2 --per_byte --floats 6bit --coded --fold"
+    extras = "--distill 0.5 --augment 2 --floats 6bit --coded --fold"
     flags = f"--PRETRAIN --ALQ --POSTTRAIN --threads 1 {short} {post} {extras}".split()
     lenet5.main([*flags, *files])
     capsys.readouterr()
@@ -148,22 +148,3 @@ def test_shifts_do_not_mirror() -> None:
     padded = F.pad(images, [2] * 4)
     for image, (top, left, _), shifted in zip(padded, draws, crop(images, draws), strict=True):
         assert torch.equal(image[:, top : top + 6, left : left + 6], shifted)
-
-
-def test_cost_per_byte_prunes_the_large_groups_first() -> None:
-    """Two layers whose coordinates cost the loss the same, one with larger groups."""
-    model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(80, 4, bias=False))
-    torch.manual_seed(0)
-    weights = alq.quantize(model, "subchannelwise", 1, 1)
-    for per_byte, layer in ((False, 0), (True, 1)):
-        quantizer = alq.ALQ(weights)
-        for k, weight in enumerate(weights):
-            f = [1.0, 1.5][k]  # modelled cost of each coordinate: p_a = 0, h_a/2 * alpha^2
-            alpha, mask = torch.full_like(weight.alpha, f**0.5), torch.ones_like(weight.mask)
-            weight.set_form(weight.codes, alpha, mask)
-            weight.parameter.grad = torch.zeros_like(weight.parameter)
-            state = quantizer.state[weight.parameter]
-            big = torch.full_like(weight.alpha, 1e6)
-            state["alpha_moments"] = [torch.zeros_like(big), big.clone(), big.clone()]
-        quantizer.prune_step(1.0, 0.25, per_byte=per_byte)
-        assert [weight.live_total for weight in weights][layer] == 2

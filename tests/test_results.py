@@ -269,7 +269,7 @@ def test_the_table_is_found_from_any_folder(capsys, monkeypatch, tmp_path) -> No
     monkeypatch.chdir(tmp_path)
     main(["table"])
     printed = capsys.readouterr().out
-    assert all(part in printed for part in (results_table(read_runs(RUNS)), "--per_byte"))
+    assert all(part in printed for part in (results_table(read_runs(RUNS)), "--augment"))
 
 
 def test_a_folder_without_logs_is_refused(capsys, tmp_path) -> None:

@@ -10,14 +10,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..data.loaders import Split
 from ..errors import InputError
 from ..files.floats import FLOATS
 from ..files.paths import PACKED_ENDING, RunFiles, packed, part
 from ..method.network import groupings, quantizable
+from ..training.file_size import FileSize
 from ..training.pruning import pruning_plan, read_target
-from ..training.sizes import SketchedLayer
+from ..training.sizes import Layers, SketchedLayer
 from .flags import grouping_options
 from .recipe import Recipe
 
@@ -33,7 +35,8 @@ def check_flags(args: Namespace, recipe: Recipe, stages: list[str]) -> None:
     check_packing(args)
     if stages:
         check_files(args, stages)
-        read_target(args, sketched_layers(args, recipe))
+        layers = sketched_layers(args, recipe)
+        read_target(args, layers, file_size(args, recipe.shapes(), layers))
 
 
 def check_task(args: Namespace, stages: list[str]) -> None:
@@ -60,6 +63,8 @@ def check_packing(args: Namespace) -> None:
         raise InputError(f"--floats {args.floats}: goes with --coded")
     if args.fold and not args.coded:
         raise InputError("--fold: goes with --coded, which stores nothing of folded units")
+    if args.file_kb is not None and not (args.coded and args.fold):
+        raise InputError("--file_kb: goes with --coded --fold, which make the file that it counts")
     if args.fold and (args.act_bit or args.amp):
         other = "act_bit" if args.act_bit else "amp"
         raise InputError(f"--fold: goes with activations in float32, not with --{other}")
@@ -82,6 +87,11 @@ def sketched_layers(args: Namespace, recipe: Recipe) -> list[SketchedLayer]:
     """
     asked = groupings(recipe.shapes(), **grouping_options(args))
     return [SketchedLayer(*layer) for layer in asked.values()]
+
+
+def file_size(args: Namespace, model: nn.Module, layers: Layers) -> FileSize:
+    """Return the size of the smallest packed file, of a model of which `layers` are quantized."""
+    return FileSize.of(model, layers, FLOATS[args.floats])
 
 
 def check_same_layers(args: Namespace, recipe: Recipe, states: list[dict], held_out: Sized) -> None:
@@ -175,4 +185,6 @@ def check_data(args: Namespace, recipe: Recipe, data: Split) -> None:
             "data it is made for"
         ) from error
     if args.ALQ:
-        pruning_plan(args, sketched_layers(args, recipe), len(data.train))
+        layers = sketched_layers(args, recipe)
+        file = file_size(args, model, layers)
+        pruning_plan(args, layers, len(data.train), file=file)

@@ -124,6 +124,11 @@ BEYOND = {
     "target_kb": number(
         a.rate, "KB", "--ALQ prunes to this storage of the weights (1e3 bytes), likewise"
     ),
+    "file_kb": number(
+        a.rate, "KB",
+        "--ALQ prunes until the packed file has this size, what costs the loss least per byte of "
+        "it first; takes --coded --fold, and the --floats that it is to have",
+    ),
     "distill": number(
         a.weight, "WEIGHT", "share of the loss that compares with the answers of --model_ori", 0.0
     ),
@@ -138,7 +143,6 @@ BEYOND = {
         "choices": list(ACT_FROM),
         "help": f"the stage from which --act_bit holds (default: {ACT_DEFAULT}); later ones go on",
     },
-    "per_byte": switch("prune the coordinates that cost the loss least per byte saved, not each"),
     "floats": {
         "choices": list(FLOATS), "default": "float32",
         "help": "how the packed file holds coordinates, biases and normalisation; the stage that "

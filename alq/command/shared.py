@@ -26,7 +26,7 @@ from ..training.loop import Training, size_of
 from ..training.progress import Progress
 from ..training.pruning import pruning_plan
 from ..training.schedule import alq_schedule, posttrain_schedule, pretrain_schedule
-from .checks import check_data, check_dataset, sketched_layers
+from .checks import check_data, check_dataset, file_size, sketched_layers
 from .flags import ACT_DEFAULT, ACT_FROM
 from .recipe import Recipe
 from .report import expectation
@@ -128,7 +128,8 @@ class Run:
             stages["pretrain"] = [] if getattr(args, "DOWNLOAD", False) else pretrain_schedule(args)
         if args.ALQ:
             layers = sketched_layers(args, self.recipe)
-            plan = pruning_plan(args, layers, batches)
+            file = file_size(args, self.recipe.shapes(), layers)
+            plan = pruning_plan(args, layers, batches, file=file)
             stages["alq"] = alq_schedule(args, plan.rounds)
             lines = [f"--ALQ, {expectation(plan, layers, self.recipe.published)}"]
         if args.POSTTRAIN:

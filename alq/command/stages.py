@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..extras.compiled import quantizer_class
 from ..extras.constant_units import fold_constant_units
+from ..extras.unit_sources import unit_sources
 from ..files.checkpoint import load_checkpoint, load_model, weights_in
 from ..files.floats import round_floats
 from ..files.paths import part
@@ -19,7 +20,7 @@ from ..training.epoch import evaluate
 from ..training.loop import Training, quantized_training, rate_start, size_of, train
 from ..training.pruning import expected_size, pruning_plan
 from ..training.schedule import Epoch, alq_schedule, posttrain_schedule, pretrain_schedule
-from .checks import check_same_layers
+from .checks import check_same_layers, file_size
 from .flags import grouping_options
 from .resume import ResumePoints
 from .shared import Run
@@ -66,7 +67,11 @@ def alq(run: Run) -> dict:
     data, val_indices = run.load_data(model, source.get("val_indices"))
     run.announce(len(data.train))
     weights = quantize(model, **grouping_options(args))
-    plan = pruning_plan(args, weights, len(data.train))
+    file = file_size(args, model, weights)
+    if args.file_kb is not None:
+        pictures = same_pictures(data.val).to(args.device)
+        file = file.knowing(unit_sources(model, weights, lambda: model(pictures)))
+    plan = pruning_plan(args, weights, len(data.train), file=file)
     loss, optimizer = run.loss(source["model"]), quantizer_class(args.compile)
     training = quantized_training("alq", model, weights, args, loss, plan, optimizer)
     points, epochs = ResumePoints(run, training), alq_schedule(args, plan.rounds)

@@ -26,6 +26,7 @@ from .probing import (
     first_outputs,
     layers_of,
     outputs,
+    padded,
     reaches_elsewhere,
     without_bits,
 )
@@ -110,9 +111,7 @@ def can_move(layer: Layer, now: Tensor, then: Tensor) -> Tensor:
     These inputs were `now`, and are `then` as biases of units without bits became 0. Of a padded
     convolution some outputs see the padding and not the constant, unless it is 0.
     """
-    padding = getattr(layer, "padding", 0)
-    padded = isinstance(padding, str) or torch.tensor(padding).any()
-    if padded or layer.bias is None:
+    if padded(layer) or layer.bias is None:
         return (now == 0) & (then == 0)
     return ~(now.isnan() | then.isnan())
 

@@ -120,6 +120,12 @@ def fits(layer: Layer, x: Tensor) -> bool:
     return isinstance(layer, nn.Linear) or x.dim() == layer.weight.dim()
 
 
+def padded(layer: Layer) -> bool:
+    """Return whether some outputs of the layer see padding in the place of its inputs."""
+    padding = getattr(layer, "padding", 0)
+    return isinstance(padding, str) or bool(torch.tensor(padding).any())
+
+
 def along(values: Tensor, x: Tensor, dim: int) -> Tensor:
     """Return values (C,) shaped to be broadcast along dimension `dim` of x."""
     shape = [1] * x.dim()

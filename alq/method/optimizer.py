@@ -15,7 +15,6 @@ from .families import Family, families
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .stacks import Stack
 from .steps import choose_pruned, removal_cost, round_at_random
-from .structures import coordinate_bytes
 from .weight import MultiBitWeight, check_state, copied
 
 MOMENTS = ("m", "v", "v_max")  # of the weights, (G, n) each
@@ -113,8 +112,9 @@ class ALQ(Optimizer):
 
     @optimizer_step
     def prune_step(
-        self, top_k: float, M_p: float, prices: Sequence[int] | None = None, budget: int = 0,
-        per_byte: bool = False, choose: Callable[..., list[Tensor]] = choose_pruned,
+        self, top_k: float, M_p: float, prices: Sequence[int | Tensor] | None = None,
+        budget: int = 0, worth: Sequence[Tensor] | None = None,
+        choose: Callable[..., list[Tensor]] = choose_pruned,
     ) -> None:  # fmt: skip
         """Remove coordinates, the cheapest over all layers first; alpha does not move.
 
@@ -122,10 +122,11 @@ class ALQ(Optimizer):
         candidates: in each layer the `top_k` share of its live coordinates with the least f,
                     the count's fraction rounded up at random with that probability
         remove the `M_p` share of all candidates with the least f, rounded down; given `prices`,
-                    the bits a coordinate of each layer takes, only until `budget` are freed
+                    the bits a coordinate takes, of a layer or of each of its groups (G, 1), only
+                    until `budget` are freed
 
-        `per_byte` ranks f by what removing the coordinate saves: f / (n/8 + 4). `choose` takes the
-        place of `steps.choose_pruned`.
+        `worth` (G, 1) of each layer ranks f / worth in the place of f. `choose` takes the place of
+        `steps.choose_pruned`.
         """
         if not (0 < top_k <= 1 and 0 <= M_p <= 1):
             raise InputError(f"top_k {top_k}, M_p {M_p}: are shares, above 0 and at most 1")
@@ -133,14 +134,13 @@ class ALQ(Optimizer):
         for family in self._advance():
             p_a, h_a = self._coordinate_loss_model(family)
             f = removal_cost(family.alpha, p_a, h_a)
-            if per_byte:
-                for stack, part in zip(family.stacks, family.parts(f), strict=True):
-                    part.div_(coordinate_bytes(stack.n))
             costs |= family.of_layers(f)
         shares = [top_k * weight.live_total for weight in self.weights]
         candidates = round_at_random(shares, self.generator)
         masks = [weight.mask for weight in self.weights]
         ranked = [costs[weight] for weight in self.weights]
+        if worth is not None:
+            ranked = [f / each for f, each in zip(ranked, worth, strict=True)]
         chosen = choose(ranked, masks, candidates, M_p, prices, budget)
         for family in self._families:
             family.prune(dict(zip(self.weights, chosen, strict=True)))

@@ -189,14 +189,14 @@ def round_at_random(shares: Sequence[float], generator: torch.Generator | None) 
 
 def choose_pruned(
     costs: Sequence[Tensor], masks: Sequence[Tensor], candidates: Sequence[int], M_p: float,
-    prices: Sequence[int] | None = None, budget: int = 0,
+    prices: Sequence[int | Tensor] | None = None, budget: int = 0,
 ) -> list[Tensor]:  # fmt: skip
     """Choose what to remove: the cheapest `M_p` share of all layers' candidates together.
 
     Arguments: per layer the costs (G, I), the mask (G, I), the number of candidates (its live
     coordinates of smallest cost; at most all of them). The share of their sum is rounded down.
-    With `prices`, the bits that a coordinate of each layer takes, no more are removed than it
-    needs to free `budget` bits. A cost that is infinite or no number ranks last.
+    With `prices`, the bits that a coordinate takes, of a layer or of each group (G, 1), no more are
+    removed than it needs to free `budget` bits. A cost that is infinite or no number ranks last.
     Returns: per layer (G, I) bool.
     """
     sizes = [mask.numel() for mask in masks]
@@ -205,17 +205,30 @@ def choose_pruned(
     ranked = torch.where(alive, f.nan_to_num(most, most, most), torch.inf).split(sizes)
     cheapest = [part.topk(k, largest=False) for part, k in zip(ranked, candidates, strict=True)]
     places = [found.indices for found in cheapest]
+    bits = None if prices is None else bits_of(prices, masks, places)
     torch._foreach_add_(places, [0, *accumulate(sizes[:-1])])
     removed = int(M_p * sum(candidates))
     values = torch.cat([found.values for found in cheapest])
     chosen = values.topk(removed, largest=False).indices  # cheapest first
     gone = torch.ones_like(chosen, dtype=torch.bool)
-    if prices is not None:
-        bits = torch.zeros_like(values, dtype=torch.int64)
-        torch._foreach_add_(bits.split(candidates), list(prices))
+    if bits is not None:
         freed = bits[chosen]
         gone = freed.cumsum(0) - freed < budget  # what the cheaper ones free
     dead = torch.zeros_like(alive)
     dead[torch.cat(places)[chosen]] = gone
     parts = dead.split(sizes)
     return [part.view(mask.shape) for part, mask in zip(parts, masks, strict=True)]
+
+
+def bits_of(
+    prices: Sequence[int | Tensor], masks: Sequence[Tensor], places: Sequence[Tensor]
+) -> Tensor:
+    """Return the bits of the coordinates at these places of each layer's flat mask, end to end."""
+    of_groups = [price for price in prices if isinstance(price, Tensor)]
+    if of_groups:
+        wide = (price.expand_as(mask) for price, mask in zip(of_groups, masks, strict=True))
+        return torch.cat([x.flatten()[place] for x, place in zip(wide, places, strict=True)])
+    of_layers = [price for price in prices if isinstance(price, int)]
+    bits = torch.cat([torch.zeros_like(place) for place in places])
+    torch._foreach_add_(bits.split([len(place) for place in places]), of_layers)
+    return bits

@@ -8,16 +8,19 @@ batch should remove less than one coordinate, all. `alq.fit` prunes to the numbe
 
 import math
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import InputError
 from ..method.optimizer import ALQ
+from .file_size import FileSize
 from .schedule import Schedule
 from .sizes import Layers, Unit, bits_in, bits_of_one, coordinate_prices, size_in
 
 # Where none is given: LeNet5's of the paper, or candidates for each coordinate to remove. With one,
 # every layer would lose the same share.
 TOP_K, CANDIDATES = 0.005, 2
+TARGETS: dict[Unit, str] = {"target_bit": "bit", "target_kb": "KB", "file_kb": "KB"}
+CHOICE = 4  # candidates for each coordinate to remove, where these are told by bytes
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,6 @@ class PruneByRatio:
     top_k: float
     M_p: float  # share of the candidates removed at each batch
     prune_batches: int  # of a round
-    per_byte: bool = False  # rank by cost per byte saved
     unit = "coordinates"  # that pr is a share of
 
     def __str__(self) -> str:
@@ -44,7 +46,7 @@ class PruneByRatio:
 
     def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
         """Take one batch's prune step, whichever of the round it is."""
-        quantizer.prune_step(self.top_k, self.M_p, per_byte=self.per_byte)
+        quantizer.prune_step(self.top_k, self.M_p)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,6 @@ class PruneToTarget:
         factor: what a round at ratio `pr` leaves.
         top_k: share of a layer that is a candidate at a batch; more where the aim needs it.
         prune_batches: batches of a round's pruning epochs.
-        per_byte: rank by cost per byte saved.
     """
 
     unit: Unit
@@ -73,7 +74,6 @@ class PruneToTarget:
     factor: float
     top_k: float
     prune_batches: int
-    per_byte: bool = False
 
     @property
     def last_pr(self) -> float:
@@ -99,17 +99,42 @@ class PruneToTarget:
 
     def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
         """Take the prune step of a pruning batch: of round 1, 2, ..., and in it from 0."""
-        left = self.prune_batches - batch  # batches, this one included
         weights, bits = quantizer.weights, bits_of_one(self.unit, quantizer.weights)
-        size, aim = size_in(self.unit, weights), self.aim(round_number)
-        share = 1 - (aim / size) ** (1 / left) if size > aim else 0.0
-        if left == 1 and share:
-            share = 1.0  # the budget alone says where to stop
+        aim = self.aim(round_number)
+        share = self.share_now(size_in(self.unit, weights), aim, batch)
         top_k = max(self.top_k, share)
         # Whole bits, so that all processes stop at the same coordinate; 1e-12 is for the product.
         budget = bits_in(self.unit, weights) - math.floor(aim * bits * (1 + 1e-12))
         prices = coordinate_prices(self.unit, weights)
-        quantizer.prune_step(top_k, share / top_k, prices, max(0, budget), self.per_byte)
+        quantizer.prune_step(top_k, share / top_k, prices, max(0, budget))
+
+    def share_now(self, size: float, aim: float, batch: int) -> float:
+        """Return what share of `size` a batch, 0 being the round's first, removes for `aim`."""
+        left = self.prune_batches - batch  # batches, this one included
+        if size <= aim:
+            return 0.0
+        return 1 - (aim / size) ** (1 / left) if left > 1 else 1.0  # the budget says where to stop
+
+
+@dataclass(frozen=True)
+class PruneToFile(PruneToTarget):
+    """Prunes until the smallest packed file has a size, what costs least per byte of it first.
+
+    The size is an estimate (`alq.training.file_size`). A layer gives at most `CHOICE` times its
+    share at a batch. On another device than the CPU each batch waits for the size.
+    """
+
+    file: FileSize = field(kw_only=True)
+
+    def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
+        """Take the prune step of a pruning batch: of round 1, 2, ..., and in it from 0."""
+        weights, aim = quantizer.weights, self.aim(round_number)
+        size = self.file.kb(weights)
+        share = self.share_now(size, aim, batch)
+        top_k = min(1.0, max(self.top_k, CHOICE * share))
+        freed, worth = self.file.prices(weights)
+        budget = math.ceil(8000 * share * size) if share < 1 else math.ceil(8000 * (size - aim))
+        quantizer.prune_step(top_k, 1.0, freed, budget, worth)
 
 
 PruningPlan = PruneByRatio | PruneToTarget
@@ -134,29 +159,31 @@ def expected_size(plan: PruningPlan, layers: Layers) -> dict[str, float]:
 
 
 def pruning_plan(
-    schedule: Schedule | Namespace, weights: Layers, batches: int, rounded: bool = True
-) -> PruningPlan:
+    schedule: Schedule | Namespace, weights: Layers, batches: int, rounded: bool = True,
+    file: FileSize | None = None,
+) -> PruningPlan:  # fmt: skip
     """Return what `schedule` asks of the sketched `weights`; `batches` are those of an epoch.
 
     Rounds at ratio `pr` round each batch's count down, as published, unless `rounded` is False.
+    A `file_kb` needs the network's `file`.
 
     Raises: InputError for a target that cannot be had, for too small a `top_k`.
     """
     R, pr, top_k, b = schedule.R, schedule.pr, schedule.top_k, schedule.epoch_prune * batches
     if top_k is None:
         top_k = min(1.0, max(TOP_K, CANDIDATES * pr / b))
-    factor, target = max(0.0, 1 - pr / b) ** b, read_target(schedule, weights)
+    factor, target = max(0.0, 1 - pr / b) ** b, read_target(schedule, weights, file)
     if target is not None:
-        unit, value = target
-        start = size_in(unit, weights)
+        unit, value, start = target
         R = max(1, math.ceil(math.log(value / start) / math.log(factor) - 1e-9)) if factor else 1
     else:
         M_p = removed_share(pr, top_k, b)
         if rounded:
-            return PruneByRatio(R, pr, top_k, M_p, b, schedule.per_byte)
+            return PruneByRatio(R, pr, top_k, M_p, b)
         unit, start = "coordinates", size_in("coordinates", weights)
         value = start * factor**R
-    return PruneToTarget(unit, value, start, R, pr, factor, top_k, b, schedule.per_byte)
+    plan = unit, value, start, R, pr, factor, top_k, b
+    return PruneToFile(*plan, file=file) if unit == "file_kb" else PruneToTarget(*plan)
 
 
 def removed_share(pr: float, top_k: float, b: int) -> float:
@@ -174,29 +201,36 @@ def removed_share(pr: float, top_k: float, b: int) -> float:
     return M_p
 
 
-def read_target(schedule: Schedule | Namespace, layers: Layers) -> tuple[Unit, float] | None:
-    """Return the unit and the value that `schedule` prunes the sketched `layers` to, if it does.
+def read_target(
+    schedule: Schedule | Namespace, layers: Layers, file: FileSize | None
+) -> tuple[Unit, float, float] | None:
+    """Return (unit, value, size before pruning) of the target that `schedule` names, if it does.
 
-    Raises: InputError if pruning cannot end there.
+    Raises: InputError if pruning the sketched `layers` cannot end there.
     """
-    bit, kb = schedule.target_bit, schedule.target_kb
-    if bit is None and kb is None:
-        return None
-    if bit is not None and kb is not None:
-        raise InputError(f"target_bit {bit:g}, target_kb {kb:g}: give one of them", "target_bit")
-    unit, value = ("target_kb", kb) if bit is None else ("target_bit", bit)
-    start, name = size_in(unit, layers), {"target_bit": "bit", "target_kb": "KB"}[unit]
-    least = min(coordinate_prices(unit, layers)) / bits_of_one(unit, layers)
-    if not value >= least:
-        raise InputError(
-            f"{unit} {value:g}: not one coordinate would be left; the least that a coordinate "
-            f"takes is {least:.2g} {name}",
-            unit,
-        )
-    if value > start:
-        raise InputError(
-            f"{unit} {value:g}: the network has {start:.4g} {name} before any pruning; "
-            "ask for less, or give it more with max_bit",
-            unit,
-        )
-    return unit, value
+    values = {unit: getattr(schedule, unit) for unit in TARGETS}
+    asked = {unit: value for unit, value in values.items() if value is not None}
+    if len(asked) > 1:
+        both = ", ".join(f"{unit} {value:g}" for unit, value in asked.items())
+        raise InputError(f"{both}: give one of them", next(iter(asked)))
+    for unit, value in asked.items():
+        if unit == "file_kb":
+            assert file is not None
+            start, least = file.kb(layers), file.least_kb(layers)
+        else:
+            start = size_in(unit, layers)
+            least = min(coordinate_prices(unit, layers)) / bits_of_one(unit, layers)
+        if not value >= least:
+            raise InputError(
+                f"{unit} {value:g}: not one coordinate would be left; the least that a network of "
+                f"one takes is {least:.2g} {TARGETS[unit]}",
+                unit,
+            )
+        if value > start:
+            raise InputError(
+                f"{unit} {value:g}: the network has {start:.4g} {TARGETS[unit]} before any "
+                "pruning; ask for less, or give it more with max_bit",
+                unit,
+            )
+        return unit, value, start
+    return None

@@ -37,7 +37,9 @@ class Schedule:
     """The numbers of quantization and post-training, named as the scripts' flags (-h).
 
     The scripts pass their flags where a `Schedule` is asked for. Defaults: LeNet5's of the paper;
-    without a `top_k` its 0.005, or more where `pr` and the number of batches need it.
+    without a `top_k` its 0.005, or more where `pr` and the number of batches need it. `file_kb` is
+    of the file that `alq.fold_constant_units`, `alq.round_floats(model, weights, "6bit")` and
+    `alq.save_packed(..., "6bit", coded=True)` make of the result.
     """
 
     lr: float = 1e-3
@@ -58,12 +60,12 @@ class Schedule:
     seed: int = 0
     target_bit: float | None = None
     target_kb: float | None = None
-    per_byte: bool = False
+    file_kb: float | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
-            if isinstance(field.default, bool) or value is field.default is None:
+            if value is field.default is None:
                 continue
             kind, what = (Integral, "whole") if type(field.default) is int else (Real, "finite")
             low = "above 0" if name in POSITIVE + SHARES else "at least 0"

@@ -10,8 +10,9 @@ from typing import Literal
 from ..method.structures import Grouping, coordinate_bytes
 from ..method.weight import MultiBitWeight
 
-# What a size is given in: average bitwidth, KB of 1e3 bytes (by their flags), or coordinates.
-Unit = Literal["target_bit", "target_kb", "coordinates"]
+# What a size is given in: average bitwidth, KB of 1e3 bytes, KB of the smallest packed file (these
+# by their flags), or coordinates. `alq.training.file_size` has all of the file's.
+Unit = Literal["target_bit", "target_kb", "file_kb", "coordinates"]
 
 
 @dataclass(frozen=True)
