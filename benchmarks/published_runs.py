@@ -138,7 +138,7 @@ def has_default_flags(net: str, flags: dict) -> bool:
         return False
     defaults = plain_flags(NETWORKS[net].default_flags())
     return all(
-        defaults.get(name, False) == value
+        value == defaults[name] if name in defaults else value is False
         for name, value in flags.items()
         if name not in MAY_DIFFER
     )
