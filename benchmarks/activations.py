@@ -20,15 +20,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import lenet5
 from alq.command.flags import ACT_DEFAULT, ACT_FROM
 from alq.data.mnist import SETS
-from published_runs import read_events
-from tables import table
+from published_runs import result_of
+from tables import spread, table
 
 LOGS = Path("checkpoints/activations")
 WEIGHTS = ("32", "2", "0.4")  # bits a weight; 32 are float
@@ -76,10 +76,8 @@ class Cell:
 
     def result(self, folder: Path) -> dict | None:
         """Return the last stage's result, None where the run has not come to its end."""
-        log = folder / f"{self.name}.jsonl"
         last = "pretrain" if self.weights == "32" else "posttrain"
-        found = read_events(log) if log.exists() else []
-        return next((e for e in found[::-1] if e["event"] == "result" and e["stage"] == last), None)
+        return result_of(folder / f"{self.name}.jsonl", last)
 
     def top1(self, folder: Path) -> float | None:
         """Return the test accuracy in percent, if the run has come to its end."""
@@ -122,13 +120,6 @@ def accuracies(args: argparse.Namespace, dataset: str, weights: str, act: int, s
     return [top1 for top1 in found if top1 is not None]
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation."""
-    if not values:
-        return ""
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
 def bits(act: int) -> str:
     return f"{act} bit" if act else "float"
 
@@ -154,7 +145,15 @@ def results_table(args: argparse.Namespace) -> str:
         title = SETS[dataset].title
         counts = {len(each) for each in values if each}
         seeds = str(*counts) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-        lines.append([title, f"{weights} bit", start, *map(spread, values), seeds])
+        lines.append(
+            [
+                title,
+                f"{weights} bit",
+                start,
+                *(spread(each) if each else "" for each in values),
+                seeds,
+            ]
+        )
     return table(head, lines)
 
 

@@ -109,6 +109,12 @@ def read_run(log: Path) -> Run:
     return run
 
 
+def result_of(log: Path, stage: str) -> dict | None:
+    """Return a stage's last result in a log, None where there is none, or no log."""
+    found = read_events(log) if log.exists() else []
+    return next((e for e in found[::-1] if e["event"] == "result" and e["stage"] == stage), None)
+
+
 def check_fields(event: dict, kind: str, where: str) -> None:
     """Raise InputError if an event lacks a field that its kind has."""
     if lacking := [name for name in NEEDED[kind] if name not in event]:
