@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
-from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -159,7 +158,7 @@ def results_table(args: argparse.Namespace) -> str:
 
 def draw(args: argparse.Namespace) -> None:
     """Draw the table, a panel for each data set, into `args.picture`."""
-    from figures import STYLES, axes, plt
+    from figures import STYLES, axes, legend_below, plot_spread, plt
 
     figure, (panels,) = axes(1, len(args.dataset), height=3.6)
     for ax, dataset in zip(panels, args.dataset, strict=True):
@@ -167,16 +166,13 @@ def draw(args: argparse.Namespace) -> None:
         for (_, weights, start), style in zip(mine, STYLES, strict=False):
             values = [accuracies(args, dataset, weights, act, start) for act in args.act]
             known = [(k, each) for k, each in enumerate(values) if each]
-            x, means = [k for k, _ in known], [mean(each) for _, each in known]
-            low = [m - min(each) for m, (_, each) in zip(means, known, strict=True)]
-            high = [max(each) - m for m, (_, each) in zip(means, known, strict=True)]
             label = f"{weights} bit a weight" if weights != "32" else "float weights"
-            ax.errorbar(x, means, (low, high), capsize=3, label=label, **style)
+            places, groups = zip(*known, strict=True)
+            plot_spread(ax, places, groups, label, style)
         ax.set_xticks(range(len(args.act)), [bits(act) for act in args.act])
         ax.set(title=SETS[dataset].title, xlabel="activations")
     panels[0].set_ylabel("test accuracy (%)")
-    lines = panels[0].get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
+    legend_below(figure, panels[0], 3)
     args.picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.picture, dpi=110, metadata={"Software": None})
     plt.close(figure)

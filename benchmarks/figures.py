@@ -43,16 +43,22 @@ from evidence_tables import (
     write_into,
 )
 from small_networks import SMALL_NETWORKS
+from smallest import results
 from tables import PUBLISHED_RUNS
 
 HERE = Path(__file__).resolve().parent / "figures"
 STYLES = [line_style(number) for number in range(4)]
 OFF_SCALE = 6  # times the least error of a panel of the sweep
-# LeNet5 on MNIST, weights only, in bytes and percent, as published.
-CITED = [
-    ("Deep Compression (Han et al., 2016)", 44e3, 99.26, "P"),
-    ("ALQ (Qu et al., 2020)", 22.7e3, 99.1, "X"),
-]
+# MNIST, KB and percent as these report them, with their network and what they count.
+CITED = {
+    "Deep Compression, LeNet5, weights": ("P", [(44, 99.26)]),
+    "ALQ, LeNet5, weights": ("X", [(22.7, 99.1)]),
+    "MIRACLE, LeNet5, weights (read off a figure)": ("D", [(1.6, 99.0), (3.0, 99.3)]),
+    "BitNetMCU, its own network, 16 x 16 pixels, weights": (
+        "v", [(3.2, 98.92), (5.4, 99.06), (7.3, 99.28), (9.3, 99.44), (11.0, 99.55)]
+    ),
+}  # fmt: skip
+SMALL = 12  # KB, where the second panel of sizes ends
 
 
 def axes(
@@ -61,6 +67,12 @@ def axes(
     return plt.subplots(
         rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained", **more
     )
+
+
+def legend_below(figure: Figure, ax: Axes, columns: int) -> None:
+    """Place a legend of what `ax` shows below all panels."""
+    lines = ax.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def run(logs: Path) -> Figure:
@@ -90,8 +102,7 @@ def sweep(logs: Path, net: str) -> Figure | None:
         grid[1, column].set(yscale="log", xlabel="epoch")
     grid[0, 0].set_ylabel("validation error (%)")
     grid[1, 0].set_ylabel("training loss, best rate")
-    lines = grid[0, 0].get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=3 if columns > 1 else 1, fontsize=8)
+    legend_below(figure, grid[0, 0], 3 if columns > 1 else 1)
     return figure
 
 
@@ -144,19 +155,24 @@ def against_bits(logs: Path, arms: dict[str, str]) -> Figure | None:
             plain_ticks(ax.xaxis)
         cut.set_ylabel("test error (%)")
         plain_ticks(cut.yaxis)
-    lines = grid[0, 0].get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=3, fontsize=8)
+    legend_below(figure, grid[0, 0], 3)
     return figure
 
 
 def plot_bars(ax: Axes, rounds: list[list[dict]], label: str, style: dict) -> None:
     """Plot each round's mean test error at its mean bits, with bars over the seeds."""
     bits = [mean(point["bitwidth"] for point in points) for points in rounds]
-    errors = [[100 - point["top1"] for point in points] for points in rounds]
-    means = [mean(values) for values in errors]
-    low = [m - min(values) for m, values in zip(means, errors, strict=True)]
-    high = [max(values) - m for m, values in zip(means, errors, strict=True)]
-    ax.errorbar(bits, means, (low, high), capsize=3, label=label, **style)
+    plot_spread(ax, bits, [[100 - p["top1"] for p in points] for points in rounds], label, style)
+
+
+def plot_spread(
+    ax: Axes, x: Sequence[float], values: Sequence[Sequence[float]], label: str, style: dict
+) -> None:
+    """Plot the mean of each group of values at its x, with bars from the least to the largest."""
+    means = [mean(group) for group in values]
+    low = [m - min(group) for m, group in zip(means, values, strict=True)]
+    high = [max(group) - m for m, group in zip(means, values, strict=True)]
+    ax.errorbar(x, means, (low, high), capsize=3, label=label, **style)
 
 
 def structures(logs: Path) -> Figure | None:
@@ -185,29 +201,38 @@ def structures(logs: Path) -> Figure | None:
 
 
 def size(logs: Path) -> Figure:
-    """Draw test accuracy against the packed file's bytes, beside what others published."""
-    figure, ((ax,),) = axes(height=4)
+    """Draw test accuracy against the packed file's KB, beside what others published."""
     short = sorted((logs / "ablations").glob("size_*.jsonl"))
-    plot_sizes(ax, short, "short schedule, 6 bit down", STYLES[0])
     seeds = sorted(logs.glob("lenet5_seed*.jsonl"))
-    alone = {"linestyle": "none", "markersize": 7}
-    plot_sizes(ax, seeds, f"default schedule, {len(seeds)} seeds", {**STYLES[1], **alone})
-    plot_sizes(ax, [logs / "lenet5_10kb.jsonl"], "recipe for 10 KB", {**STYLES[2], **alone})
     full = mean(events(log, "result")[-1]["top1_fp"] for log in seeds)
-    ax.plot(1722, full, "k*", markersize=10, label="full precision, mean of the seeds")
-    for name, count, top1, marker in CITED:
-        ax.plot(count / 1e3, top1, marker, color="0.45", markersize=9, label=f"cited: {name}")
-    ax.set(xscale="log", xlabel="size (KB of 1e3 bytes; ours: the file on disk)", ylim=(95, 99.5))
-    ax.set(ylabel="test accuracy (%)")
-    plain_ticks(ax.xaxis)
-    ax.grid(color="0.9")
-    ax.legend(fontsize=8, loc="lower right")
+    alone = {"linestyle": "none", "markersize": 7}
+    figure, (panels,) = axes(1, 2, height=4.4)
+    for ax in panels:
+        plot_sizes(ax, short, "short schedule, 6 bit down, one seed", STYLES[0])
+        plot_sizes(ax, seeds, f"default schedule, {len(seeds)} seeds", {**STYLES[1], **alone})
+        plot_sizes(ax, [logs / "lenet5_10kb.jsonl"], "first recipe, 10 KB", {**STYLES[2], **alone})
+        smallest = [found for _, _, found in results(logs / "smallest", ["recipe"])]
+        if smallest:
+            kb = [mean(result["file_bytes"] / 1e3 for result in found) for found in smallest]
+            errors = [[100 - result["top1"] for result in found] for found in smallest]
+            plot_spread(ax, kb, errors, "recipe of the smallest", STYLES[3])
+        ax.plot(1722, 100 - full, "k*", markersize=10, label="full precision, mean of the seeds")
+        for name, (marker, points) in CITED.items():
+            kb, top1 = zip(*points, strict=True)
+            ax.plot(kb, [100 - x for x in top1], marker, color="0.45", label=f"cited: {name}")
+        ax.set(xlabel="KB (1e3 bytes; ours: the file on disk)")
+        ax.grid(color="0.9")
+    panels[0].set(xscale="log", yscale="log", ylabel="test error (%)")
+    panels[1].set(xlim=(0, SMALL), ylim=(0.3, 2))
+    plain_ticks(panels[0].xaxis)
+    plain_ticks(panels[0].yaxis)
+    legend_below(figure, panels[0], 2)
     return figure
 
 
 def plot_sizes(ax: Axes, logs: Iterable[Path], label: str, style: dict) -> None:
     finals = [events(log, "result")[-1] for log in logs]
-    points = sorted((final["file_bytes"] / 1e3, final["top1"]) for final in finals)
+    points = sorted((final["file_bytes"] / 1e3, 100 - final["top1"]) for final in finals)
     ax.plot(*zip(*points, strict=True), label=label, **style)
 
 

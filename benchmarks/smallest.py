@@ -101,18 +101,26 @@ def run(cells: Iterator[Cell], args: argparse.Namespace) -> None:
             lenet5.main([*in_folder, *more])
 
 
-def results_table(args: argparse.Namespace) -> str:
+def results(
+    folder: Path, names: Sequence[str] = tuple(ARMS), sizes: Sequence[float] = SIZES
+) -> Iterator[tuple[str, float, list[dict]]]:
+    """Yield (arm, KB asked for, the results of its seeds) of what has been run."""
+    for arm, kb in product(names, sizes):
+        logs = (folder / f"{Cell(arm, kb, seed).name}.jsonl" for seed in SEEDS)
+        found = [result for log in logs if (result := result_of(log, "posttrain"))]
+        if found:
+            yield arm, kb, found
+
+
+def results_table(folder: Path) -> str:
     """Show each arm's files and test accuracy in percent, mean and deviation over the seeds."""
     head = ["run", "KB asked for", "largest file, bytes", "test %", "full precision %", "seeds"]
     rows = []
-    for arm, kb in product(args.arm, args.kb):
-        names = (f"{Cell(arm, kb, seed).name}.jsonl" for seed in args.seed)
-        found = [result for name in names if (result := result_of(args.out / name, "posttrain"))]
-        if found:
-            top1, full = ([result[key] for result in found] for key in ("top1", "top1_fp"))
-            largest = max(result["file_bytes"] for result in found)
-            rows.append([arm, f"{kb:g}", str(largest), spread(top1), spread(full), str(len(found))])
-    return table(head, rows)
+    for arm, kb, found in results(folder):
+        top1, full = ([result[key] for result in found] for key in ("top1", "top1_fp"))
+        largest = max(result["file_bytes"] for result in found)
+        rows.append([arm, f"{kb:g}", str(largest), spread(top1), spread(full), str(len(found))])
+    return table(head, rows) if rows else ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -128,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int)
     args = parser.parse_args(argv)
     if args.what == "table":
-        print(results_table(args))
+        print(results_table(args.out))
     else:
         run((Cell(*each) for each in product(args.arm, args.kb, args.seed)), args)
 
