@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .command.report import expectation, layer_table, network_lines
 from .errors import InputError, NotFinite
 from .extras.compiled import quantizer_class
-from .extras.unit_sources import unit_sources
+from .extras.unit_sources import first_call, unit_sources
 from .files.floats import FLOATS
 from .files.runlog import RunLog
 from .files.scalars import Scalars
@@ -71,10 +71,11 @@ def fit(
     _check(model, weights, train_loader, val_loader, schedule)
     write = _writer(log, tensorboard)
     loss = _loss_function(loss, weights[0].parameter.device)
-    file = FileSize.of(model, weights, FLOATS["6bit"])
+    file = None
     if schedule.file_kb is not None:
         batch = next(iter(train_loader))
-        file = file.knowing(unit_sources(model, weights, lambda: loss(model, batch)))
+        sources = unit_sources(model, weights, first_call(model, lambda: loss(model, batch)))
+        file = FileSize.of(model, weights, FLOATS["6bit"]).knowing(sources)
     plan = pruning_plan(schedule, weights, len(train_loader), rounded=False, file=file)
     write("plan", plan=str(plan), rounds=plan.rounds, expected=expected_size(plan, weights))
     bars = Progress(None if progress else False)  # None: on a terminal

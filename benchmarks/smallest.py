@@ -2,12 +2,12 @@
 
     python benchmarks/smallest.py run                      # what has no log yet: 3 seeds, all sizes
     python benchmarks/smallest.py run --kb 5 --seed 0      # a part
-    python benchmarks/smallest.py run --arm plain no_shifts distilled    # the recipe, changed
+    python benchmarks/smallest.py run --arm slow distilled whole_rows    # the recipe, changed
     python benchmarks/smallest.py table                    # what the logs say, in Markdown
 
 A run is one command of lenet5.py and has a log of its own, ARM_KBkb_seedN.jsonl. One whose log has
 its result is not run again, one that was interrupted goes on. All of a seed start from one
-full-precision network, but for those that change its training.
+full-precision network, which is trained on shifted pictures.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ PRETRAIN = {
     "--milestones_pretrain": "14 21 27",
 }  # fmt: skip
 RECIPE = {
-    "--augment": "2", "--floats": "6bit", "--coded": "", "--fold": "", "--max_bit": "2",
-    "--subc": "0 0 8 5", "--pr": "0.95", "--epoch_basis": "2", "--epoch_coord": "1",
-    "--epoch_ste": "30", "--ld_ste": "0.9", "--epoch_post_coord": "4", "--ld_post_coord": "0.8",
+    "--lr": "3e-3", "--floats": "6bit", "--coded": "", "--fold": "", "--max_bit": "2",
+    "--subc": "0 0 8 5", "--pr": "0.97", "--epoch_basis": "2", "--epoch_coord": "1",
+    "--epoch_ste": "30", "--ld_ste": "0.88", "--epoch_post_coord": "3", "--ld_post_coord": "0.8",
 }  # fmt: skip
 # What each arm changes in the recipe; None leaves a flag out.
 ARMS: dict[str, dict[str, str | None]] = {
     "recipe": {},
-    "no_shifts": {"--augment": None},
+    "slow": {"--lr": "1e-3"},
+    "shifted": {"--augment": "2"},
     "distilled": {"--distill": "0.7"},
     "whole_rows": {"--subc": None},
     "5bit": {"--floats": "5bit"},
@@ -60,20 +61,14 @@ class Cell:
         """What its files are called."""
         return f"{self.arm}_{self.kb:g}kb_seed{self.seed}"
 
-    @property
-    def source(self) -> str:
-        """What the files of the full-precision network are called that it starts from."""
-        shifts = "source" if "--augment" not in ARMS[self.arm] else f"source_{self.arm}"
-        return f"{shifts}_seed{self.seed}"
-
     def commands(self) -> Iterator[tuple[str, str, list[str]]]:
         """Yield (name, last stage, flags of lenet5.py) of the full-precision run and of its own."""
-        changed = ARMS[self.arm]
-        files = ["--model_ori", f"{self.source}_ori.pth", "--model"]
-        seed = ["--seed", str(self.seed)]
-        full = flags_of(PRETRAIN | {k: v for k, v in changed.items() if k in PRETRAIN})
-        yield self.source, "pretrain", ["--PRETRAIN", *full, *seed, *files, f"{self.source}.pth"]
-        own = flags_of(RECIPE | {"--file_kb": f"{self.kb:g}"} | changed)
+        source, seed = f"source_seed{self.seed}", ["--seed", str(self.seed)]
+        files = ["--model_ori", f"{source}_ori.pth", "--model"]
+        yield source, "pretrain", [
+            "--PRETRAIN", *flags_of(PRETRAIN), *seed, *files, f"{source}.pth"
+        ]  # fmt: skip
+        own = flags_of(RECIPE | {"--file_kb": f"{self.kb:g}"} | ARMS[self.arm])
         yield self.name, "posttrain", [
             "--ALQ", "--POSTTRAIN", *own, *seed, *files, f"{self.name}.pth"
         ]  # fmt: skip

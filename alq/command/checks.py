@@ -89,9 +89,12 @@ def sketched_layers(args: Namespace, recipe: Recipe) -> list[SketchedLayer]:
     return [SketchedLayer(*layer) for layer in asked.values()]
 
 
-def file_size(args: Namespace, model: nn.Module, layers: Layers) -> FileSize:
-    """Return the size of the smallest packed file, of a model of which `layers` are quantized."""
-    return FileSize.of(model, layers, FLOATS[args.floats])
+def file_size(args: Namespace, model: nn.Module, layers: Layers) -> FileSize | None:
+    """Return the size of the smallest packed file if --file_kb asks for it.
+
+    It is of a model of which `layers` are quantized.
+    """
+    return None if args.file_kb is None else FileSize.of(model, layers, FLOATS[args.floats])
 
 
 def check_same_layers(args: Namespace, recipe: Recipe, states: list[dict], held_out: Sized) -> None:

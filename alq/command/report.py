@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..method.network import average_bitwidth, storage_bytes, uncompiled
 from ..method.quantized_inputs import act_bit, activations_in
 from ..method.weight import MultiBitWeight
-from ..training.pruning import PruneToTarget, PruningPlan, expected_size
+from ..training.pruning import PruneToFile, PruneToTarget, PruningPlan, expected_size
 from ..training.sizes import Layers, size_in
 
 LAYER = "{:<28} {:<15} {:>7} {:>6} {:>9} {:>12}"
@@ -37,6 +37,8 @@ def expectation(
     Others name the flag that helps where rounding takes half of what a batch should remove, and
     where rounds end far from the published row.
     """
+    if isinstance(plan, PruneToFile):
+        return f"{plan}: about {format_bytes(1e3 * plan.value)} on disk"
     size = expected_size(plan, layers)
     about = "at most about" if plan.unit == "coordinates" else "about"
     lines = [f"{plan}: {about} {size['bitwidth']:.2f} bit ({format_bytes(size['storage_bytes'])})"]

@@ -75,6 +75,8 @@ def check_same_run(
     """Raise InputError unless the run that `saved` this had these flags, `but` some, and files."""
     stage, flags = saved["stage"], saved.get("flags", {})
     but = {*but, *NOT_COMPARED, *(["DOWNLOAD"] if stage != "pretrain" else [])}
+    if stage == "alq" and args.file_kb is not None:
+        but -= {"floats"}  # which its pruning counts
     for flag, value in compared_flags(args).items():
         theirs = flags.get(flag, OFF.get(flag))
         if flag not in but and value != theirs:

@@ -68,9 +68,9 @@ def alq(run: Run) -> dict:
     run.announce(len(data.train))
     weights = quantize(model, **grouping_options(args))
     file = file_size(args, model, weights)
-    if args.file_kb is not None:
-        pictures = same_pictures(data.val).to(args.device)
-        file = file.knowing(unit_sources(model, weights, lambda: model(pictures)))
+    if file is not None:
+        call = [same_pictures(data.val).to(args.device)], {}
+        file = file.knowing(unit_sources(model, weights, call))
     plan = pruning_plan(args, weights, len(data.train), file=file)
     loss, optimizer = run.loss(source["model"]), quantizer_class(args.compile)
     training = quantized_training("alq", model, weights, args, loss, plan, optimizer)

@@ -1,16 +1,20 @@
 """From which unit each input of a network's layers comes, whatever the network is made of.
 
 Units are numbered. For each binary digit of the numbers the network runs twice: units whose digit
-is 1 give no number (NaN) and all others 0, then the other way round. An input that is no number in
+is 1 give no number (NaN) and all others 1, then the other way round. An input that is no number in
 exactly one of the two, for every digit, comes from the one unit that the digits spell.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
+from ..method.network import uncompiled
 from ..method.weight import MultiBitWeight
+from ..training.file_size import Sources
 from .probing import (
     Layer,
     Layers,
@@ -24,49 +28,103 @@ from .probing import (
     padded,
 )
 
+Call = tuple[Sequence, Mapping[str, object]]  # what a model is called with
+
 
 @torch.no_grad()
-def unit_sources(
-    model: nn.Module, weights: Sequence[MultiBitWeight], forward: Callable[[], object]
-) -> list[Tensor]:
-    """Return of each layer's inputs (C,) the unit that each comes from, numbered over all layers.
+def unit_sources(model: nn.Module, weights: Sequence[MultiBitWeight], call: Call) -> Sources:
+    """Return of each layer's inputs the unit that it comes from, numbered over all layers.
 
     It is -1 where an input does not come from one unit alone; also where the unit's constant, once
-    it has no bits, could not move into the layer's bias: past padding, or where there is none.
+    it has no bits, could not move into the layer's bias: past padding, or where there is none. The
+    model is left as it was.
 
     Arguments:
         weights: all of the model's multi-bit weights.
-        forward: runs the model on a batch of the size and kind that it is used on.
+        call: positional and named arguments of the model, of the kind and size that it is used on.
+
+    Raises: InputError if the model does not run on NaN.
     """
+    args, named = call
+    args = [without_numbers(value) for value in args]
+    named = {key: without_numbers(value) for key, value in named.items()}
     layers = layers_of(model, weights)
     sizes = [weight.grouping.by_outputs[0] for weight in weights]
     first = dict(zip(weights, torch.tensor([0, *sizes]).cumsum(0).tolist(), strict=False))
-    with evaluation(model):
-        quiet = arrivals(layers, forward, lambda weight, unit: torch.zeros_like(unit))
+
+    def arriving(of_units: Callable) -> dict[MultiBitWeight, Tensor]:
+        return arrivals(layers, lambda: model(*args, **named), of_units)
+
+    with evaluation(model), restored(model):
+        quiet = arriving(lambda weight, unit: torch.ones_like(unit))
         found = {weight: torch.zeros_like(x, dtype=torch.int64) for weight, x in quiet.items()}
         alone = {weight: ~x.isnan() & moves(layers[weight]) for weight, x in quiet.items()}
         for digit in range(max(1, (sum(sizes) - 1).bit_length())):
-            one, other = (
-                arrivals(layers, forward, digits(digit, value, first)) for value in (1, 0)
-            )
+            one, other = (arriving(digits(digit, value, first)) for value in (1, 0))
+            for weight in {*found} - ({*one} & {*other}):  # the model took another way
+                del found[weight]
             for weight in found:
                 spelled = one[weight].isnan()
                 alone[weight] &= spelled ^ other[weight].isnan()
                 found[weight] |= spelled.long() << digit
-    unknown = [weight.mask.new_full(weight.grouping.by_outputs[1:2], -1, dtype=torch.int64)
-               for weight in weights]  # fmt: skip
-    return [
-        torch.where(alone[weight], found[weight], -1) if weight in found else none
-        for weight, none in zip(weights, unknown, strict=True)
-    ]
+    known = {weight: torch.where(alone[weight], found[weight], -1) for weight in found}
+    inputs = [known[weight] if weight in known else nowhere(weight) for weight in weights]
+    has_bias = [getattr(layers.get(weight), "bias", None) is not None for weight in weights]
+    return Sources.of(weights, inputs, has_bias)
+
+
+def nowhere(weight: MultiBitWeight) -> Tensor:
+    """Return the sources (C,) of a layer of which none is known."""
+    return weight.mask.new_full(weight.grouping.by_outputs[1:2], -1, dtype=torch.int64)
+
+
+def first_call(model: nn.Module, run: Callable[[], object]) -> Call:
+    """Return what the model is called with first as `run` runs it; the model is left as it was."""
+    calls: list[Call] = []
+    handle = uncompiled(model).register_forward_pre_hook(
+        lambda module, args, named: calls.append((args, named)), with_kwargs=True
+    )
+    try:
+        with torch.no_grad(), evaluation(model), restored(model), torch.random.fork_rng([]):
+            run()
+    finally:
+        handle.remove()
+    if not calls:
+        raise InputError("file_kb: the loss does not call the model", "file_kb")
+    return calls[0]
+
+
+def without_numbers(value: object) -> object:
+    """Return NaN in the place of a tensor of floats, anything else as it is."""
+    floats = isinstance(value, Tensor) and value.is_floating_point()
+    return torch.full_like(value, torch.nan) if floats else value  # type: ignore[arg-type]
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Put the model's buffers and modes back after `with`, whatever its forward does to them."""
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (LookupError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise InputError(f"file_kb: the model does not run on NaN: {why}", "file_kb") from error
+    finally:
+        for buffer, value in buffers.items():
+            buffer.copy_(value)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def digits(digit: int, value: int, first: dict[MultiBitWeight, int]) -> Callable:
-    """Return what gives NaN for units whose binary digit has the value, and 0 for others."""
+    """Return what gives NaN for units whose binary digit has the value, and 1 for others."""
 
     def of_units(weight: MultiBitWeight, unit: Tensor) -> Tensor:
         numbers = first[weight] + torch.arange(len(unit), device=unit.device)
-        return torch.where((numbers >> digit) & 1 == value, torch.nan, torch.zeros_like(unit))
+        return torch.where((numbers >> digit) & 1 == value, torch.nan, torch.ones_like(unit))
 
     return of_units
 
@@ -76,24 +134,28 @@ def arrivals(
 ) -> dict[MultiBitWeight, Tensor]:
     """Return each layer's inputs (C,) where all layers give `of_units`: NaN unless a constant.
 
-    Layers that are not run, or more than once, are not returned.
+    Layers that are not run, more than once or without a batch are not returned; the latter give
+    NaN.
     """
     found: dict[MultiBitWeight, Tensor] = {}
-    again: set[MultiBitWeight] = set()
+    unclear: set[MultiBitWeight] = set()
 
     def see(weight: MultiBitWeight, layer: Layer, x: Tensor) -> Tensor:
-        if weight in found or not fits(layer, x):
-            again.add(weight)
-        found[weight] = constants(x, channel(layer))
+        if weight in found or weight in unclear or x.dim() < 2 or not fits(layer, x):
+            unclear.add(weight)
+        else:
+            found[weight] = constants(x, channel(layer))
         return x
 
     def give(weight: MultiBitWeight, layer: Layer, y: Tensor) -> Tensor:
+        if y.dim() < 2 or not fits(layer, y):
+            return torch.full_like(y, torch.nan)
         dim = channel(layer)
         return along(of_units(weight, y.new_zeros(y.shape[dim])), y, dim).expand_as(y).contiguous()
 
     with hooked(layers, see, give):
         forward()
-    return {weight: x for weight, x in found.items() if weight not in again}
+    return {weight: x for weight, x in found.items() if weight not in unclear}
 
 
 def moves(layer: Layer) -> bool:

@@ -224,11 +224,10 @@ def bits_of(
     prices: Sequence[int | Tensor], masks: Sequence[Tensor], places: Sequence[Tensor]
 ) -> Tensor:
     """Return the bits of the coordinates at these places of each layer's flat mask, end to end."""
-    of_groups = [price for price in prices if isinstance(price, Tensor)]
-    if of_groups:
-        wide = (price.expand_as(mask) for price, mask in zip(of_groups, masks, strict=True))
-        return torch.cat([x.flatten()[place] for x, place in zip(wide, places, strict=True)])
-    of_layers = [price for price in prices if isinstance(price, int)]
-    bits = torch.cat([torch.zeros_like(place) for place in places])
-    torch._foreach_add_(bits.split([len(place) for place in places]), of_layers)
-    return bits
+    found = []
+    for price, mask, place in zip(prices, masks, places, strict=True):
+        if isinstance(price, Tensor):
+            found.append(price.flatten()[place // mask.shape[1]])
+        else:
+            found.append(torch.full_like(place, price))
+    return torch.cat(found)

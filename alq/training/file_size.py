@@ -6,11 +6,13 @@
     fixed   container, names, and all that is not quantized; a unit without bits frees its bias
 
 A unit without bits frees also the signs that multiply it in the next layer. So a coordinate is
-worth more than its own bytes: its part of what its unit takes.
+worth more than its own bytes: its part of what its unit takes. The constants below are of the
+published LeNet5 files.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +38,37 @@ def zero_saves(bits: int) -> float:
     return number_bytes(bits) if bits <= CODED else 1 - SAVED[1] / 8
 
 
+class Sources(NamedTuple):
+    """Where the inputs of a network's layers come from; units are counted over all layers.
+
+    inputs: for each layer, of each of its inputs (C,), the unit that it comes from; -1 if unknown.
+    places: for each layer (groups of an output, n), which of these its weights multiply; all of its
+        outputs' weights lie in the same order.
+    biased: (U,) bool, of which units the bias goes with the last bit.
+    """
+
+    inputs: Sequence[Tensor]
+    places: Sequence[Tensor]
+    biased: Tensor
+
+    @classmethod
+    def of(
+        cls, weights: Sequence[MultiBitWeight], inputs: Sequence[Tensor], has_bias: Sequence[bool]
+    ) -> "Sources":
+        """Return the sources of `inputs`; `has_bias` says which of the layers have one."""
+        device = weights[0].mask.device
+        sizes = torch.tensor([weight.grouping.by_outputs[0] for weight in weights], device=device)
+        biased = torch.tensor(list(has_bias), device=device).repeat_interleave(sizes)
+        named = torch.zeros_like(biased)
+        places = []
+        for weight, of_layer in zip(weights, inputs, strict=True):
+            named[of_layer[of_layer >= 0]] = True
+            grouping = weight.grouping
+            one = Grouping(grouping.structure, (1, *grouping.by_outputs[1:]), grouping.subc)
+            places.append(one.inputs_of().to(device))
+        return cls(inputs, places, biased & named)
+
+
 @dataclass(frozen=True, eq=False)
 class FileSize:
     """The size of a network's smallest file, after `alq.fold_constant_units`.
@@ -43,16 +76,14 @@ class FileSize:
     Attributes:
         fixed: bytes that no coordinate takes, with the biases of all units.
         number: bytes of a coordinate.
-        bias: bytes that go with a unit's last bit.
-        sources: for each layer, of each of its inputs (C,), the number of the unit that it comes
-            from, units being counted over all layers; -1 where that is not known. None where only
-            counts are known, and all units have bits.
+        bias: bytes of a bias that go with its unit's last bit.
+        sources: None where only counts are known, and all units have bits.
     """
 
     fixed: float
     number: float
     bias: float
-    sources: Sequence[Tensor] | None = None
+    sources: Sources | None = None
 
     @classmethod
     def of(cls, model: nn.Module, layers: Layers, bits: int) -> "FileSize":
@@ -68,82 +99,69 @@ class FileSize:
             fixed += size * value.numel()
         return cls(CONTAINER + fixed, number_bytes(bits), zero_saves(bits))
 
-    def knowing(self, sources: Sequence[Tensor]) -> "FileSize":
+    def knowing(self, sources: Sources) -> "FileSize":
         """Return the same, of a network in which inputs come from these units."""
         return replace(self, sources=sources)
 
-    def kb(self, layers: Layers) -> float:
-        """Return the size in 1e3 bytes; on a device of `layers`, waits for it."""
-        if self.sources is None:
-            parts = (layer.live_total * (layer.n / 8 + self.number) for layer in layers)
-            return (self.fixed + sum(parts)) / 1e3
-        weights: Sequence[MultiBitWeight] = layers  # type: ignore[assignment]
-        has_bits = torch.cat([units_with_bits(weight) for weight in weights])
-        size = self.fixed - self.bias * (~has_bits).sum()
-        for weight, sources in zip(weights, self.sources, strict=True):
-            I, kept = weight.mask.sum(1), kept_signs(weight, sources, has_bits)
-            used = kept > 0  # a group that multiplies constants alone goes
-            size = size + (I * (kept / 8 + self.number) * used).sum() + entropy(I * used) / 8
-        return float(size) / 1e3
+    def counted_kb(self, layers: Layers) -> float:
+        """Return the size in KB (1e3 bytes) of layers of which all units have bits."""
+        parts = (layer.live_total * (layer.n / 8 + self.number) for layer in layers)
+        return (self.fixed + sum(parts)) / 1e3
 
     def least_kb(self, layers: Layers) -> float:
         """Return the size of the file with one coordinate left, or a little more."""
         return (self.fixed + min(layer.n / 8 + self.number for layer in layers)) / 1e3
 
-    def prices(self, weights: Sequence[MultiBitWeight]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return (freed, worth), what a coordinate of each group (G, 1) takes of the file.
+    def kb(self, weights: Sequence[MultiBitWeight], masks: Sequence[Tensor]) -> float:
+        """Return the size in KB of the layers with these masks; waits for their device."""
+        has_bits, kept = self.living(weights, masks)
+        size = self.fixed - self.bias * (~has_bits & self.known.biased).sum()
+        for signs, mask in zip(kept, masks, strict=True):
+            I = mask.sum(1) * (signs > 0)  # a group that multiplies constants alone goes
+            size = size + (I * (signs / 8 + self.number)).sum() + entropy(I) / 8
+        return float(size) / 1e3
 
-        freed: bits, in whole numbers, that its removal frees for certain.
-        worth: bytes, with its part of what its unit takes as long as that has bits.
+    def worth(self, weights: Sequence[MultiBitWeight], masks: Sequence[Tensor]) -> list[Tensor]:
+        """Return what a coordinate of each group (G, 1) takes, in bytes of the file.
+
+        To its own come its part of its unit's bias, and of the signs that multiply the unit.
         """
-        assert self.sources is not None
-        has_bits = torch.cat([units_with_bits(weight) for weight in weights])
-        of_units = torch.zeros_like(has_bits, dtype=torch.float32)  # bytes
-        own = []
-        for weight, sources in zip(weights, self.sources, strict=True):
-            own.append(kept_signs(weight, sources, has_bits) / 8 + self.number + BITWIDTH)
-            per_input = signs_of_inputs(weight) / 8  # (C,)
-            known = sources >= 0
-            of_units.index_add_(0, sources[known], per_input[known])
-        freed = [(8 * price).round().long().unsqueeze(1) for price in own]
-        worth, units = [], of_units.split([weight.grouping.by_outputs[0] for weight in weights])
-        for weight, price, unit in zip(weights, own, units, strict=True):
-            coordinates = weight.mask.reshape(len(unit), -1).sum(1).clamp(min=1)
-            groups = weight.grouping.G // len(unit)
-            share = (unit + self.bias) / coordinates
-            worth.append((price + share.repeat_interleave(groups)).unsqueeze(1))
-        return freed, worth
+        has_bits, kept = self.living(weights, masks)
+        signs_of_units = torch.zeros_like(has_bits, dtype=torch.float32)
+        rows = [w.grouping.by_outputs[0] for w in weights]
+        for k, (inputs, places) in enumerate(zip(*self.known[:2], strict=True)):
+            bases = masks[k].view(rows[k], len(places), -1).sum((0, 2))  # of all outputs
+            bases = bases.float().repeat_interleave(places.shape[1])
+            signs = bases.new_zeros(len(inputs)).index_add_(0, places.flatten(), bases)
+            signs_of_units.index_add_(0, inputs[inputs >= 0], signs[inputs >= 0])
+        shared = (signs_of_units / 8 + self.bias * self.known.biased).split(rows)
+        found = []
+        for mask, signs, of_units in zip(masks, kept, shared, strict=True):
+            coordinates = mask.reshape(len(of_units), -1).sum(1).clamp(min=1)
+            part = (of_units / coordinates).repeat_interleave(len(mask) // len(of_units))
+            own = torch.where(signs > 0, signs / 8 + self.number + BITWIDTH, 0.0)
+            found.append((own + part).unsqueeze(1))
+        return found
 
+    def living(
+        self, weights: Sequence[MultiBitWeight], masks: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return (U,) bool, which units are not constant, and of each group (G,) the kept signs."""
+        outputs = [weight.grouping.by_outputs[0] for weight in weights]
+        has_bits = torch.cat([m.reshape(O, -1).any(1) for m, O in zip(masks, outputs, strict=True)])
+        parts, kept = has_bits.split(outputs), []
+        for k, (inputs, places) in enumerate(zip(*self.known[:2], strict=True)):
+            live = (inputs < 0) | has_bits[inputs]  # (C,); -1 takes the last unit, to no effect
+            kept.append(live[places].sum(1).repeat(outputs[k]))
+            used = masks[k].any(1) & (kept[k] > 0)  # a unit of constants alone is one
+            parts[k].copy_(used.view(outputs[k], -1).any(1))
+        return has_bits, kept
 
-def units_with_bits(weight: MultiBitWeight) -> Tensor:
-    """Return (O,) bool, which outputs of the layer have a bit in any of their groups."""
-    return weight.mask.reshape(weight.grouping.by_outputs[0], -1).any(1)
-
-
-def inputs_of_one_output(weight: MultiBitWeight) -> Tensor:
-    """Return (groups of an output, n): which of the C inputs each weight of an output multiplies.
-
-    It is the same for all outputs.
-    """
-    grouping = weight.grouping
-    one = Grouping(grouping.structure, (1, *grouping.by_outputs[1:]), grouping.subc)
-    return one.inputs_of().to(weight.mask.device)
-
-
-def kept_signs(weight: MultiBitWeight, sources: Tensor, has_bits: Tensor) -> Tensor:
-    """Return (G,) how many signs of each group multiply an input that is not constant."""
-    live = (sources < 0) | has_bits[sources]  # (C,); -1 takes the last unit, which is of no effect
-    kept = live[inputs_of_one_output(weight)].sum(1)
-    return kept.repeat(weight.grouping.by_outputs[0])
-
-
-def signs_of_inputs(weight: MultiBitWeight) -> Tensor:
-    """Return (C,) how many signs multiply each input, over all outputs and bases."""
-    outputs, inputs = weight.grouping.by_outputs[:2]
-    bases = weight.mask.view(outputs, -1, weight.mask.shape[1]).sum((0, 2)).float()
-    places = inputs_of_one_output(weight)
-    total = bases.new_zeros(inputs)
-    return total.index_add_(0, places.flatten(), bases.repeat_interleave(places.shape[1]))
+    @property
+    def known(self) -> Sources:
+        """The sources, where they are needed."""
+        assert self.sources is not None, "FileSize.knowing(sources) comes first"
+        return self.sources
 
 
 def entropy(numbers: Tensor) -> Tensor:

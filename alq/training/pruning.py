@@ -10,8 +10,12 @@ import math
 from argparse import Namespace
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from ..errors import InputError
 from ..method.optimizer import ALQ
+from ..method.steps import choose_pruned
 from .file_size import FileSize
 from .schedule import Schedule
 from .sizes import Layers, Unit, bits_in, bits_of_one, coordinate_prices, size_in
@@ -20,6 +24,7 @@ from .sizes import Layers, Unit, bits_in, bits_of_one, coordinate_prices, size_i
 # every layer would lose the same share.
 TOP_K, CANDIDATES = 0.005, 2
 TARGETS: dict[Unit, str] = {"target_bit": "bit", "target_kb": "KB", "file_kb": "KB"}
+TRIES = 4  # of a batch to end at a size of the file
 CHOICE = 4  # candidates for each coordinate to remove, where these are told by bytes
 
 
@@ -64,6 +69,7 @@ class PruneToTarget:
         factor: what a round at ratio `pr` leaves.
         top_k: share of a layer that is a candidate at a batch; more where the aim needs it.
         prune_batches: batches of a round's pruning epochs.
+        fixed: of the size, what no pruning frees.
     """
 
     unit: Unit
@@ -74,16 +80,17 @@ class PruneToTarget:
     factor: float
     top_k: float
     prune_batches: int
+    fixed: float = 0.0
 
     @property
     def last_pr(self) -> float:
         """The ratio at which the last round has left to prune."""
-        b, left = self.prune_batches, self.value / self.aim(self.rounds - 1)
-        return b * (1 - left ** (1 / b))
+        left = (self.value - self.fixed) / (self.aim(self.rounds - 1) - self.fixed)
+        return self.prune_batches * (1 - left ** (1 / self.prune_batches))
 
     def aim(self, round: int) -> float:
         """Return the size at the end of round 1, 2, ..."""
-        return max(self.value, self.start * self.factor**round)
+        return max(self.value, self.fixed + (self.start - self.fixed) * self.factor**round)
 
     def __str__(self) -> str:
         if self.unit == "coordinates":
@@ -109,19 +116,23 @@ class PruneToTarget:
         quantizer.prune_step(top_k, share / top_k, prices, max(0, budget))
 
     def share_now(self, size: float, aim: float, batch: int) -> float:
-        """Return what share of `size` a batch, 0 being the round's first, removes for `aim`."""
+        """Return what share of the prunable `size` a batch removes, 0 being the round's first.
+
+        The last of a round takes all: there the budget alone says where to stop.
+        """
         left = self.prune_batches - batch  # batches, this one included
         if size <= aim:
             return 0.0
-        return 1 - (aim / size) ** (1 / left) if left > 1 else 1.0  # the budget says where to stop
+        return 1 - ((aim - self.fixed) / (size - self.fixed)) ** (1 / left) if left > 1 else 1.0
 
 
 @dataclass(frozen=True)
 class PruneToFile(PruneToTarget):
     """Prunes until the smallest packed file has a size, what costs least per byte of it first.
 
-    The size is an estimate (`alq.training.file_size`). A layer gives at most `CHOICE` times its
-    share at a batch. On another device than the CPU each batch waits for the size.
+    The size is an estimate (`alq.training.file_size`), renewed until each batch ends where it
+    should; on another device than the CPU that waits for it. A layer gives at most `CHOICE` times
+    its share at a batch.
     """
 
     file: FileSize = field(kw_only=True)
@@ -129,12 +140,30 @@ class PruneToFile(PruneToTarget):
     def step(self, quantizer: ALQ, round_number: int, batch: int) -> None:
         """Take the prune step of a pruning batch: of round 1, 2, ..., and in it from 0."""
         weights, aim = quantizer.weights, self.aim(round_number)
-        size = self.file.kb(weights)
+        masks = [weight.mask for weight in weights]
+        size = self.file.kb(weights, masks)
         share = self.share_now(size, aim, batch)
+        goal = max(aim, size - share * (size - self.fixed))
+        worth = self.file.worth(weights, masks)
+        prices = [(8 * each).round().long() for each in worth]
+
+        def choose(*arguments: object) -> list[Tensor]:
+            """Choose by budgets, each from what the one before freed of the file."""
+            *others, budget = arguments
+            chosen: list[tuple[float, list[Tensor]]] = []
+            while share and len(chosen) < TRIES:
+                gone = choose_pruned(*others, budget)  # type: ignore[arg-type]
+                left = self.file.kb(weights, [m & ~g for m, g in zip(masks, gone, strict=True)])
+                chosen.append((abs(left - goal), gone))
+                freed = max(size - left, (size - goal) / 8)
+                budget = round(budget * (size - goal) / freed)
+            if not chosen:
+                return [torch.zeros_like(mask) for mask in masks]
+            return min(chosen, key=lambda each: each[0])[1]
+
         top_k = min(1.0, max(self.top_k, CHOICE * share))
-        freed, worth = self.file.prices(weights)
-        budget = math.ceil(8000 * share * size) if share < 1 else math.ceil(8000 * (size - aim))
-        quantizer.prune_step(top_k, 1.0, freed, budget, worth)
+        budget = math.ceil(8000 * (size - goal))
+        quantizer.prune_step(top_k, 1.0, prices, budget, worth, choose)
 
 
 PruningPlan = PruneByRatio | PruneToTarget
@@ -149,8 +178,11 @@ def expected_size(plan: PruningPlan, layers: Layers) -> dict[str, float]:
     """Return the size that `plan` leaves of the freshly sketched `layers`, from the counts alone.
 
     It takes every layer to lose the same share. Layers of large groups have so far always lost
-    more than others (docs/schedules.md), which leaves fewer bits of as many coordinates.
+    more than others (docs/schedules.md), which leaves fewer bits of as many coordinates. Of a plan
+    for the file's size it is that alone: its bits can be of many groups or of few.
     """
+    if isinstance(plan, PruneToFile):
+        return {"file_bytes": 1e3 * plan.value}
     share = plan.share_left(sum(layer.live_total for layer in layers))
     return {
         "bitwidth": share * size_in("target_bit", layers),
@@ -175,14 +207,16 @@ def pruning_plan(
     factor, target = max(0.0, 1 - pr / b) ** b, read_target(schedule, weights, file)
     if target is not None:
         unit, value, start = target
-        R = max(1, math.ceil(math.log(value / start) / math.log(factor) - 1e-9)) if factor else 1
+        fixed = file.fixed / 1e3 if file and unit == "file_kb" else 0.0
+        left = math.log((value - fixed) / (start - fixed))
+        R = max(1, math.ceil(left / math.log(factor) - 1e-9)) if factor else 1
     else:
         M_p = removed_share(pr, top_k, b)
         if rounded:
             return PruneByRatio(R, pr, top_k, M_p, b)
         unit, start = "coordinates", size_in("coordinates", weights)
-        value = start * factor**R
-    plan = unit, value, start, R, pr, factor, top_k, b
+        value, fixed = start * factor**R, 0.0
+    plan = unit, value, start, R, pr, factor, top_k, b, fixed
     return PruneToFile(*plan, file=file) if unit == "file_kb" else PruneToTarget(*plan)
 
 
@@ -216,7 +250,7 @@ def read_target(
     for unit, value in asked.items():
         if unit == "file_kb":
             assert file is not None
-            start, least = file.kb(layers), file.least_kb(layers)
+            start, least = file.counted_kb(layers), file.least_kb(layers)
         else:
             start = size_in(unit, layers)
             least = min(coordinate_prices(unit, layers)) / bits_of_one(unit, layers)
