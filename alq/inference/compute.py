@@ -9,22 +9,20 @@
 All but decoding need numba, a CPU and float32. Decoding works everywhere, without numba too.
 """
 
-import ctypes
 import warnings
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
-from operator import mul
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..method.structures import Grouping
-from .jobs import Job, run
+from .jobs import LINE, Job, run
 from .planes import Planes
-from .prepared import Prepared, prepared, tell
-from .rows import BLOCK, Rows, groups_of_rows, row_bytes
+from .prepared import Prepared, prepared, prepared_to_decode, tell
+from .rows import BLOCK, Rows, groups_of_rows
 from .tiles import Geometry
 
 PLAIN: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever the caller's defaults are
@@ -48,28 +46,20 @@ def kernels_work() -> bool:
 
 
 def load_kernels() -> None:
-    from . import dots, moves, popcounts, tables  # noqa: F401
+    from . import kernels  # noqa: F401
 
 
 def by_tables(
-    rows: Rows, grouping: Grouping, bias: Tensor | None, x: Tensor, geometry: Geometry, kind: str
+    rows: Rows, grouping: Grouping, bias: Tensor | None, x: Tensor, geometry: Geometry, way: str
 ) -> Tensor:
     """Return the convolution (B, O, *output) of pictures x (B, C, H, W) of float32.
 
     Its layout is channels_last, in which PyTorch's pooling is faster. Of a linear layer x is (B, C)
-    and `geometry` that of one picture with a row of B positions.
+    and `geometry` that of one picture with a row of B positions. `way` is the kind of tables, or
+    "dots" for a linear layer's positions one after the other.
     """
-    from .moves import lay_out, measure
-    from .tables import tiles
-
-    plan = prepared(grouping, geometry, kind, torch.get_num_threads())
-    job, y = filled(plan, rows, bias, x)
-    for share in turns(plan, job):
-        if kind == "int16":
-            run(measure, job, share(plan.pictures))
-        run(lay_out, job, share(plan.parts))
-        run(tiles, job, share(plan.units))
-    return y
+    plan = prepared(grouping, geometry, way, torch.get_num_threads())
+    return computed(plan, rows, bias, x, {})[0]
 
 
 def by_popcounts(
@@ -77,61 +67,40 @@ def by_popcounts(
     planes: Planes, way: str,
 ) -> Tensor | None:  # fmt: skip
     """Return what `by_tables` does, of an input in binary bases, or None if it is not finite."""
-    from .dots import count_dots
-    from .inputs import encode
-    from .popcounts import count_tiles
-
     plan = prepared(grouping, geometry, way, torch.get_num_threads(), len(planes.betas))
-    job, y = filled(plan, rows, bias, x)
-    tell(job, **planes.numbers)
-    job.owners += (planes,)
-    for share in turns(plan, job):
-        run(encode, job, share(plan.parts))
-        if job.odd:
-            return None
-        run(count_tiles if way == "popcounts" else count_dots, job, share(plan.units))
-    return y
+    y, job = computed(plan, rows, bias, x, planes.numbers, planes)
+    return None if job.odd else y
 
 
-def by_dots(
-    rows: Rows, grouping: Grouping, bias: Tensor | None, x: Tensor, geometry: Geometry
-) -> Tensor:
-    """Return the linear layer's y (B, O) of x (B, C), one after the other."""
-    from .dots import dots
+def computed(
+    plan: Prepared, rows: Rows, bias: Tensor | None, x: Tensor, numbers: dict, *owners: Any
+) -> tuple[Tensor, Job]:
+    """Return what the kernel writes, and its job; it is told `numbers`, too, of `owners`."""
+    from .kernels import compute
 
-    plan = prepared(grouping, geometry, "dots", torch.get_num_threads())
-    job, y = filled(plan, rows, bias, x)
-    run(dots, job, plan.units)
-    return y
-
-
-def filled(plan: Prepared, rows: Rows, bias: Tensor | None, x: Tensor) -> tuple[Job, Tensor]:
-    """Return the job of one call, and what it will write."""
     last = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     x = x.contiguous(memory_format=last)
     y = torch.empty(plan.shape, **PLAIN)
-    scratch = torch.empty(plan.bytes, dtype=torch.uint8, device="cpu")  # at 64 bytes
-    job = Job.from_buffer_copy(plan.job)
-    job.signs, job.alpha = rows.signs.data_ptr(), rows.alpha.data_ptr()
-    job.outputs, job.first = rows.outputs.data_ptr(), rows.first.data_ptr()
+    job = filled(plan, rows)
     if bias is not None:
         job.bias = bias.data_ptr()
     job.x, job.y = x.data_ptr(), y.data_ptr()
-    base = scratch.data_ptr()
-    for name, offset in plan.offsets:
-        setattr(job, name, base + offset)
-    ctypes.memset(job.flat, 0, base + plan.bytes - job.flat)  # the zeros between the inputs
-    job.owners = plan, rows, bias, x, y, scratch
-    return job, y.permute(0, 3, 1, 2) if y.dim() == 4 else y
+    tell(job, **numbers)
+    job.owners += bias, x, y, *owners
+    run(compute, job)
+    return y.permute(0, 3, 1, 2) if y.dim() == 4 else y, job
 
 
-def turns(plan: Prepared, job: Job) -> Iterator[Callable[[int], int]]:
-    """Move the job from images to images; yield what makes of a number for one that of these."""
-    for start in range(0, plan.images, plan.at_once):
-        count = min(plan.at_once, plan.images - start)
-        yield partial(mul, count)
-        job.x += count * plan.input_bytes
-        job.y += count * plan.output_bytes
+def filled(plan: Prepared, rows: Rows) -> Job:
+    """Return the job of one call, which knows its rows and has memory."""
+    memory = torch.empty(plan.bytes, dtype=torch.uint8, device="cpu")  # at 64 bytes
+    job = Job.from_buffer_copy(plan.job)
+    job.signs, job.alpha = rows.signs.data_ptr(), rows.alpha.data_ptr()
+    job.outputs, job.first = rows.outputs.data_ptr(), rows.first.data_ptr()
+    job.counters = memory.data_ptr()
+    job.memory = job.counters + LINE * (job.threads + 1)
+    job.owners = plan, rows, memory
+    return job
 
 
 def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool = False) -> Tensor:
@@ -141,14 +110,13 @@ def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool
     """
     on_cpu = rows.alpha.device.type == "cpu" and rows.alpha.dtype == torch.float32
     if on_cpu and not plainly and kernels_work():
-        from .dots import decode
+        from .kernels import decode_blocks
 
-        stride = row_bytes(grouping.n)
-        padded = rows.alpha.new_zeros(stop - start, len(rows.first) - 1, 8 * stride)
-        decode(
-            rows.signs.data_ptr(), stride, rows.alpha.numpy(), rows.outputs.numpy(),
-            rows.first.numpy(), padded.numpy(), start, stop,
-        )  # fmt: skip
+        plan = prepared_to_decode(grouping, start, stop, torch.get_num_threads())
+        padded, job = rows.alpha.new_zeros(plan.shape), filled(plan, rows)
+        job.y = padded.data_ptr() - 4 * start * padded[0].numel()
+        job.owners += (padded,)
+        run(decode_blocks, job)
         groups = padded[:, :, : grouping.n]
     else:
         groups = groups_of_rows(rows, grouping.n, start, stop)

@@ -23,12 +23,8 @@ from .vectors import (
     constant,
     f32,
     i64,
-    job_at,
-    kernel,
     load,
-    next_unit,
     ones,
-    own_scratch,
     splat,
     store,
     types,
@@ -86,78 +82,67 @@ def ones_of_word(typing: Any, word: Any) -> Any:
 
 
 @compiled
-def start_outputs(job, picture, block):
-    """Return the outputs of a picture, those of the block being the bias."""
+def start_outputs(job, position, block):
+    """Return the outputs of a position, those of the block being the bias."""
     edges = carray(as_longs(job.edges), job.blocks + 1)
-    y = carray(as_floats_at(job.y + 4 * picture * job.O), job.O)
+    y = carray(as_floats_at(job.y + 4 * position * job.O), job.O)
     y[edges[block] : edges[block + 1]] = carray(as_floats_at(job.bias), job.O)[
         edges[block] : edges[block + 1]
     ]
     return y
 
 
-@kernel
-def dots(address):
-    """Compute a linear layer; a unit is one input and a block of outputs.
+@compiled
+def dots(job, memory, first, last, block):
+    """Compute a linear layer's positions `first` to `last` for a block of outputs.
 
-    A dot product with signs is twice its positive part less the sum of all. A thread's scratch
-    holds the inputs of a segment in whole words, and as many signs, all positive.
+    A dot product with signs is twice its positive part less the sum of all. The scratch holds the
+    inputs of a segment in whole words, and as many signs, all positive.
     """
-    job, values = job_at(address), own_scratch(address)
     places, n = 8 * job.row_bytes, job.n
-    positive = values + 4 * places
-    padded = carray(as_floats_at(values), places)
+    positive = memory + 4 * places
+    padded = carray(as_floats_at(memory), places)
     padded[:] = 0
     carray(as_bytes(positive), job.row_bytes)[:] = 255
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
-        picture, block = divmod(unit, job.blocks)
-        y = start_outputs(job, picture, block)
+    for position in range(first, last):
+        y = start_outputs(job, position, block)
         for s in range(job.segments):
-            first, last = rows_of_block(job, s, block)
-            if first == last:
+            row, end = rows_of_block(job, s, block)
+            if row == end:
                 continue
-            padded[:n] = carray(as_floats_at(job.x + 4 * (picture * job.channels + s * n)), n)
-            total = positive_sum(positive, values, places // 32)
-            alpha = carray(as_floats_at(job.alpha), last)
-            outputs = carray(as_ints(job.outputs), last)
-            for r in range(first, last):
-                part = positive_sum(job.signs + job.row_bytes * r, values, places // 32)
+            x = job.x + 4 * (position * job.channels + s * n)
+            padded[:n] = carray(as_floats_at(x), n)
+            total = positive_sum(positive, memory, places // 32)
+            alpha, outputs = carray(as_floats_at(job.alpha), end), carray(as_ints(job.outputs), end)
+            for r in range(row, end):
+                part = positive_sum(job.signs + job.row_bytes * r, memory, places // 32)
                 y[outputs[r]] += alpha[r] * (part + part - total)
 
 
-@kernel
-def count_dots(address):
-    """Compute a linear layer from the bits of its inputs; units as in `dots`.
+@compiled
+def count_dots(job, memory, first, last, block):
+    """Compute a linear layer from the bits of its inputs, as `dots` does.
 
-    A thread's scratch holds the words of a segment for each plane.
+    The scratch holds the words of a segment for each plane.
     """
-    job, memory = job_at(address), own_scratch(address)
     planes, words = job.planes, job.words
     bits = carray(as_longs(memory), (planes, words))
+    flat = carray(as_longs(memory + job.flat), job.flat_bytes // 8)
     betas = carray(as_floats_at(job.betas), planes)
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
-        picture, block = divmod(unit, job.blocks)
-        y = start_outputs(job, picture, block)
+    for position in range(first, last):
+        y = start_outputs(job, position, block)
         for s in range(job.segments):
-            first, last = rows_of_block(job, s, block)
-            if first == last:
+            row, end = rows_of_block(job, s, block)
+            if row == end:
                 continue
-            total, place = np.float32(0), picture + s * words * planes * job.channel_step
-            flat = carray(as_longs(job.flat), place + words * planes * job.channel_step)
+            total, place = np.float32(0), position - first + s * words * planes * job.channel_step
             for w in range(words):
                 for m in range(planes):
                     bits[m, w] = flat[place + (w * planes + m) * job.channel_step]
                     total += betas[m] * np.float32(ones_of_word(bits[m, w]))
-            signs = carray(as_longs(job.signs), (last, words))
-            alpha = carray(as_floats_at(job.alpha), last)
-            outputs = carray(as_ints(job.outputs), last)
-            for r in range(first, last):
+            signs = carray(as_longs(job.signs), (end, words))
+            alpha, outputs = carray(as_floats_at(job.alpha), end), carray(as_ints(job.outputs), end)
+            for r in range(row, end):
                 value = -total
                 for m in range(planes):
                     count = 0
@@ -168,12 +153,12 @@ def count_dots(address):
 
 
 @compiled
-def decode(signs, stride, alpha, outputs, first, w, begin, end):
-    """Add the rows of outputs `begin` to `end` to their weights w (end - begin, S, places)."""
-    _, S, places = w.shape
-    for s in range(S):
-        for r in range(first[s], first[s + 1]):
-            o = outputs[r] - begin
-            if 0 <= o < end - begin:
-                place = w.ctypes.data + 4 * places * (S * o + s)
-                add_signed(signs + stride * r, alpha[r], place, places // 32)
+def decode(job, block):
+    """Add the rows of a block of outputs to their weights (outputs, S, places), which lie at y."""
+    places = 8 * job.row_bytes
+    for s in range(job.segments):
+        row, end = rows_of_block(job, s, block)
+        alpha, outputs = carray(as_floats_at(job.alpha), end), carray(as_ints(job.outputs), end)
+        for r in range(row, end):
+            weight = job.y + 4 * places * (job.segments * outputs[r] + s)
+            add_signed(job.signs + job.row_bytes * r, alpha[r], weight, places // 32)

@@ -5,7 +5,6 @@ A position's inputs lie side by side, so that a comparison with a midpoint gives
 
 from typing import Any
 
-from numba import carray
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -14,17 +13,13 @@ from .vectors import (
     F32,
     I16,
     I64,
-    as_longs,
     compiled,
     constant,
     fetch_ahead,
     first_lanes,
     i64,
-    job_at,
-    kernel,
     load,
     load_lanes,
-    next_unit,
     splat,
     store,
 )  # fmt: skip
@@ -103,42 +98,16 @@ def encode_word(job, source, count, target):
 
 
 @compiled
-def encode_position(job, source, target):
-    """Write the words of a position; return which inputs are not finite, as ones of a word."""
-    odd, step = 0, 8 * job.channel_step * job.planes
-    for first in range(0, job.channels, job.inputs):
-        for own in range(0, job.inputs, 64):
-            odd |= encode_word(job, source + 4 * (first + own), min(64, job.inputs - own), target)
-            target += step
-    return odd
+def encode_run(job, source, step, count, target):
+    """Write the words of positions, `step` bytes from one to the next.
 
-
-@kernel
-def encode(address):
-    """Lay out the input's bits between zeros; a unit is a row of an image.
-
-    `inputs` of a position are of one group. What is not finite sets the job's `odd`.
+    `inputs` of a position are of one group. Return which are not finite, as ones of a word.
     """
-    job = job_at(address)
-    rows = carray(as_longs(job.row_parts), (job.rows, 3))
-    columns = carray(as_longs(job.column_parts), (job.columns, 3))
-    odd = 0
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
-        image, y = divmod(unit, job.parts)
-        for i in range(job.rows):
-            to_y, from_y, height = rows[i]
-            if y >= height:
-                continue
-            row = (image * job.height + from_y + y * job.stride_y) * job.width
-            for j in range(job.columns):
-                to_x, from_x, width = columns[j]
-                place = image * job.image_step + (i * job.columns + j) * job.phase_step
-                target = job.flat + 8 * (place + (to_y + y) * job.plane_width + to_x)
-                for x in range(width):
-                    source = job.x + 4 * job.channels * (row + from_x + x * job.stride_x)
-                    odd |= encode_position(job, source, target + 8 * x)
-    if odd:
-        job.odd = 1
+    odd, word_step = 0, 8 * job.channel_step * job.planes
+    for x in range(count):
+        here, to = source + step * x, target + 8 * x
+        for first in range(0, job.channels, job.inputs):
+            for own in range(0, job.inputs, 64):
+                odd |= encode_word(job, here + 4 * (first + own), min(64, job.inputs - own), to)
+                to += word_step
+    return odd

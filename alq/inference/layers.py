@@ -15,7 +15,6 @@ from ..method.quantized_inputs import PLACE
 from ..method.structures import Grouping
 from .compute import (
     blocks_to_decode,
-    by_dots,
     by_popcounts,
     by_tables,
     decoded,
@@ -207,9 +206,8 @@ class PackedLayer(nn.Module):
             return by_popcounts(*layer, x, geometry, planes_of(activation), way)
         if way in ("decoded", "held"):
             return None
-        if way == "dots":
-            return by_dots(*layer, self.fed(x), geometry)
-        return by_tables(*layer, self.fed(x), geometry, self.tables)
+        kind = way if way == "dots" else self.tables
+        return by_tables(*layer, self.fed(x), geometry, kind)
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the weights of some outputs at a time in float32, and their biases."""

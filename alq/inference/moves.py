@@ -12,6 +12,7 @@ from numba import carray
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .inputs import encode_run
 from .vectors import (
     F32,
     FLAGS,
@@ -27,11 +28,8 @@ from .vectors import (
     fetch_ahead,
     first_lanes,
     i64,
-    job_at,
-    kernel,
     load,
     load_lanes,
-    next_unit,
     splat,
     store_lanes,
     transposed,
@@ -96,9 +94,9 @@ move_floats, move_shorts = mover(False), mover(True)
 
 
 @compiled
-def move_run(job, source, count, target, inverses):
-    """Move all channels of up to 16 positions in a row."""
-    step, channel_step = 4 * job.channels * job.stride_x, job.item * job.channel_step
+def move_run(job, source, step, count, target, inverses):
+    """Move all channels of up to 16 positions, `step` bytes from one to the next."""
+    channel_step = job.item * job.channel_step
     for c in range(0, job.channels, 16):
         own, some, to = source + 4 * c, min(16, job.channels - c), target + channel_step * c
         if job.item == 4:
@@ -140,60 +138,62 @@ def largest_sum(typing: Any, source: Any, count: Any, together: Any) -> Any:
     return i64(i64, i64, i64), generate
 
 
-@kernel
-def measure(address):
-    """Write each picture's step, in which no sum of a table's word is too large, and its inverse.
+@compiled
+def measure(job, memory, image, begin):
+    """Write the steps, and their inverses, of the pictures that have places from `begin` on.
 
-    A unit is a picture. What is not finite in it shows in its step.
+    In its step no sum of a table's word is too large. What is not finite in it shows there.
     """
-    job = job_at(address)
-    bits = carray(as_ints(job.steps), job.units)
-    steps = carray(as_floats_at(job.steps), job.units)
-    inverses = carray(as_floats_at(job.inverses), job.units)
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
+    bits = carray(as_ints(memory + job.steps), job.pictures)
+    steps = carray(as_floats_at(memory + job.steps), job.pictures)
+    inverses = carray(as_floats_at(memory + job.inverses), job.pictures)
+    end = (begin + job.length - 1) // job.picture_places + 1
+    for picture in range(begin // job.picture_places, min(job.pictures, end)):
         largest = 0
         for first in range(0, job.picture, job.inputs):
-            source = job.x + 4 * (job.picture * unit + first)
+            source = job.x + 4 * (job.picture * (image * job.pictures + picture) + first)
             for own in range(0, job.inputs, 64):
                 count = min(64, job.inputs - own)
                 largest = max(largest, largest_sum(source + 4 * own, count, job.together))
-        bits[unit] = largest
-        step = steps[unit] / np.float32(MOST_OF_SUM * SCALED)
+        bits[picture] = largest
+        step = steps[picture] / np.float32(MOST_OF_SUM * SCALED)
         if step == 0:
             step = np.float32(1)
         elif step < LEAST:
             step = np.float32(LEAST)
-        steps[unit], inverses[unit] = step, np.float32(1) / step
+        steps[picture], inverses[picture] = step, np.float32(1) / step
 
 
-@kernel
-def lay_out(address):
-    """Lay out the input as a `Tiling` reads it, between zeros; a unit is a row of an image."""
-    job = job_at(address)
+@compiled
+def lay_out(job, memory, image, begin):
+    """Lay out an image's inputs at the places from `begin` on, as a `Tiling` reads them.
+
+    Between them is what was there, zeros. Inputs in binary bases become words; return whether one
+    is not finite.
+    """
     rows = carray(as_longs(job.row_parts), (job.rows, 3))
     columns = carray(as_longs(job.column_parts), (job.columns, 3))
-    step, each = 4 * job.channels * job.stride_x, job.inverse_step
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
-        image, y = divmod(unit, job.parts)
-        inverses = job.inverses + 4 * image
+    step, flat, odd = 4 * job.channels * job.stride_x, memory + job.flat, 0
+    end = (begin + job.length - 1) // job.plane_width + 1
+    for row in range(begin // job.plane_width, min(job.plane_rows, end)):
+        picture, y = divmod(row, job.plane_height)
+        inverses = memory + job.inverses + 4 * picture
         for i in range(job.rows):
             to_y, from_y, height = rows[i]
-            if y >= height:
+            if y < to_y or y >= to_y + height:
                 continue
-            row = (image * job.height + from_y + y * job.stride_y) * job.width
+            line = (image * job.pictures + picture) * job.height + from_y
+            line = (line + (y - to_y) * job.stride_y) * job.width
             for j in range(job.columns):
                 to_x, from_x, width = columns[j]
-                place = image * job.image_step + (i * job.columns + j) * job.phase_step
-                target = job.flat + job.item * (place + (to_y + y) * job.plane_width + to_x)
-                source = job.x + 4 * job.channels * (row + from_x)
-                for x in range(0, width, 16):
-                    move_run(
-                        job, source + step * x, min(16, width - x), target + job.item * x,
-                        inverses + each * x,
-                    )  # fmt: skip
+                place = row * job.plane_width + to_x - begin
+                target = flat + job.item * ((i * job.columns + j) * job.length + place)
+                source = job.x + 4 * job.channels * (line + from_x)
+                last = min(width, job.length - place)
+                for x in range(max(0, -place), last, 16):
+                    own, count, to = source + step * x, min(16, last - x), target + job.item * x
+                    if job.planes:
+                        odd |= encode_run(job, own, step, count, to)
+                    else:
+                        move_run(job, own, step, count, to, inverses + job.inverse_step * x)
+    return odd != 0

@@ -34,12 +34,8 @@ from .vectors import (
     compiled,
     constant,
     i64,
-    job_at,
-    kernel,
     load,
-    next_unit,
     ones,
-    own_scratch,
     shuffled,
     splat,
     store,
@@ -160,29 +156,23 @@ def add_rows(job, x, first, last, tile):
         add_4(x, step, words, signs, count, alpha, outputs, tile, job.betas)
 
 
-@kernel
-def count_tiles(address):
-    """Compute the layer, as `alq.inference.tables.tiles` does.
+@compiled
+def count_tiles(job, memory, image, first, last, block):
+    """Compute what `alq.inference.tables.tiles` does.
 
-    A thread's scratch holds the scales of the lanes and a tile.
+    The scratch holds the scales of the lanes and a tile.
     """
-    job, scales = job_at(address), own_scratch(address)
-    tile = scales + VECTOR
+    scales, tile = memory, memory + VECTOR
     starts, taps = carray(as_longs(job.starts), job.tiles), carray(as_longs(job.taps), job.segments)
     edges = carray(as_longs(job.edges), job.blocks + 1)
-    shifts = carray(as_longs(job.shifts), job.blocks)
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
-        number, block = divmod(unit, job.blocks)
-        image, t = divmod(number, job.tiles)
+    flat = memory + job.flat + carray(as_longs(job.shifts), job.blocks)[block] * job.item
+    sums = tile - 4 * edges[block] * job.lanes
+    for t in range(first, last):
         carray(as_floats_at(tile), (edges[block + 1] - edges[block]) * job.lanes)[:] = 0
-        begin = job.flat + 8 * (image * job.tile_step + starts[t] + shifts[block])
-        sums = tile - 4 * edges[block] * job.lanes
+        begin = flat + job.item * (starts[t] - starts[first])
         for s in range(job.segments):
-            first, last = rows_of_block(job, s, block)
-            if first < last:
-                add_rows(job, begin + taps[s], first, last, sums)
-        scale_lanes(job, scales, image, t)
+            row, end = rows_of_block(job, s, block)
+            if row < end:
+                add_rows(job, begin + taps[s], row, end, sums)
+        scale_lanes(job, memory, scales, t)
         write_tile(job, tile, scales, image, t, block)

@@ -3,7 +3,6 @@
 The numbers come from `alq.inference.tiles`; the arrays whose addresses they are live as long.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,14 +10,14 @@ from functools import lru_cache
 import numpy as np
 
 from ..method.structures import Grouping
-from .jobs import Job
+from .jobs import LINE, Job
 from .plan import COUNTED, COUNTED_LANES, LANES, at_one_position
 from .rows import row_bytes
-from .tiles import REMEMBERED, Geometry, Tiling, overlap, taps, tiling
+from .tiles import REMEMBERED, Geometry, Tiling, overlap, strips, taps, tiling
 
 VECTOR = 64  # bytes
 TABLES = 16 * 16 * VECTOR  # bytes of the tables of a word
-CACHE = 2**20  # bytes of an input that stay near while the layer is computed
+CACHE = 2**20  # bytes of a strip's inputs that stay near while it is computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,27 +28,13 @@ class Prepared:
         job: to be copied.
         arrays: of which the job holds addresses.
         shape: of the output, channels last.
-        images, at_once: how many, and how many are laid out before the layer is computed of them:
-            as many as the cache holds, or all, where they lie as one.
-        input_bytes, output_bytes: of an image.
-        pictures, parts, units: of an image; units of `measure`, of `lay_out` or `encode`, and of
-            the layer's kernel.
-        bytes: of memory that a call needs.
-        offsets: where in this memory what lies, by the job's fields; `flat` is last.
+        bytes: of memory that a call needs: the counters, then each thread's.
     """
 
     job: Job
     arrays: Sequence[np.ndarray]
     shape: tuple[int, ...]
-    images: int
-    at_once: int
-    input_bytes: int
-    output_bytes: int
-    pictures: int
-    parts: int
-    units: int
     bytes: int
-    offsets: tuple[tuple[str, int], ...]
 
 
 @lru_cache(REMEMBERED)
@@ -64,7 +49,7 @@ def prepared(
     tell(job, threads=threads)
     tell_of_layer(job, grouping, geometry)
     shape = (geometry.positions, O) if linear else (geometry.batch, *geometry.output, O)
-    item = 8 if counted else 2 if way == "int16" else 4
+    item = 8 if counted else 0 if dots else 2 if way == "int16" else 4
     order = grouping.G // O, grouping.n, grouping.structure == "pixelwise"
     if counted:  # its channels are words, of each plane
         words = row_bytes(grouping.n) // 8
@@ -72,32 +57,36 @@ def prepared(
         geometry = replace(geometry, channels=job.channels // grouping.n * words * planes)
         order = grouping.G // O, words * planes, grouping.structure == "pixelwise"
     lanes = 1 if dots else COUNTED_LANES if counted else LANES[way]
-    images, cut = 1, tiling(geometry, lanes)
-    pictures = geometry.positions if linear else geometry.batch
-    if not cut.joined:
-        images, geometry = geometry.batch, replace(geometry, batch=1)
-        pictures //= images
-        cut = tiling(geometry, lanes)
-    values = tell_of_input(job, arrays, geometry, cut.joined, item)
+    cut = tiling(geometry, lanes)
+    images = 1 if cut.joined else geometry.batch
     tell_of_tiles(job, arrays, geometry, cut, linear)
-    at_once = min(images, threads * max(1, CACHE // (item * values)))
-    units = pictures if dots else len(cut.starts)
-    edges, shifts = blocks_of_outputs(O, geometry, cut.channel_step, units * at_once, threads)
+    tell_of_strips(job, arrays, geometry, cut, item, images)
+    tell_of_input(job, arrays, geometry, cut.joined, item, linear)
+    edges, shifts = blocks_of_outputs(O, geometry, job.channel_step, job.tiles * images, threads)
     tell(job, blocks=len(shifts), edges=keep(arrays, edges), shifts=keep(arrays, shifts))
-    found = taps(geometry, order, cut.channel_step, item)
+    job.units = images * job.strips * job.blocks
+    found = taps(geometry, order, job.channel_step, item)
     found = found[:, 0] if counted else found
     tell(job, places=found.shape[-1], taps=keep(arrays, found))
-    job.scratch_bytes = scratch_bytes(job, way, 4 * int(np.diff(edges).max()) * lanes)
-    sizes = {"steps": 4 * pictures * at_once, "inverses": 4 * pictures * at_once}
-    sizes |= {"scratch": threads * job.scratch_bytes}
-    sizes |= {"flat": 0 if way == "dots" else item * (values * at_once + lanes)}
-    ends = np.cumsum([whole(size) for size in sizes.values()]).tolist()
-    offsets = tuple(zip(sizes, [0, *ends[:-1]], strict=True))
-    outputs = 4 * math.prod(shape) // images
-    return Prepared(
-        job, arrays, shape, images, at_once, 4 * job.picture * pictures, outputs, pictures,
-        job.parts * geometry.batch, units * len(shifts), ends[-1], offsets,
+    flat = whole(item * job.channel_step * geometry.channels)
+    scratch = scratch_bytes(job, way, 4 * int(np.diff(edges).max()) * lanes)
+    tell(job, flat=scratch, flat_bytes=flat, steps=scratch + flat)
+    job.inverses = job.steps + whole(4 * job.pictures)
+    job.memory_bytes = job.inverses + whole(4 * job.pictures)
+    return Prepared(job, arrays, shape, LINE * (threads + 1) + threads * job.memory_bytes)
+
+
+@lru_cache(REMEMBERED)
+def prepared_to_decode(grouping: Grouping, start: int, stop: int, threads: int) -> Prepared:
+    """Return the job of decoding the weights of outputs `start` to `stop`."""
+    job, arrays = Job(), []
+    S, stride = grouping.G // grouping.shape[0], row_bytes(grouping.n)
+    edges = start + (stop - start) * np.arange(threads + 1) // threads
+    tell(
+        job, threads=threads, units=threads, blocks=threads, edges=keep(arrays, edges), segments=S,
+        row_bytes=stride, O=grouping.shape[0],
     )  # fmt: skip
+    return Prepared(job, arrays, (stop - start, S, 8 * stride), LINE * (threads + 1))
 
 
 def scratch_bytes(job: Job, way: str, tile: int) -> int:
@@ -120,25 +109,23 @@ def tell_of_layer(job: Job, grouping: Grouping, geometry: Geometry) -> None:
 
 
 def tell_of_input(
-    job: Job, arrays: list[np.ndarray], geometry: Geometry, joined: bool, item: int
-) -> int:
-    """Tell the job how its input is laid out; return of how many values."""
+    job: Job, arrays: list[np.ndarray], geometry: Geometry, joined: bool, item: int, linear: bool
+) -> None:
+    """Tell the job how its input is laid out, after its strips."""
     rows, columns = geometry.phases
-    plane = geometry.plane[0] * geometry.plane[1]
-    phase = plane * (geometry.batch if joined else 1)
-    channel = phase * len(rows) * len(columns)
+    height, width = geometry.plane
     parts = [
         np.array([overlap(geometry, axis, r) for r in remainders], np.int64)
         for axis, remainders in enumerate((rows, columns))
     ]
+    pictures = geometry.positions if linear else geometry.batch if joined else 1
     tell(
-        job, item=item, channel_step=channel, phase_step=phase, plane=plane,
-        image_step=plane if joined else channel * geometry.channels, plane_width=geometry.plane[1],
-        rows=len(rows), columns=len(columns), row_parts=keep(arrays, parts[0]),
-        column_parts=keep(arrays, parts[1]), parts=int(parts[0][:, 2].max()),
+        job, item=item, channel_step=job.length * len(rows) * len(columns), pictures=pictures,
+        plane_rows=height * (1 if linear else pictures), plane_height=height, plane_width=width,
+        picture_places=1 if linear else height * width, rows=len(rows), columns=len(columns),
+        row_parts=keep(arrays, parts[0]), column_parts=keep(arrays, parts[1]),
         stride_y=geometry.stride[0], stride_x=geometry.stride[1],
     )  # fmt: skip
-    return channel * geometry.channels * (1 if joined else geometry.batch)
 
 
 def tell_of_tiles(
@@ -148,8 +135,22 @@ def tell_of_tiles(
     area = geometry.output[0] * geometry.output[1]
     tell(
         job, tiles=len(cut.starts), lanes=cut.targets.shape[1], starts=keep(arrays, cut.starts),
-        targets=keep(arrays, cut.targets), tile_step=cut.input_step, output_step=cut.output_step,
+        targets=keep(arrays, cut.targets), output_step=0 if cut.joined else area,
         output_area=1 if linear else area,
+    )  # fmt: skip
+
+
+def tell_of_strips(
+    job: Job, arrays: list[np.ndarray], geometry: Geometry, cut: Tiling, item: int, images: int
+) -> None:
+    """Tell the job of the strips that its tiles are cut into."""
+    behind = job.lanes + geometry.reach
+    phases = len(geometry.phases[0]) * len(geometry.phases[1])
+    most = CACHE // max(1, item * phases * geometry.channels)
+    ends = strips(cut.starts, behind, most, images, job.threads)
+    longest = cut.starts[ends[1:] - 1] - cut.starts[ends[:-1]]
+    tell(
+        job, strips=len(ends) - 1, ends=keep(arrays, ends), length=int(longest.max()) + behind
     )  # fmt: skip
 
 

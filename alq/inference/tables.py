@@ -35,11 +35,7 @@ from .vectors import (
     compiled,
     constant,
     i64,
-    job_at,
-    kernel,
     load,
-    next_unit,
-    own_scratch,
     splat,
     store,
     types,
@@ -152,45 +148,36 @@ def add_rows(kind, tables, signs, stride, count, alpha, outputs, tile):
         add_short_half_rows(tables, signs, stride, count, alpha, outputs, tile)
 
 
-@kernel
-def tiles(address):
-    """Compute the layer; a unit is a tile of an image, and a block of outputs.
+@compiled
+def tiles(job, memory, image, first, last, block):
+    """Compute the tiles `first` to `last` of an image for a block of outputs.
 
-    A thread's scratch holds the tables, zeros, the scales of the lanes, and a tile.
+    The scratch holds the tables, zeros, the scales of the lanes, and a tile.
     """
-    job, tables = job_at(address), own_scratch(address)
-    zeros, scales = tables + TABLES, tables + TABLES + VECTOR
+    zeros, scales = memory + TABLES, memory + TABLES + VECTOR
     tile = scales + 2 * VECTOR
     kind = 2 * (job.item == 2) + (job.row_bytes == 4)
     step = 32 if kind & 1 else 64
     carray(as_floats_at(zeros), VECTOR // 4)[:] = 0
     starts = carray(as_longs(job.starts), job.tiles)
-    edges, shifts = (
-        carray(as_longs(job.edges), job.blocks + 1),
-        carray(as_longs(job.shifts), job.blocks),
-    )
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
-        number, block = divmod(unit, job.blocks)
-        image, t = divmod(number, job.tiles)
-        O = edges[block + 1] - edges[block]
-        carray(as_floats_at(tile), O * job.lanes)[:] = 0
-        begin = job.flat + job.item * (image * job.tile_step + starts[t] + shifts[block])
-        sums = tile - edges[block] * job.lanes * 4
+    edges = carray(as_longs(job.edges), job.blocks + 1)
+    flat = memory + job.flat + carray(as_longs(job.shifts), job.blocks)[block] * job.item
+    sums = tile - edges[block] * job.lanes * 4
+    for t in range(first, last):
+        carray(as_floats_at(tile), (edges[block + 1] - edges[block]) * job.lanes)[:] = 0
+        begin = flat + job.item * (starts[t] - starts[first])
         for s in range(job.segments):
-            first, last = rows_of_block(job, s, block)
-            if first == last:
+            row, end = rows_of_block(job, s, block)
+            if row == end:
                 continue
-            alpha, outputs = job.alpha + 4 * first, job.outputs + 4 * first
+            alpha, outputs = job.alpha + 4 * row, job.outputs + 4 * row
             for w in range(job.places // step):
                 here = job.taps + 8 * (s * job.places + w * step)
                 if kind < 2:
-                    build_floats(tables, step // 4, begin, here, zeros)
+                    build_floats(memory, step // 4, begin, here, zeros)
                 else:
-                    build_shorts(tables, step // 4, begin, here, zeros)
-                word = job.signs + first * job.row_bytes + w * step // 8
-                add_rows(kind, tables, word, job.row_bytes, last - first, alpha, outputs, sums)
-        scale_lanes(job, scales, image, t)
+                    build_shorts(memory, step // 4, begin, here, zeros)
+                word = job.signs + row * job.row_bytes + w * step // 8
+                add_rows(kind, memory, word, job.row_bytes, end - row, alpha, outputs, sums)
+        scale_lanes(job, memory, scales, t)
         write_tile(job, tile, scales, image, t, block)
