@@ -141,9 +141,10 @@ def test_what_an_interrupted_call_left_to_others_keeps_its_memory(monkeypatch) -
     with pytest.raises(KeyboardInterrupt):
         packed(torch.randn(2, 40, 12, 12))
     [[_, job]] = pool.left
-    _, rows, *tensors = job.owners
-    kept = [(x.data_ptr(), x.data_ptr() + x.nbytes) for x in (*vars(rows).values(), *tensors)]
-    for field in ("signs", "alpha", "outputs", "first", "bias", "x", "y", "flat", "scratch"):
+    _, memory, rows, *tensors = job.owners
+    tensors += [memory, *vars(rows).values()]
+    kept = [(x.data_ptr(), x.data_ptr() + x.nbytes) for x in tensors]
+    for field in ("signs", "alpha", "outputs", "first", "bias", "x", "y", "counters", "memory"):
         assert any(begin <= getattr(job, field) < end for begin, end in kept), field
 
 

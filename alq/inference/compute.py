@@ -21,11 +21,11 @@ from torch import Tensor
 from ..method.structures import Grouping
 from .jobs import LINE, Job, run
 from .planes import Planes
-from .prepared import Prepared, prepared, prepared_to_decode, tell
+from .prepared import Prepared, prepared, prepared_for_levels, prepared_to_decode, tell
 from .rows import BLOCK, Rows, groups_of_rows
 from .tiles import Geometry
 
-PLAIN: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever the caller's defaults are
+WHOLE = 64  # outputs, of whose multiples PyTorch's product is fast
 
 
 @cache
@@ -76,31 +76,58 @@ def computed(
     plan: Prepared, rows: Rows, bias: Tensor | None, x: Tensor, numbers: dict, *owners: Any
 ) -> tuple[Tensor, Job]:
     """Return what the kernel writes, and its job; it is told `numbers`, too, of `owners`."""
-    from .kernels import compute
-
-    last = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    x = x.contiguous(memory_format=last)
-    y = torch.empty(plan.shape, **PLAIN)
-    job = filled(plan, rows)
+    x = in_order(x)
+    y = x.new_empty_strided(plan.shape, plan.strides)
+    job = filled(plan)
+    tell_of_rows(job, rows)
     if bias is not None:
         job.bias = bias.data_ptr()
     job.x, job.y = x.data_ptr(), y.data_ptr()
     tell(job, **numbers)
-    job.owners += bias, x, y, *owners
-    run(compute, job)
-    return y.permute(0, 3, 1, 2) if y.dim() == 4 else y, job
+    job.owners += rows, bias, x, y, *owners
+    run(kernel("compute"), job)
+    return y, job
 
 
-def filled(plan: Prepared, rows: Rows) -> Job:
-    """Return the job of one call, which knows its rows and has memory."""
+def on_levels(x: Tensor, planes: Planes) -> Tensor:
+    """Return the nearest level to each x of float32."""
+    x = in_order(x)
+    y = torch.empty_like(x)
+    job = filled(prepared_for_levels(x.numel(), torch.get_num_threads()))
+    job.x, job.y = x.data_ptr(), y.data_ptr()
+    tell(job, **planes.numbers)
+    job.owners += x, y, planes
+    run(kernel("level"), job)
+    return y
+
+
+def in_order(x: Tensor) -> Tensor:
+    """Return x with the channels of a position of pictures side by side."""
+    last = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    return x.contiguous(memory_format=last)
+
+
+@cache
+def kernel(name: str) -> int:
+    """Return the address of a kernel."""
+    from . import kernels
+
+    return getattr(kernels, name)
+
+
+def filled(plan: Prepared) -> Job:
+    """Return the job of one call, with memory."""
     memory = torch.empty(plan.bytes, dtype=torch.uint8, device="cpu")  # at 64 bytes
     job = Job.from_buffer_copy(plan.job)
+    job.counters = address = memory.data_ptr()
+    job.memory = address + LINE * (job.threads + 1)
+    job.owners = plan, memory
+    return job
+
+
+def tell_of_rows(job: Job, rows: Rows) -> None:
     job.signs, job.alpha = rows.signs.data_ptr(), rows.alpha.data_ptr()
     job.outputs, job.first = rows.outputs.data_ptr(), rows.first.data_ptr()
-    job.counters = memory.data_ptr()
-    job.memory = job.counters + LINE * (job.threads + 1)
-    job.owners = plan, rows, memory
-    return job
 
 
 def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool = False) -> Tensor:
@@ -110,13 +137,12 @@ def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool
     """
     on_cpu = rows.alpha.device.type == "cpu" and rows.alpha.dtype == torch.float32
     if on_cpu and not plainly and kernels_work():
-        from .kernels import decode_blocks
-
         plan = prepared_to_decode(grouping, start, stop, torch.get_num_threads())
-        padded, job = rows.alpha.new_zeros(plan.shape), filled(plan, rows)
+        padded, job = rows.alpha.new_empty(plan.shape), filled(plan)
+        tell_of_rows(job, rows)
         job.y = padded.data_ptr() - 4 * start * padded[0].numel()
-        job.owners += (padded,)
-        run(decode_blocks, job)
+        job.owners += rows, padded
+        run(kernel("decode_blocks"), job)
         groups = padded[:, :, : grouping.n]
     else:
         groups = groups_of_rows(rows, grouping.n, start, stop)
@@ -125,13 +151,16 @@ def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool
     if weight.dim() != 4:
         return weight
     # By its strides PyTorch chooses the output's layout, also where they are all the same to it.
-    return torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
+    last = torch.empty_like(weight, memory_format=torch.channels_last)
+    return weight if weight.stride() == last.stride() else last.copy_(weight)
 
 
 def blocks_to_decode(rows: Rows, grouping: Grouping) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of outputs, with about BLOCK weights or signs each."""
     O = grouping.by_outputs[0]
-    size = max(grouping.numel, rows.signs.numel() * 8)
-    step = max(1, BLOCK * O // max(1, size))
+    # PyTorch expands the signs, the kernel does not.
+    size = grouping.numel if kernels_work() else max(grouping.numel, rows.signs.numel() * 8)
+    step = -(-O // -(-size // BLOCK)) if size else O
+    step = -(-step // WHOLE) * WHOLE
     for start in range(0, O, step):
         yield start, min(O, start + step)

@@ -154,11 +154,14 @@ def count_dots(job, memory, first, last, block):
 
 @compiled
 def decode(job, block):
-    """Add the rows of a block of outputs to their weights (outputs, S, places), which lie at y."""
-    places = 8 * job.row_bytes
-    for s in range(job.segments):
+    """Write the weights (outputs, S, places) of a block of outputs to y."""
+    places, S = 8 * job.row_bytes, job.segments
+    edges = carray(as_longs(job.edges), job.blocks + 1)
+    weights = job.y + 4 * places * S * edges[block]
+    carray(as_floats_at(weights), places * S * (edges[block + 1] - edges[block]))[:] = 0
+    for s in range(S):
         row, end = rows_of_block(job, s, block)
         alpha, outputs = carray(as_floats_at(job.alpha), end), carray(as_ints(job.outputs), end)
         for r in range(row, end):
-            weight = job.y + 4 * places * (job.segments * outputs[r] + s)
+            weight = job.y + 4 * places * (S * outputs[r] + s)
             add_signed(job.signs + job.row_bytes * r, alpha[r], weight, places // 32)

@@ -8,6 +8,7 @@ from typing import Any
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .jobs import CHUNK
 from .plan import MOST_PLANES
 from .vectors import (
     F32,
@@ -22,6 +23,8 @@ from .vectors import (
     load_lanes,
     splat,
     store,
+    store_lanes,
+    types,
 )  # fmt: skip
 
 
@@ -111,3 +114,43 @@ def encode_run(job, source, step, count, target):
                 odd |= encode_word(job, here + 4 * (first + own), min(64, job.inputs - own), to)
                 to += word_step
     return odd
+
+
+@intrinsic
+def to_levels(
+    typing: Any, source: Any, count: Any, target: Any, middle: Any, levels: Any, midpoints: Any
+) -> Any:
+    """Write the nearest level of up to 64 inputs; what is not a number stays that.
+
+    The first three arguments are as `encoder` explains them, `levels` is an address, too.
+    """
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        source, count, target, middle, levels, midpoints = arguments
+        flags = [first_lanes(b, b.sub(count, constant(16 * k))) for k in range(4)]
+        places = [constant(64 * k) for k in range(4)]
+        values = [load_lanes(b, b.add(source, p), f) for p, f in zip(places, flags, strict=True)]
+        lowest = splat(b, load(b, levels, F32))
+        found = [
+            cgutils.alloca_once_value(b, b.select(b.fcmp_unordered("uno", x, x), x, lowest))
+            for x in values
+        ]
+        with cgutils.for_range(b, midpoints) as loop:
+            place = b.mul(loop.index, constant(4))
+            low = splat(b, load(b, b.add(middle, place), F32))
+            level = splat(b, load(b, b.add(levels, b.add(place, constant(4))), F32))
+            for value, x in zip(found, values, strict=True):
+                b.store(b.select(b.fcmp_ordered(">", x, low), level, b.load(value)), value)
+        for value, p, f in zip(found, places, flags, strict=True):
+            store_lanes(b, b.load(value), b.add(target, p), f)
+        return context.get_dummy_value()
+
+    return types.void(*[i64] * 6), generate
+
+
+@compiled
+def put_on_levels(job, unit):
+    """Put CHUNK of the job's values on the nearest levels."""
+    for k in range(CHUNK * unit, min(job.values, CHUNK * (unit + 1)), 64):
+        count, x, y = min(64, job.values - k), job.x + 4 * k, job.y + 4 * k
+        to_levels(x, count, y, job.middle, job.levels, job.midpoints)

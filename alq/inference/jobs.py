@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 LINE = 64  # bytes of a cache line, in which no two threads write
+CHUNK = 2**13  # values that are put on levels in a unit
 FIELDS = (
     # How many units, and threads that share them; address of the function that returns a thread's
     # number, 0 where they are to be counted; of the counters, one a thread and one for all.
@@ -48,8 +49,10 @@ FIELDS = (
     # Blocks of outputs: how many, addresses of where they end and where their inputs begin.
     "blocks", "edges", "shifts",
     # Inputs in binary bases (`alq.inference.planes`): how many planes, words of 64 inputs of
-    # a group; addresses and number of the midpoints; whether one is not finite.
-    "planes", "words", "middle", "flips", "starting", "betas", "midpoints", "odd",
+    # a group; addresses and number of the midpoints; whether one is not finite; the levels, how
+    # many values are put on them.
+    "planes", "words", "middle", "flips", "starting", "betas", "midpoints", "odd", "levels",
+    "values",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ outputs. The thread that computes it lays out its inputs, in memory that no othe
 from numba import carray
 
 from .dots import count_dots, decode, dots
+from .inputs import put_on_levels
 from .moves import lay_out, measure
 from .popcounts import count_tiles
 from .tables import tiles
@@ -69,3 +70,15 @@ def decode_blocks(address):
         if unit < 0:
             break
         decode(job, unit)
+
+
+@kernel
+def level(address):
+    """Put values on the nearest levels; a unit is a chunk of them."""
+    job = job_at(address)
+    own = own_number(job)
+    while True:
+        unit = next_unit(job, own)
+        if unit < 0:
+            break
+        put_on_levels(job, unit)

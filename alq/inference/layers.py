@@ -19,9 +19,10 @@ from .compute import (
     by_tables,
     decoded,
     kernels_work,
+    on_levels,
 )
 from .plan import COUNTED, OF_LINEAR, WAYS, choose
-from .planes import countable, planes_of
+from .planes import countable, few, planes_of
 from .rows import Rows
 from .tiles import REMEMBERED, Geometry
 
@@ -30,8 +31,6 @@ KEPT = (
     "in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride",
     "padding", "dilation", "groups", "padding_mode",
 )  # fmt: skip
-# What the kernels take these for; coordinates and biases are of the layer's type.
-WHOLE = {"signs": torch.uint8, "outputs": torch.int32, "first": torch.int64}
 
 
 class PackedLayer(nn.Module):
@@ -82,7 +81,7 @@ class PackedLayer(nn.Module):
 
     @property
     def rows(self) -> Rows:
-        own: dict[str, Any] = self._buffers  # at once: `nn.Module` looks for attributes long
+        own: dict[str, Any] = self._buffers
         return Rows(own["signs"], own["alpha"], own["outputs"], own["first"])
 
     @property
@@ -103,15 +102,17 @@ class PackedLayer(nn.Module):
 
     def check(self, x: Tensor, dimensions: int | None) -> None:
         """Raise InputError if x does not fit the layer, or a gradient or training is wanted."""
-        if x.dtype != self.rows.alpha.dtype:
-            kind, own = (str(t.dtype).removeprefix("torch.") for t in (x, self.alpha))
+        alpha: Any = self._buffers["alpha"]  # at once: `nn.Module` looks for attributes long
+        if x.dtype != alpha.dtype:
+            kind, own = (str(t.dtype).removeprefix("torch.") for t in (x, alpha))
             raise InputError(f"{self.name}: its input is {kind}, and the layer {own}; convert one")
-        if x.device != (own_device := self.rows.alpha.device):
+        if x.device != alpha.device:
             raise InputError(
-                f"{self.name}: its input is on {x.device}, and the layer on {own_device}; move one"
+                f"{self.name}: its input is on {x.device}, and the layer on {alpha.device}; "
+                "move one"
             )
         self.check_state()
-        if torch.is_grad_enabled() and x.requires_grad:
+        if x.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 f"{self.name}: is packed for inference and gives no gradients; call it under "
                 "torch.no_grad()"
@@ -128,8 +129,9 @@ class PackedLayer(nn.Module):
         """Raise InputError if the layer's tensors are not as they are read: by their addresses."""
         own: dict[str, Any] = self._buffers
         kind, device = own["alpha"].dtype, own["alpha"].device
-        for key in ("signs", "alpha", "outputs", "first", "bias"):
-            tensor, wanted = own[key], WHOLE.get(key, kind)
+        kinds = (("signs", torch.uint8), ("outputs", torch.int32), ("first", torch.int64))
+        for key, wanted in (*kinds, ("alpha", kind), ("bias", kind)):
+            tensor = own[key]
             if tensor is None:
                 continue
             if tensor.dtype != wanted or tensor.device != device or not tensor.is_contiguous():
@@ -172,12 +174,12 @@ class PackedLayer(nn.Module):
 
     def held(self) -> Tensor | None:
         """Return `dense`, decoded anew where what it was decoded from has changed."""
-        if self.dense is not None:
+        if self._buffers["dense"] is not None:
             before, now = self.held_of, self.changes()
             same = before[0] is now[0] and before[1] is now[1] and before[2:] == now[2:]
             if not same:
                 self.hold()
-        return self.dense
+        return self._buffers["dense"]
 
     def geometry(self, shape: torch.Size, around: tuple[int, ...]) -> Geometry:
         """Return the geometry of inputs of a shape with zeros `around` them."""
@@ -194,12 +196,16 @@ class PackedLayer(nn.Module):
 
     def fed(self, x: Tensor) -> Tensor:
         """Return what the layer is to multiply by."""
-        return x if self.binary_input is None else self.binary_input(x)
+        activation = self.binary_input
+        if activation is None:
+            return x
+        fits = x.device.type == "cpu" and x.dtype == torch.float32 and kernels_work()
+        return on_levels(x, planes_of(activation)) if fits and few(activation) else activation(x)
 
     def by_kernels(self, x: Tensor, geometry: Geometry) -> Tensor | None:
         """Return the outputs of x, as `by_tables` does, or None where PyTorch's product does it."""
         activation = self.binary_input
-        planes = countable(x, activation, self.grouping) if activation is not None else 0
+        planes = 0 if activation is None else countable(x, activation, self.grouping)
         layer = self.rows, self.grouping, self._buffers["bias"]
         way = self.chosen(x, geometry.positions, planes) if x.numel() else "decoded"
         if way in COUNTED and activation is not None:

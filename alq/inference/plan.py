@@ -64,6 +64,7 @@ def choose(
     return min(found, key=found.__getitem__)
 
 
+@lru_cache(512)
 def can_count(grouping: Grouping, planes: int) -> bool:
     """Return whether popcounts compute a layer.
 

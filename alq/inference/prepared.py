@@ -3,6 +3,7 @@
 The numbers come from `alq.inference.tiles`; the arrays whose addresses they are live as long.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -10,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..method.structures import Grouping
-from .jobs import LINE, Job
+from .jobs import CHUNK, LINE, Job
 from .plan import COUNTED, COUNTED_LANES, LANES, at_one_position
 from .rows import row_bytes
 from .tiles import REMEMBERED, Geometry, Tiling, overlap, strips, taps, tiling
@@ -27,13 +28,14 @@ class Prepared:
     Attributes:
         job: to be copied.
         arrays: of which the job holds addresses.
-        shape: of the output, channels last.
+        shape, strides: of the output, the channels of a position side by side.
         bytes: of memory that a call needs: the counters, then each thread's.
     """
 
     job: Job
     arrays: Sequence[np.ndarray]
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
     bytes: int
 
 
@@ -48,7 +50,11 @@ def prepared(
     job.bias = arrays[0].ctypes.data
     tell(job, threads=threads)
     tell_of_layer(job, grouping, geometry)
-    shape = (geometry.positions, O) if linear else (geometry.batch, *geometry.output, O)
+    area, width = math.prod(geometry.output), geometry.output[1]
+    shape, strides = (geometry.positions, O), (O, 1)
+    if not linear:
+        shape = (geometry.batch, O, *geometry.output)
+        strides = (area * O, 1, width * O, O)
     item = 8 if counted else 0 if dots else 2 if way == "int16" else 4
     order = grouping.G // O, grouping.n, grouping.structure == "pixelwise"
     if counted:  # its channels are words, of each plane
@@ -73,7 +79,8 @@ def prepared(
     tell(job, flat=scratch, flat_bytes=flat, steps=scratch + flat)
     job.inverses = job.steps + whole(4 * job.pictures)
     job.memory_bytes = job.inverses + whole(4 * job.pictures)
-    return Prepared(job, arrays, shape, LINE * (threads + 1) + threads * job.memory_bytes)
+    size = LINE * (threads + 1) + threads * job.memory_bytes
+    return Prepared(job, arrays, shape, strides, size)
 
 
 @lru_cache(REMEMBERED)
@@ -86,7 +93,15 @@ def prepared_to_decode(grouping: Grouping, start: int, stop: int, threads: int) 
         job, threads=threads, units=threads, blocks=threads, edges=keep(arrays, edges), segments=S,
         row_bytes=stride, O=grouping.shape[0],
     )  # fmt: skip
-    return Prepared(job, arrays, (stop - start, S, 8 * stride), LINE * (threads + 1))
+    return Prepared(job, arrays, (stop - start, S, 8 * stride), (), LINE * (threads + 1))
+
+
+@lru_cache(REMEMBERED)
+def prepared_for_levels(values: int, threads: int) -> Prepared:
+    """Return the job of putting so many values on their levels."""
+    job = Job()
+    tell(job, threads=threads, units=-(-values // CHUNK), values=values)
+    return Prepared(job, [], (values,), (1,), LINE * (threads + 1))
 
 
 def scratch_bytes(job: Job, way: str, tile: int) -> int:
