@@ -9,6 +9,7 @@
 All but decoding need numba, a CPU and float32. Decoding works everywhere, without numba too.
 """
 
+import threading
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -21,10 +22,18 @@ from torch import Tensor
 from ..method.structures import Grouping
 from .jobs import LINE, Job, run
 from .planes import Planes
-from .prepared import Prepared, prepared, prepared_for_levels, prepared_to_decode, tell
+from .prepared import (
+    Prepared,
+    prepared,
+    prepared_for_levels,
+    prepared_to_decode,
+    tell,
+    weight_of_groups,
+)
 from .rows import BLOCK, Rows, groups_of_rows
 from .tiles import Geometry
 
+LAST = threading.local()
 WHOLE = 64  # outputs, of whose multiples PyTorch's product is fast
 
 
@@ -86,6 +95,7 @@ def computed(
     tell(job, **numbers)
     job.owners += rows, bias, x, y, *owners
     run(kernel("compute"), job)
+    done(job)
     return y, job
 
 
@@ -98,6 +108,7 @@ def on_levels(x: Tensor, planes: Planes) -> Tensor:
     tell(job, **planes.numbers)
     job.owners += x, y, planes
     run(kernel("level"), job)
+    done(job)
     return y
 
 
@@ -116,13 +127,25 @@ def kernel(name: str) -> int:
 
 
 def filled(plan: Prepared) -> Job:
-    """Return the job of one call, with memory."""
-    memory = torch.empty(plan.bytes, dtype=torch.uint8, device="cpu")  # at 64 bytes
+    """Return the job of one call, with memory.
+
+    That is what the calling thread's last job had, if it is large enough. So each thread of a team
+    works where it did before: what another core has written takes long to come over.
+    """
+    memory = vars(LAST).pop("memory", None)  # nobody else's, until `done`
+    if memory is None or len(memory) < plan.bytes:
+        memory = torch.empty(plan.bytes, dtype=torch.uint8, device="cpu")  # at 64 bytes
     job = Job.from_buffer_copy(plan.job)
     job.counters = address = memory.data_ptr()
     job.memory = address + LINE * (job.threads + 1)
+    job.memory_bytes = len(memory) // LINE // job.threads * LINE - 2 * LINE
     job.owners = plan, memory
     return job
+
+
+def done(job: Job) -> None:
+    """Leave the memory of a job, which no thread works at any more, to the next one."""
+    LAST.memory = job.owners[1]
 
 
 def tell_of_rows(job: Job, rows: Rows) -> None:
@@ -138,21 +161,18 @@ def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool
     on_cpu = rows.alpha.device.type == "cpu" and rows.alpha.dtype == torch.float32
     if on_cpu and not plainly and kernels_work():
         plan = prepared_to_decode(grouping, start, stop, torch.get_num_threads())
-        padded, job = rows.alpha.new_empty(plan.shape), filled(plan)
+        found, job = rows.alpha.new_empty_strided(plan.shape, plan.strides), filled(plan)
         tell_of_rows(job, rows)
-        job.y = padded.data_ptr() - 4 * start * padded[0].numel()
-        job.owners += rows, padded
+        job.y = found.data_ptr() - 4 * start * (found.numel() // max(1, stop - start))
+        job.owners += rows, found
         run(kernel("decode_blocks"), job)
-        groups = padded[:, :, : grouping.n]
+        done(job)
+        if found.shape[1:] == grouping.shape[1:]:
+            return found
+        groups = found[:, :, : grouping.n]
     else:
         groups = groups_of_rows(rows, grouping.n, start, stop)
-    part = Grouping(grouping.structure, (stop - start, *grouping.shape[1:]), grouping.subc)
-    weight = part.to_weight(groups)
-    if weight.dim() != 4:
-        return weight
-    # By its strides PyTorch chooses the output's layout, also where they are all the same to it.
-    last = torch.empty_like(weight, memory_format=torch.channels_last)
-    return weight if weight.stride() == last.stride() else last.copy_(weight)
+    return weight_of_groups(grouping, groups)
 
 
 def blocks_to_decode(rows: Rows, grouping: Grouping) -> Iterator[tuple[int, int]]:

@@ -21,10 +21,10 @@ from .compute import (
     kernels_work,
     on_levels,
 )
-from .plan import COUNTED, OF_LINEAR, WAYS, choose
+from .plan import COUNTED, LANES, OF_LINEAR, WAYS, choose
 from .planes import countable, few, planes_of
 from .rows import Rows
-from .tiles import REMEMBERED, Geometry
+from .tiles import REMEMBERED, Geometry, unused
 
 # What of a layer's numbers the packed one keeps, under the same names.
 KEPT = (
@@ -146,8 +146,8 @@ class PackedLayer(nn.Module):
         if self.way not in ways:
             raise InputError(f"{self.name}: has no way {self.way!r}; its ways are {ways}, and None")
 
-    def chosen(self, x: Tensor, positions: int, countable: int) -> str:
-        """Return the way to compute x of so many output positions."""
+    def chosen(self, x: Tensor, geometry: Geometry, countable: int) -> str:
+        """Return the way to compute x."""
         if self.way is not None:
             self.check_way()
         if x.device.type != "cpu" or x.dtype != torch.float32 or not kernels_work():
@@ -156,7 +156,9 @@ class PackedLayer(nn.Module):
             return self.way
         own: dict[str, Any] = self._buffers
         R, held, linear = len(own["alpha"]), own["dense"] is not None, self.axes == 0
-        return choose(self.grouping, R, positions, self.tables, linear, countable, held)
+        more = 1.0 if linear else unused(geometry, LANES[self.tables])
+        own = self.grouping, R, geometry.positions, self.tables, linear
+        return choose(*own, countable, held, more)
 
     def hold(self) -> None:
         """Keep the weights in float32, too, for where that is as fast as it gets."""
@@ -207,7 +209,7 @@ class PackedLayer(nn.Module):
         activation = self.binary_input
         planes = 0 if activation is None else countable(x, activation, self.grouping)
         layer = self.rows, self.grouping, self._buffers["bias"]
-        way = self.chosen(x, geometry.positions, planes) if x.numel() else "decoded"
+        way = self.chosen(x, geometry, planes) if x.numel() else "decoded"
         if way in COUNTED and activation is not None:
             return by_popcounts(*layer, x, geometry, planes_of(activation), way)
         if way in ("decoded", "held"):

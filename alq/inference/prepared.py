@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..method.structures import Grouping
 from .jobs import CHUNK, LINE, Job
@@ -19,6 +21,7 @@ from .tiles import REMEMBERED, Geometry, Tiling, overlap, strips, taps, tiling
 VECTOR = 64  # bytes
 TABLES = 16 * 16 * VECTOR  # bytes of the tables of a word
 CACHE = 2**20  # bytes of a strip's inputs that stay near while it is computed
+NEAR = 2**18  # bytes of weights that stay nearer, as all segments' rows are added to them
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,21 +82,43 @@ def prepared(
     tell(job, flat=scratch, flat_bytes=flat, steps=scratch + flat)
     job.inverses = job.steps + whole(4 * job.pictures)
     job.memory_bytes = job.inverses + whole(4 * job.pictures)
-    size = LINE * (threads + 1) + threads * job.memory_bytes
+    size = threads * (job.memory_bytes + 2 * LINE)  # with the counters
     return Prepared(job, arrays, shape, strides, size)
 
 
 @lru_cache(REMEMBERED)
 def prepared_to_decode(grouping: Grouping, start: int, stop: int, threads: int) -> Prepared:
-    """Return the job of decoding the weights of outputs `start` to `stop`."""
+    """Return the job of decoding the weights of outputs `start` to `stop`.
+
+    Its shape and strides are those of the weights (outputs, S, places) behind each other, or, where
+    they lie there as PyTorch wants them, of the layer's.
+    """
     job, arrays = Job(), []
     S, stride = grouping.G // grouping.shape[0], row_bytes(grouping.n)
-    edges = start + (stop - start) * np.arange(threads + 1) // threads
+    blocks = max(threads, 4 * (stop - start) * S * 8 * stride // NEAR)
+    edges = start + (stop - start) * np.arange(blocks + 1) // blocks
     tell(
-        job, threads=threads, units=threads, blocks=threads, edges=keep(arrays, edges), segments=S,
+        job, threads=threads, units=blocks, blocks=blocks, edges=keep(arrays, edges), segments=S,
         row_bytes=stride, O=grouping.shape[0],
     )  # fmt: skip
-    return Prepared(job, arrays, (stop - start, S, 8 * stride), (), LINE * (threads + 1))
+    with torch.inference_mode(False):  # where no tensor knows what it is a view of
+        found = groups = torch.empty(stop - start, S, 8 * stride, device="meta")
+        if 8 * stride == grouping.n:
+            weight = weight_of_groups(grouping, groups)
+            found = weight if weight._base is groups else groups
+    size = 2 * LINE * threads
+    return Prepared(job, arrays, tuple(found.shape), found.stride(), size)
+
+
+def weight_of_groups(grouping: Grouping, groups: Tensor) -> Tensor:
+    """Return weights (outputs, S, n) of some outputs in the layer's shape, channels last."""
+    part = Grouping(grouping.structure, (len(groups), *grouping.shape[1:]), grouping.subc)
+    weight = part.to_weight(groups)
+    if weight.dim() != 4:
+        return weight
+    # By its strides PyTorch chooses the output's layout, also where they are all the same to it.
+    last = torch.empty_like(weight, memory_format=torch.channels_last)
+    return weight if weight.stride() == last.stride() else last.copy_(weight)
 
 
 @lru_cache(REMEMBERED)
@@ -101,7 +126,7 @@ def prepared_for_levels(values: int, threads: int) -> Prepared:
     """Return the job of putting so many values on their levels."""
     job = Job()
     tell(job, threads=threads, units=-(-values // CHUNK), values=values)
-    return Prepared(job, [], (values,), (1,), LINE * (threads + 1))
+    return Prepared(job, [], (values,), (1,), 2 * LINE * threads)
 
 
 def scratch_bytes(job: Job, way: str, tile: int) -> int:

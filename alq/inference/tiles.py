@@ -110,6 +110,14 @@ def tiling(geometry: Geometry, lanes: int) -> Tiling:
     return together if len(together.starts) < geometry.batch * len(apart.starts) else apart
 
 
+@lru_cache(REMEMBERED)
+def unused(geometry: Geometry, lanes: int) -> float:
+    """Return how many tiles there are over those that the output positions would fill."""
+    cut = tiling(geometry, lanes)
+    images = 1 if cut.joined else geometry.batch
+    return images * len(cut.starts) / -(-geometry.positions // lanes)
+
+
 def strips(starts: np.ndarray, behind: int, most: int, images: int, threads: int) -> np.ndarray:
     """Return (strips + 1,) int64: where the strips that the tiles of an image are cut into end.
 
