@@ -82,14 +82,43 @@ def ones_of_word(typing: Any, word: Any) -> Any:
 
 
 @compiled
-def start_outputs(job, position, block):
-    """Return the outputs of a position, those of the block being the bias."""
-    edges = carray(as_longs(job.edges), job.blocks + 1)
-    y = carray(as_floats_at(job.y + 4 * position * job.O), job.O)
-    y[edges[block] : edges[block + 1]] = carray(as_floats_at(job.bias), job.O)[
-        edges[block] : edges[block + 1]
-    ]
-    return y
+def fetch_inputs(job, memory, position, s):
+    """Put the inputs of segment s into the scratch, and return their sum."""
+    n, places = job.n, 8 * job.row_bytes
+    padded, positive = carray(as_floats_at(memory), places), memory + 4 * places
+    padded[:n] = carray(as_floats_at(job.x + 4 * (position * job.channels + s * n)), n)
+    padded[n:] = 0
+    carray(as_bytes(positive), job.row_bytes)[:] = 255
+    return positive_sum(positive, memory, places // 32)
+
+
+@compiled
+def fetch_words(job, memory, place, s):
+    """Put the words of segment s, for each plane, into the scratch, and return their sum."""
+    bits = carray(as_longs(memory), (job.planes, job.words))
+    flat = carray(as_longs(memory + job.flat), job.flat_bytes // 8)
+    betas = carray(as_floats_at(job.betas), job.planes)
+    total, place = np.float32(0), place + s * job.words * job.planes * job.channel_step
+    for w in range(job.words):
+        for m in range(job.planes):
+            bits[m, w] = flat[place + (w * job.planes + m) * job.channel_step]
+            total += betas[m] * np.float32(ones_of_word(bits[m, w]))
+    return total
+
+
+@compiled
+def count_positive(job, memory, r):
+    """Return the sum of those inputs in binary bases whose sign in row r is 1."""
+    bits = carray(as_longs(memory), (job.planes, job.words))
+    signs = carray(as_longs(job.signs + job.row_bytes * r), job.words)
+    betas = carray(as_floats_at(job.betas), job.planes)
+    found = np.float32(0)
+    for m in range(job.planes):
+        count = 0
+        for w in range(job.words):
+            count += ones_of_word(signs[w] & bits[m, w])
+        found += betas[m] * np.float32(count)
+    return found
 
 
 @compiled
@@ -97,59 +126,28 @@ def dots(job, memory, first, last, block):
     """Compute a linear layer's positions `first` to `last` for a block of outputs.
 
     A dot product with signs is twice its positive part less the sum of all. The scratch holds the
-    inputs of a segment in whole words, and as many signs, all positive.
+    inputs of a segment: in whole words, and as many signs, all positive; or bits.
     """
-    places, n = 8 * job.row_bytes, job.n
-    positive = memory + 4 * places
-    padded = carray(as_floats_at(memory), places)
-    padded[:] = 0
-    carray(as_bytes(positive), job.row_bytes)[:] = 255
+    edges = carray(as_longs(job.edges), job.blocks + 1)
+    own, bias = slice(edges[block], edges[block + 1]), carray(as_floats_at(job.bias), job.O)
     for position in range(first, last):
-        y = start_outputs(job, position, block)
+        y = carray(as_floats_at(job.y + 4 * position * job.O), job.O)
+        y[own] = bias[own]
         for s in range(job.segments):
             row, end = rows_of_block(job, s, block)
             if row == end:
                 continue
-            x = job.x + 4 * (position * job.channels + s * n)
-            padded[:n] = carray(as_floats_at(x), n)
-            total = positive_sum(positive, memory, places // 32)
+            if job.planes:
+                total = fetch_words(job, memory, position - first, s)
+            else:
+                total = fetch_inputs(job, memory, position, s)
             alpha, outputs = carray(as_floats_at(job.alpha), end), carray(as_ints(job.outputs), end)
             for r in range(row, end):
-                part = positive_sum(job.signs + job.row_bytes * r, memory, places // 32)
+                if job.planes:
+                    part = count_positive(job, memory, r)
+                else:
+                    part = positive_sum(job.signs + job.row_bytes * r, memory, job.row_bytes // 4)
                 y[outputs[r]] += alpha[r] * (part + part - total)
-
-
-@compiled
-def count_dots(job, memory, first, last, block):
-    """Compute a linear layer from the bits of its inputs, as `dots` does.
-
-    The scratch holds the words of a segment for each plane.
-    """
-    planes, words = job.planes, job.words
-    bits = carray(as_longs(memory), (planes, words))
-    flat = carray(as_longs(memory + job.flat), job.flat_bytes // 8)
-    betas = carray(as_floats_at(job.betas), planes)
-    for position in range(first, last):
-        y = start_outputs(job, position, block)
-        for s in range(job.segments):
-            row, end = rows_of_block(job, s, block)
-            if row == end:
-                continue
-            total, place = np.float32(0), position - first + s * words * planes * job.channel_step
-            for w in range(words):
-                for m in range(planes):
-                    bits[m, w] = flat[place + (w * planes + m) * job.channel_step]
-                    total += betas[m] * np.float32(ones_of_word(bits[m, w]))
-            signs = carray(as_longs(job.signs), (end, words))
-            alpha, outputs = carray(as_floats_at(job.alpha), end), carray(as_ints(job.outputs), end)
-            for r in range(row, end):
-                value = -total
-                for m in range(planes):
-                    count = 0
-                    for w in range(words):
-                        count += ones_of_word(signs[r, w] & bits[m, w])
-                    value += np.float32(2) * betas[m] * np.float32(count)
-                y[outputs[r]] += alpha[r] * value
 
 
 @compiled

@@ -42,9 +42,9 @@ FIELDS = (
     # addresses of their parts of the input (`tiles.overlap`), strides.
     "item", "length", "channel_step", "plane_rows", "plane_height", "plane_width", "picture_places",
     "rows", "columns", "row_parts", "column_parts", "stride_y", "stride_x",
-    # The tiles (`alq.inference.tiles`) of an image, and the strips that they are cut into, with the
-    # address of where these end; where a segment's inputs lie.
-    "tiles", "lanes", "starts", "targets", "output_step", "output_area", "strips", "ends",
+    # How many images, tiles (`alq.inference.tiles`) of an image, and strips that these are cut
+    # into, with the address of where they end; where a segment's inputs lie.
+    "images", "tiles", "lanes", "starts", "targets", "output_step", "output_area", "strips", "ends",
     "places", "taps",
     # Blocks of outputs: how many, addresses of where they end and where their inputs begin.
     "blocks", "edges", "shifts",

@@ -6,7 +6,7 @@ outputs. The thread that computes it lays out its inputs, in memory that no othe
 
 from numba import carray
 
-from .dots import count_dots, decode, dots
+from .dots import decode, dots
 from .inputs import put_on_levels
 from .moves import lay_out, measure
 from .popcounts import count_tiles
@@ -50,9 +50,7 @@ def compute(address):
         before = number
         image, strip = divmod(number, job.strips)
         first, last = strip_of(job, strip)
-        if job.lanes == 1 and job.planes:
-            count_dots(job, memory, first, last, block)
-        elif job.lanes == 1:
+        if job.lanes == 1:
             dots(job, memory, first, last, block)
         elif job.planes:
             count_tiles(job, memory, image, first, last, block)

@@ -47,43 +47,31 @@ def prepared(
     grouping: Grouping, geometry: Geometry, way: str, threads: int, planes: int = 0
 ) -> Prepared:
     """Return the job of one way, or kind of tables; `geometry` as `by_tables` explains."""
-    job, arrays = Job(), [np.zeros(grouping.shape[0], np.float32)]
-    linear, O = len(grouping.shape) == 2, grouping.shape[0]
+    O, linear = grouping.shape[0], len(grouping.shape) == 2
     counted, dots = way in COUNTED, way in ("dots", "popcount dots")
-    job.bias = arrays[0].ctypes.data
-    tell(job, threads=threads)
+    job, arrays = Job(), [np.zeros(O, np.float32)]
+    tell(job, threads=threads, bias=arrays[0].ctypes.data)
     tell_of_layer(job, grouping, geometry)
-    area, width = math.prod(geometry.output), geometry.output[1]
-    shape, strides = (geometry.positions, O), (O, 1)
-    if not linear:
-        shape = (geometry.batch, O, *geometry.output)
-        strides = (area * O, 1, width * O, O)
-    item = 8 if counted else 0 if dots else 2 if way == "int16" else 4
     order = grouping.G // O, grouping.n, grouping.structure == "pixelwise"
     if counted:  # its channels are words, of each plane
         words = row_bytes(grouping.n) // 8
         tell(job, planes=planes, words=words)
         geometry = replace(geometry, channels=job.channels // grouping.n * words * planes)
         order = grouping.G // O, words * planes, grouping.structure == "pixelwise"
-    lanes = 1 if dots else COUNTED_LANES if counted else LANES[way]
-    cut = tiling(geometry, lanes)
-    images = 1 if cut.joined else geometry.batch
-    tell_of_tiles(job, arrays, geometry, cut, linear)
-    tell_of_strips(job, arrays, geometry, cut, item, images)
-    tell_of_input(job, arrays, geometry, cut.joined, item, linear)
-    edges, shifts = blocks_of_outputs(O, geometry, job.channel_step, job.tiles * images, threads)
-    tell(job, blocks=len(shifts), edges=keep(arrays, edges), shifts=keep(arrays, shifts))
-    job.units = images * job.strips * job.blocks
+    cut = tiling(geometry, 1 if dots else COUNTED_LANES if counted else LANES[way])
+    item = 8 if counted else 0 if dots else 2 if way == "int16" else 4
+    tell_of_tiles(job, arrays, geometry, cut, item, linear)
+    tell_of_input(job, arrays, geometry, cut.joined, linear)
     found = taps(geometry, order, job.channel_step, item)
     found = found[:, 0] if counted else found
     tell(job, places=found.shape[-1], taps=keep(arrays, found))
-    flat = whole(item * job.channel_step * geometry.channels)
-    scratch = scratch_bytes(job, way, 4 * int(np.diff(edges).max()) * lanes)
-    tell(job, flat=scratch, flat_bytes=flat, steps=scratch + flat)
-    job.inverses = job.steps + whole(4 * job.pictures)
-    job.memory_bytes = job.inverses + whole(4 * job.pictures)
-    size = threads * (job.memory_bytes + 2 * LINE)  # with the counters
-    return Prepared(job, arrays, shape, strides, size)
+    most = tell_of_blocks(job, arrays, geometry)
+    tell_of_memory(job, way, item * job.channel_step * geometry.channels, 4 * most * job.lanes)
+    shape, strides = (geometry.positions, O), (O, 1)
+    if not linear:
+        height, width = geometry.output
+        shape, strides = (geometry.batch, O, height, width), (height * width * O, 1, width * O, O)
+    return Prepared(job, arrays, shape, strides, threads * (job.memory_bytes + 2 * LINE))
 
 
 @lru_cache(REMEMBERED)
@@ -129,13 +117,6 @@ def prepared_for_levels(values: int, threads: int) -> Prepared:
     return Prepared(job, [], (values,), (1,), 2 * LINE * threads)
 
 
-def scratch_bytes(job: Job, way: str, tile: int) -> int:
-    """Return the bytes of a thread's scratch, as the kernels divide it."""
-    own = {"dots": 36 * job.row_bytes, "popcount dots": job.planes * job.row_bytes}
-    own["popcounts"] = VECTOR + tile
-    return whole(own.get(way, TABLES + 3 * VECTOR + tile))
-
-
 def tell_of_layer(job: Job, grouping: Grouping, geometry: Geometry) -> None:
     """Tell the job of the layer's groups and of what they meet."""
     C, O, linear = geometry.channels, grouping.shape[0], len(grouping.shape) == 2
@@ -148,67 +129,67 @@ def tell_of_layer(job: Job, grouping: Grouping, geometry: Geometry) -> None:
     )  # fmt: skip
 
 
-def tell_of_input(
-    job: Job, arrays: list[np.ndarray], geometry: Geometry, joined: bool, item: int, linear: bool
+def tell_of_tiles(
+    job: Job, arrays: list[np.ndarray], geometry: Geometry, cut: Tiling, item: int, linear: bool
 ) -> None:
-    """Tell the job how its input is laid out, after its strips."""
-    rows, columns = geometry.phases
+    """Tell the job of its tiles, and of the strips of them; `item` is the bytes of an input."""
+    area, images = math.prod(geometry.output), 1 if cut.joined else geometry.batch
+    phases, lanes = math.prod(map(len, geometry.phases)), cut.targets.shape[1]
+    behind, most = lanes + geometry.reach, CACHE // max(1, item * phases * geometry.channels)
+    ends = strips(cut.starts, behind, most, images, job.threads)
+    length = behind + int((cut.starts[ends[1:] - 1] - cut.starts[ends[:-1]]).max())
+    tell(
+        job, tiles=len(cut.starts), lanes=lanes, starts=keep(arrays, cut.starts),
+        targets=keep(arrays, cut.targets), output_step=0 if cut.joined else area,
+        output_area=1 if linear else area, images=images, strips=len(ends) - 1,
+        ends=keep(arrays, ends), item=item, length=length, channel_step=phases * length,
+    )  # fmt: skip
+
+
+def tell_of_input(
+    job: Job, arrays: list[np.ndarray], geometry: Geometry, joined: bool, linear: bool
+) -> None:
+    """Tell the job where its input is laid out."""
     height, width = geometry.plane
     parts = [
         np.array([overlap(geometry, axis, r) for r in remainders], np.int64)
-        for axis, remainders in enumerate((rows, columns))
+        for axis, remainders in enumerate(geometry.phases)
     ]
     pictures = geometry.positions if linear else geometry.batch if joined else 1
     tell(
-        job, item=item, channel_step=job.length * len(rows) * len(columns), pictures=pictures,
-        plane_rows=height * (1 if linear else pictures), plane_height=height, plane_width=width,
-        picture_places=1 if linear else height * width, rows=len(rows), columns=len(columns),
-        row_parts=keep(arrays, parts[0]), column_parts=keep(arrays, parts[1]),
-        stride_y=geometry.stride[0], stride_x=geometry.stride[1],
+        job, pictures=pictures, plane_rows=height * (1 if linear else pictures),
+        plane_height=height, plane_width=width, picture_places=1 if linear else height * width,
+        rows=len(parts[0]), columns=len(parts[1]), row_parts=keep(arrays, parts[0]),
+        column_parts=keep(arrays, parts[1]), stride_y=geometry.stride[0],
+        stride_x=geometry.stride[1],
     )  # fmt: skip
 
 
-def tell_of_tiles(
-    job: Job, arrays: list[np.ndarray], geometry: Geometry, cut: Tiling, linear: bool
-) -> None:
-    """Tell the job of its tiles."""
-    area = geometry.output[0] * geometry.output[1]
-    tell(
-        job, tiles=len(cut.starts), lanes=cut.targets.shape[1], starts=keep(arrays, cut.starts),
-        targets=keep(arrays, cut.targets), output_step=0 if cut.joined else area,
-        output_area=1 if linear else area,
-    )  # fmt: skip
-
-
-def tell_of_strips(
-    job: Job, arrays: list[np.ndarray], geometry: Geometry, cut: Tiling, item: int, images: int
-) -> None:
-    """Tell the job of the strips that its tiles are cut into."""
-    behind = job.lanes + geometry.reach
-    phases = len(geometry.phases[0]) * len(geometry.phases[1])
-    most = CACHE // max(1, item * phases * geometry.channels)
-    ends = strips(cut.starts, behind, most, images, job.threads)
-    longest = cut.starts[ends[1:] - 1] - cut.starts[ends[:-1]]
-    tell(
-        job, strips=len(ends) - 1, ends=keep(arrays, ends), length=int(longest.max()) + behind
-    )  # fmt: skip
-
-
-def blocks_of_outputs(
-    O: int, geometry: Geometry, channel_step: int, tiles: int, threads: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (edges, shifts): where blocks of outputs end, and where each one's input begins.
+def tell_of_blocks(job: Job, arrays: list[np.ndarray], geometry: Geometry) -> int:
+    """Tell the job of its blocks of outputs; return how many the largest has.
 
     A group of the convolution is a block, or several where there are more threads than tiles.
     """
-    pieces = -(-threads // max(1, tiles * geometry.groups))
-    a_group = O // geometry.groups
-    pieces = min(pieces, a_group)
+    groups, a_group = geometry.groups, job.O // geometry.groups
+    pieces = min(a_group, -(-job.threads // (job.images * job.tiles * groups)))
     within = np.arange(pieces, dtype=np.int64) * a_group // pieces
-    groups = np.arange(geometry.groups, dtype=np.int64)
-    edges = np.append((groups[:, None] * a_group + within).ravel(), O)
-    channels = geometry.channels // geometry.groups
-    return edges, np.repeat(groups * channels * channel_step, pieces)
+    first = np.arange(groups, dtype=np.int64)[:, None]
+    edges = np.append((first * a_group + within).ravel(), job.O)
+    shifts = np.repeat(first * (geometry.channels // groups * job.channel_step), pieces)
+    blocks = len(shifts)
+    tell(job, blocks=blocks, edges=keep(arrays, edges), shifts=keep(arrays, shifts))
+    job.units = job.images * job.strips * blocks
+    return int(np.diff(edges).max())
+
+
+def tell_of_memory(job: Job, way: str, flat: int, tile: int) -> None:
+    """Tell the job of a thread's memory, with so many bytes of inputs and of a tile."""
+    own = {"dots": 36 * job.row_bytes, "popcount dots": job.planes * job.row_bytes}
+    own["popcounts"] = VECTOR + tile
+    scratch, steps = own.get(way, TABLES + 3 * VECTOR + tile), 4 * job.pictures
+    ends = np.cumsum([whole(size) for size in (scratch, flat, steps, steps)]).tolist()
+    tell(job, flat=ends[0], steps=ends[1], inverses=ends[2], memory_bytes=ends[3])
+    job.flat_bytes = job.steps - job.flat
 
 
 def tell(job: Job, **numbers: int) -> None:
