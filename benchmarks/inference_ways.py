@@ -152,7 +152,7 @@ def bits(
     for module in model.modules():
         if isinstance(module, PackedLayer):
             module.way = way
-    return model, as_it_is
+    return model, partial(Tensor.to, memory_format=torch.channels_last)
 
 
 def as_it_is(x: Tensor) -> Tensor:

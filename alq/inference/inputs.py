@@ -28,34 +28,34 @@ from .vectors import (
 )  # fmt: skip
 
 
-def encoder(planes: int) -> Any:
-    """Return the intrinsic that writes the word of up to 64 inputs for each plane.
+@intrinsic
+def encode_word(
+    typing: Any, planes: Any, source: Any, count: Any, target: Any, step: Any, middle: Any,
+    flips: Any, starting: Any, midpoints: Any,
+) -> Any:  # fmt: skip
+    """Write the word of up to 64 inputs for each plane.
 
-    It returns which of the inputs are not finite, as the ones of a word.
+    Return which of the inputs are not finite, as the ones of a word.
 
-    Its arguments: the address of the inputs, and how many they are; the address of the first
-    plane's word, bytes to the next plane's; the addresses of the midpoints (K,), of words
+    The arguments: how many planes; the address of the inputs, and how many they are; the address of
+    the first plane's word, bytes to the next plane's; the addresses of the midpoints (K,), of words
     (K, planes) that are all ones where a plane's bit differs beside a midpoint, of the lowest
     level's words (planes,); K.
     """
 
-    @intrinsic
-    def encode(
-        typing: Any, source: Any, count: Any, target: Any, step: Any, middle: Any, flips: Any,
-        starting: Any, midpoints: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            source, count, target, step, middle, flips, starting, midpoints = arguments
-            values, inside, odd = [], constant(0), constant(0)
-            for k in range(4):
-                lanes = first_lanes(b, b.sub(count, constant(16 * k)))
-                place = b.add(source, constant(64 * k))
-                fetch_ahead(b, place)
-                values.append(load_lanes(b, place, lanes))
-                inside = b.or_(inside, part_of_word(b, lanes, k))
-                nothing = b.fsub(values[k], values[k])  # but of what is not finite
-                unequal = b.fcmp_unordered("!=", nothing, nothing)
-                odd = b.or_(odd, part_of_word(b, unequal, k))
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        number, source, count, target, step, middle, flips, starting, midpoints = arguments
+        values, inside, odd = [], constant(0), constant(0)
+        for k in range(4):
+            lanes = first_lanes(b, b.sub(count, constant(16 * k)))
+            place = b.add(source, constant(64 * k))
+            fetch_ahead(b, place)
+            values.append(load_lanes(b, place, lanes))
+            inside = b.or_(inside, part_of_word(b, lanes, k))
+            nothing = b.fsub(values[k], values[k])  # but of what is not finite
+            odd = b.or_(odd, part_of_word(b, b.fcmp_unordered("uno", nothing, nothing), k))
+
+        def encode(planes: int) -> None:
             words = [
                 cgutils.alloca_once_value(b, load(b, b.add(starting, constant(8 * m)), I64))
                 for m in range(planes)
@@ -72,32 +72,18 @@ def encoder(planes: int) -> Any:
             for m, word in enumerate(words):
                 found = b.and_(b.load(word), inside)
                 store(b, found, b.add(target, b.mul(step, constant(m))))
-            return odd
 
-        return i64(*[i64] * 8), generate
+        for planes in range(1, MOST_PLANES + 1):
+            with b.if_then(b.icmp_signed("==", number, constant(planes))):
+                encode(planes)
+        return odd
 
-    return encode
+    return i64(*[i64] * 9), generate
 
 
 def part_of_word(b: Any, flags: Any, k: int) -> Any:
     """Return a word of 64 bits, of which `flags` are the 16 from 16 k on."""
     return b.shl(b.zext(b.bitcast(flags, I16), I64), constant(16 * k))
-
-
-encode_1, encode_2, encode_3, encode_4 = map(encoder, range(1, MOST_PLANES + 1))
-
-
-@compiled
-def encode_word(job, source, count, target):
-    """Write the words of up to 64 inputs, and return what `encoder` explains."""
-    step, K = 8 * job.channel_step, job.midpoints
-    if job.planes == 1:
-        return encode_1(source, count, target, step, job.middle, job.flips, job.starting, K)
-    if job.planes == 2:
-        return encode_2(source, count, target, step, job.middle, job.flips, job.starting, K)
-    if job.planes == 3:
-        return encode_3(source, count, target, step, job.middle, job.flips, job.starting, K)
-    return encode_4(source, count, target, step, job.middle, job.flips, job.starting, K)
 
 
 @compiled
@@ -111,7 +97,10 @@ def encode_run(job, source, step, count, target):
         here, to = source + step * x, target + 8 * x
         for first in range(0, job.channels, job.inputs):
             for own in range(0, job.inputs, 64):
-                odd |= encode_word(job, here + 4 * (first + own), min(64, job.inputs - own), to)
+                odd |= encode_word(
+                    job.planes, here + 4 * (first + own), min(64, job.inputs - own), to,
+                    8 * job.channel_step, job.middle, job.flips, job.starting, job.midpoints,
+                )  # fmt: skip
                 to += word_step
     return odd
 

@@ -4,6 +4,7 @@ An input's channels lie side by side (PyTorch's channels_last), the tables read 
 side (`alq.inference.tiles`). 16 channels of 16 positions at a time are transposed in registers.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,44 +43,46 @@ SCALED = 2**-7  # a power of two, with which the sum of 64 inputs is finite wher
 LEAST = 1e-30  # a smaller step is this: its inverse is a number
 
 
-def mover(shorts: bool) -> Any:
-    """Return the intrinsic that moves up to 16 x 16 values, as shorts after a factor.
+@intrinsic
+def move(
+    typing: Any, shorts: Any, source: Any, step: Any, positions: Any, channels: Any, target: Any,
+    channel_step: Any, inverses: Any, inverse_step: Any,
+) -> Any:  # fmt: skip
+    """Move up to 16 x 16 values, as shorts after a factor or as they are.
 
-    Its arguments: the address of a position's channels, bytes to the next position's, positions,
-    channels; the address of the first channel's result, bytes to the next channel's; the address of
-    the positions' factors, bytes from one to the next.
+    The arguments: whether it is shorts; the address of a position's channels, bytes to the next
+    position's, positions, channels; the address of the first channel's result, bytes to the next
+    channel's; the address of the positions' factors, bytes from one to the next.
     """
 
-    @intrinsic
-    def move(
-        typing: Any, source: Any, step: Any, positions: Any, channels: Any, target: Any,
-        channel_step: Any, inverses: Any, inverse_step: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            source, step, positions, channels, target, channel_step, inverses, each = arguments
-            last, rows = b.sub(positions, constant(1)), []
-            lanes, outside = first_lanes(b, positions), ir.Constant(FLAGS, None)
-            some = first_lanes(b, channels)
-            for k in range(16):
-                place = constant(k)
-                place = b.select(b.icmp_signed("<", place, last), place, last)
-                position = b.add(source, b.mul(step, place))
-                fetch_ahead(b, position)
-                row = load_lanes(b, position, some)
-                if shorts:
-                    inverse = load(b, b.add(inverses, b.mul(each, place)), F32)
-                    row = b.fmul(row, splat(b, inverse))
-                rows.append(row)
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        shorts, source, step, positions, channels, target, channel_step, inverses, each = arguments
+        last, rows = b.sub(positions, constant(1)), []
+        lanes, outside = first_lanes(b, positions), ir.Constant(FLAGS, None)
+        some = first_lanes(b, channels)
+        places = [b.select(b.icmp_signed("<", k, last), k, last) for k in map(constant, range(16))]
+        for place in places:
+            position = b.add(source, b.mul(step, place))
+            fetch_ahead(b, position)
+            rows.append(load_lanes(b, position, some))
+
+        def write(kind: Callable, rows: list) -> None:
             for k, column in enumerate(transposed(b, rows)):
-                column = rounded(b, column) if shorts else column
                 inside = b.icmp_signed("<", constant(k), channels)
                 flags = b.select(inside, lanes, outside)
-                store_lanes(b, column, b.add(target, b.mul(channel_step, constant(k))), flags)
-            return context.get_dummy_value()
+                to = b.add(target, b.mul(channel_step, constant(k)))
+                store_lanes(b, kind(b, column), to, flags)
 
-        return types.void(*[i64] * 8), generate
+        with b.if_else(b.icmp_signed("!=", shorts, constant(0))) as (then, otherwise):
+            with then:
+                factors = [load(b, b.add(inverses, b.mul(each, place)), F32) for place in places]
+                scaled = [b.fmul(row, splat(b, f)) for row, f in zip(rows, factors, strict=True)]
+                write(rounded, scaled)
+            with otherwise:
+                write(lambda b, column: column, rows)
+        return context.get_dummy_value()
 
-    return move
+    return types.void(*[i64] * 9), generate
 
 
 def rounded(b: Any, floats: Any) -> Any:
@@ -90,19 +93,13 @@ def rounded(b: Any, floats: Any) -> Any:
     return b.trunc(whole, ir.VectorType(I16, 16))
 
 
-move_floats, move_shorts = mover(False), mover(True)
-
-
 @compiled
 def move_run(job, source, step, count, target, inverses):
     """Move all channels of up to 16 positions, `step` bytes from one to the next."""
-    channel_step = job.item * job.channel_step
+    channel_step, shorts = job.item * job.channel_step, int(job.item == 2)
     for c in range(0, job.channels, 16):
         own, some, to = source + 4 * c, min(16, job.channels - c), target + channel_step * c
-        if job.item == 4:
-            move_floats(own, step, count, some, to, channel_step, inverses, job.inverse_step)
-        else:
-            move_shorts(own, step, count, some, to, channel_step, inverses, job.inverse_step)
+        move(shorts, own, step, count, some, to, channel_step, inverses, job.inverse_step)
 
 
 @intrinsic

@@ -20,7 +20,7 @@ from .tiles import REMEMBERED, Geometry, Tiling, overlap, strips, taps, tiling
 
 VECTOR = 64  # bytes
 TABLES = 16 * 16 * VECTOR  # bytes of the tables of a word
-CACHE = 2**20  # bytes of a strip's inputs that stay near while it is computed
+CACHE = 2**19  # bytes of a strip's inputs that stay near while it is computed
 NEAR = 2**18  # bytes of weights that stay nearer, as all segments' rows are added to them
 
 
