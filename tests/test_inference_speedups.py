@@ -251,8 +251,8 @@ def test_what_an_interrupted_call_left_to_others_keeps_its_memory(monkeypatch) -
     with pytest.raises(KeyboardInterrupt):
         packed(torch.randn(2, 40, 12, 12))
     [[_, job]] = pool.left
-    _, memory, rows, *tensors = job.owners
-    tensors += [memory, *vars(rows).values()]
+    _, memory, y, x, rows, bias, _ = job.owners
+    tensors = [memory, y, x, bias, *vars(rows).values()]
     kept = [(x.data_ptr(), x.data_ptr() + x.nbytes) for x in tensors]
     for field in ("signs", "alpha", "outputs", "first", "bias", "x", "y", "counters", "memory"):
         assert any(begin <= getattr(job, field) < end for begin, end in kept), field

@@ -58,45 +58,33 @@ def load_kernels() -> None:
     from . import kernels  # noqa: F401
 
 
-def by_tables(
-    rows: Rows, grouping: Grouping, bias: Tensor | None, x: Tensor, geometry: Geometry, way: str
-) -> Tensor:
+def by_kernel(
+    rows: Rows, grouping: Grouping, bias: Tensor | None, x: Tensor, geometry: Geometry, way: str,
+    planes: Planes | None = None,
+) -> Tensor | None:  # fmt: skip
     """Return the convolution (B, O, *output) of pictures x (B, C, H, W) of float32.
 
     Its layout is channels_last, in which PyTorch's pooling is faster. Of a linear layer x is (B, C)
-    and `geometry` that of one picture with a row of B positions. `way` is the kind of tables, or
-    "dots" for a linear layer's positions one after the other.
+    and `geometry` that of one picture with a row of B positions.
+
+    Arguments:
+        way: the kind of tables, or one of the other ways that are kernels.
+        planes: of an input in binary bases, for the ways that count. The result is then None if the
+            input is not finite.
     """
-    plan = prepared(grouping, geometry, way, torch.get_num_threads())
-    return computed(plan, rows, bias, x, {})[0]
-
-
-def by_popcounts(
-    rows: Rows, grouping: Grouping, bias: Tensor | None, x: Tensor, geometry: Geometry,
-    planes: Planes, way: str,
-) -> Tensor | None:  # fmt: skip
-    """Return what `by_tables` does, of an input in binary bases, or None if it is not finite."""
-    plan = prepared(grouping, geometry, way, torch.get_num_threads(), len(planes.betas))
-    y, job = computed(plan, rows, bias, x, planes.numbers, planes)
-    return None if job.odd else y
-
-
-def computed(
-    plan: Prepared, rows: Rows, bias: Tensor | None, x: Tensor, numbers: dict, *owners: Any
-) -> tuple[Tensor, Job]:
-    """Return what the kernel writes, and its job; it is told `numbers`, too, of `owners`."""
+    betas = 0 if planes is None else len(planes.betas)
+    plan = prepared(grouping, geometry, way, torch.get_num_threads(), betas)
     x = in_order(x)
     y = x.new_empty_strided(plan.shape, plan.strides)
     job = filled(plan)
     tell_of_rows(job, rows)
     if bias is not None:
         job.bias = bias.data_ptr()
-    job.x, job.y = x.data_ptr(), y.data_ptr()
-    tell(job, **numbers)
-    job.owners += rows, bias, x, y, *owners
-    run(kernel("compute"), job)
-    done(job)
-    return y, job
+    if planes is not None:
+        tell(job, **planes.numbers)
+    job.x = x.data_ptr()
+    compute("compute", job, y, x, rows, bias, planes)
+    return None if job.odd else y
 
 
 def on_levels(x: Tensor, planes: Planes) -> Tensor:
@@ -104,11 +92,9 @@ def on_levels(x: Tensor, planes: Planes) -> Tensor:
     x = in_order(x)
     y = torch.empty_like(x)
     job = filled(prepared_for_levels(x.numel(), torch.get_num_threads()))
-    job.x, job.y = x.data_ptr(), y.data_ptr()
     tell(job, **planes.numbers)
-    job.owners += x, y, planes
-    run(kernel("level"), job)
-    done(job)
+    job.x = x.data_ptr()
+    compute("level", job, y, x, planes)
     return y
 
 
@@ -119,7 +105,7 @@ def in_order(x: Tensor) -> Tensor:
 
 
 @cache
-def kernel(name: str) -> int:
+def address_of(name: str) -> int:
     """Return the address of a kernel."""
     from . import kernels
 
@@ -132,7 +118,7 @@ def filled(plan: Prepared) -> Job:
     That is what the calling thread's last job had, if it is large enough. So each thread of a team
     works where it did before: what another core has written takes long to come over.
     """
-    memory = vars(LAST).pop("memory", None)  # nobody else's, until `done`
+    memory = vars(LAST).pop("memory", None)  # nobody else's until all is done
     if memory is None or len(memory) < plan.bytes:
         memory = torch.empty(plan.bytes, dtype=torch.uint8, device="cpu")  # at 64 bytes
     job = Job.from_buffer_copy(plan.job)
@@ -143,8 +129,11 @@ def filled(plan: Prepared) -> Job:
     return job
 
 
-def done(job: Job) -> None:
-    """Leave the memory of a job, which no thread works at any more, to the next one."""
+def compute(kernel: str, job: Job, y: Tensor, *owners: Any) -> None:
+    """Compute y of what is the owners'; leave the job's memory to the next one."""
+    job.y = y.data_ptr()
+    job.owners += y, *owners
+    run(address_of(kernel), job)
     LAST.memory = job.owners[1]
 
 
@@ -163,10 +152,7 @@ def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool
         plan = prepared_to_decode(grouping, start, stop, torch.get_num_threads())
         found, job = rows.alpha.new_empty_strided(plan.shape, plan.strides), filled(plan)
         tell_of_rows(job, rows)
-        job.y = found.data_ptr() - 4 * start * (found.numel() // max(1, stop - start))
-        job.owners += rows, found
-        run(kernel("decode_blocks"), job)
-        done(job)
+        compute("decode_blocks", job, found, rows)
         if found.shape[1:] == grouping.shape[1:]:
             return found
         groups = found[:, :, : grouping.n]

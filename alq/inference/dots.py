@@ -152,14 +152,15 @@ def dots(job, memory, first, last, block):
 
 @compiled
 def decode(job, block):
-    """Write the weights (outputs, S, places) of a block of outputs to y."""
+    """Write the weights (outputs, S, places) of a block of outputs to their place in y."""
     places, S = 8 * job.row_bytes, job.segments
     edges = carray(as_longs(job.edges), job.blocks + 1)
-    weights = job.y + 4 * places * S * edges[block]
-    carray(as_floats_at(weights), places * S * (edges[block + 1] - edges[block]))[:] = 0
+    size = places * S  # of an output
+    own, count = edges[block] - edges[0], edges[block + 1] - edges[block]
+    carray(as_floats_at(job.y + 4 * size * own), size * count)[:] = 0
     for s in range(S):
         row, end = rows_of_block(job, s, block)
         alpha, outputs = carray(as_floats_at(job.alpha), end), carray(as_ints(job.outputs), end)
         for r in range(row, end):
-            weight = job.y + 4 * places * (S * outputs[r] + s)
+            weight = job.y + 4 * (size * (outputs[r] - edges[0]) + places * s)
             add_signed(job.signs + job.row_bytes * r, alpha[r], weight, places // 32)

@@ -15,8 +15,7 @@ from ..method.quantized_inputs import PLACE
 from ..method.structures import Grouping
 from .compute import (
     blocks_to_decode,
-    by_popcounts,
-    by_tables,
+    by_kernel,
     decoded,
     kernels_work,
     on_levels,
@@ -205,17 +204,16 @@ class PackedLayer(nn.Module):
         return on_levels(x, planes_of(activation)) if fits and few(activation) else activation(x)
 
     def by_kernels(self, x: Tensor, geometry: Geometry) -> Tensor | None:
-        """Return the outputs of x, as `by_tables` does, or None where PyTorch's product does it."""
+        """Return the outputs of x, as `by_kernel` does, or None where PyTorch's product does it."""
         activation = self.binary_input
         planes = 0 if activation is None else countable(x, activation, self.grouping)
-        layer = self.rows, self.grouping, self._buffers["bias"]
         way = self.chosen(x, geometry, planes) if x.numel() else "decoded"
-        if way in COUNTED and activation is not None:
-            return by_popcounts(*layer, x, geometry, planes_of(activation), way)
         if way in ("decoded", "held"):
             return None
-        kind = way if way == "dots" else self.tables
-        return by_tables(*layer, self.fed(x), geometry, kind)
+        layer = self.rows, self.grouping, self._buffers["bias"]
+        if way in COUNTED and activation is not None:
+            return by_kernel(*layer, x, geometry, way, planes_of(activation))
+        return by_kernel(*layer, self.fed(x), geometry, self.tables if way == "tables" else way)
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the weights of some outputs at a time in float32, and their biases."""

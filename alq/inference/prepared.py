@@ -46,7 +46,7 @@ class Prepared:
 def prepared(
     grouping: Grouping, geometry: Geometry, way: str, threads: int, planes: int = 0
 ) -> Prepared:
-    """Return the job of one way, or kind of tables; `geometry` as `by_tables` explains."""
+    """Return the job of one way, or kind of tables; `geometry` as `by_kernel` explains."""
     O, linear = grouping.shape[0], len(grouping.shape) == 2
     counted, dots = way in COUNTED, way in ("dots", "popcount dots")
     job, arrays = Job(), [np.zeros(O, np.float32)]
