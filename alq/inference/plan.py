@@ -39,6 +39,7 @@ DECODE_CALL, CLEAR, SIGN = 30e3, 0.04, 0.08
 JOIN = 0.5  # of each block decoded but the first, an output
 PRODUCT_CALL = {True: 2e3, False: 26e3}  # of a linear layer, of a convolution
 READ = {True: 0.10, False: 0.45}
+PRODUCT_LANES = 16  # outputs at a time, of a convolution
 MULTIPLY = {True: 0.030, False: 0.0075}
 
 
@@ -99,7 +100,9 @@ def costs_of_counting(
 
 def product(grouping: Grouping, positions: int, linear: bool) -> float:
     """Return what PyTorch's product with the weights costs, in nanoseconds."""
-    a_weight = READ[linear] + MULTIPLY[linear] * positions
+    O, at_once = grouping.shape[0], 1 if linear else PRODUCT_LANES
+    used = math.ceil(O / at_once) * at_once / O
+    a_weight = READ[linear] + MULTIPLY[linear] * positions * used
     return PRODUCT_CALL[linear] + grouping.numel * a_weight
 
 
