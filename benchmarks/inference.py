@@ -7,9 +7,10 @@ Times: all ways take turns in one process. Memory: each way of each network is a
 LeNet5 is the published file. VGG and ResNet18 are untrained: they have the published number of
 bits, each of the 6 a group has surviving by chance, and the norms have the statistics of random
 pictures; `--file vgg=FILE` takes a trained one. "2-bit inputs" is the same network with activations
-in 2 binary bases, fitted to random pictures, which it computes by counting bits. int8 is torch's
-own (`torch.ao.quantization`, which torch 2.14 has without another package) and onnxruntime's, each
-where it is there.
+in 2 binary bases, fitted to random pictures, which it computes by counting bits; PyTorch computes
+it, too, in float32. Each way is given its pictures in the layout that it computes in. int8 is
+torch's own (`torch.ao.quantization`, which torch 2.14 has without another package) and
+onnxruntime's, each where it is there.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from inference_tables import inference_tables, put_into
 from inference_ways import BITS, FILES, NETWORKS, WAYS, available, prepare
 from timing import read_rows, settle, timing, write_figures
 
-LARGE = 64  # a batch from which a third of the repeats will do
+LARGE = 64  # a batch from which a third of the repeats will do, and caches start empty anyway
 
 
 def held(model: nn.Module, quantized: set[str]) -> int:
@@ -90,7 +91,8 @@ def times(name: str, folder: Path, args: argparse.Namespace) -> list[dict]:
             for way in loaded
         }
         repeats = args.repeats if batch < LARGE else max(2, args.repeats // 3)
-        ms = {way: 1e3 * value for way, value in timing(args)(steps, repeats).items()}
+        seconds = timing(args)(steps, repeats, twice=batch < LARGE)
+        ms = {way: 1e3 * value for way, value in seconds.items()}
         ms["float32"] = min(ms["contiguous"], ms["channels_last"])
         rows.append({
             "network": name, "bits": average_bitwidth(weights), "batch": batch,

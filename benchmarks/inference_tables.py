@@ -11,11 +11,12 @@ from tables import table
 # Name of a way in the files -> its head in the tables.
 HEADS = {
     "float32": "float32", "channels_last": "float32", "from bits": "from bits", "int16": "int16",
-    "counted": "2-bit inputs", "bfloat16": "bfloat16", "int8 torch": "int8, torch",
-    "int8 onnxruntime": "int8, onnxruntime", "decoded": "decoded", "compiled": "compiled",
+    "counted": "2-bit inputs", "levels": "2-bit inputs, float32", "bfloat16": "bfloat16",
+    "int8 torch": "int8, torch", "int8 onnxruntime": "int8, onnxruntime",
+    "decoded": "decoded", "compiled": "compiled",
 }  # fmt: skip
 TIMED = ("float32", "from bits", "int16", "counted", "bfloat16", "int8 torch", "int8 onnxruntime")
-COMPARED = (*TIMED[1:], "decoded", "compiled")
+COMPARED = (*TIMED[1:], "levels", "decoded", "compiled")
 HELD = ("channels_last", *TIMED[1:])
 
 

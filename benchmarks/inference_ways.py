@@ -152,7 +152,15 @@ def bits(
     for module in model.modules():
         if isinstance(module, PackedLayer):
             module.way = way
-    return model, as_it_is
+    return model, partial(Tensor.to, memory_format=torch.channels_last)
+
+
+def levels(folder: Path, name: str) -> Way:
+    """Load the network with inputs in binary bases, all of it in float32."""
+    model = NETWORKS[name].recipe.network().eval()
+    alq.load_packed(folder / "counted.alq", model)
+    model = model.to(memory_format=torch.channels_last)
+    return model, partial(Tensor.to, memory_format=torch.channels_last)
 
 
 def as_it_is(x: Tensor) -> Tensor:
@@ -185,6 +193,7 @@ WAYS: dict[str, Callable[[Path, str], Way]] = {
     "from bits": bits,
     "int16": partial(bits, tables="int16"),
     "counted": partial(bits, file="counted.alq"),
+    "levels": levels,
     "decoded": partial(bits, way="decoded"),
     "compiled": partial(floats, compiled=True),
     "bfloat16": partial(floats, dtype=torch.bfloat16),

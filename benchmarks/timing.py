@@ -24,12 +24,19 @@ from networks import NETWORKS
 
 
 def times(
-    steps: dict[str, Callable[[], object]], repeats: int, sync: Callable[[], None], clock: Callable
-) -> dict[str, float]:
-    """Return the median seconds of steps that take turns, after one round that is not counted."""
+    steps: dict[str, Callable[[], object]], repeats: int, sync: Callable[[], None], clock: Callable,
+    twice: bool = False,
+) -> dict[str, float]:  # fmt: skip
+    """Return the median seconds of steps that take turns, after one round that is not counted.
+
+    `twice` runs a step before it is timed, so that the caches hold its own code and data, and not
+    what the step before it happens to share with it.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, step in steps.items():
+            if twice:
+                step()
             sync()
             start = clock()
             step()

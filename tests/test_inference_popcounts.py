@@ -14,6 +14,7 @@ import alq
 from alq.inference import compute, layers
 from alq.inference.plan import COUNTED, can_count, choose
 from alq.inference.planes import countable, planes_of
+from alq.method.activations import BinaryActivation, midpoints
 from alq.method.quantized_inputs import place
 from test_inference import FEW, compute_by, difference, numba_works, quantized
 
@@ -28,13 +29,13 @@ def no_gradients() -> Iterator[None]:
 def counted(monkeypatch) -> list[str]:
     """Return which of the ways that count were taken, as they are."""
     taken: list[str] = []
-    function = layers.by_popcounts
+    function = layers.by_kernel
 
     def note(*arguments) -> Tensor:
-        taken.append(arguments[-1])
+        taken.extend(way for way in arguments[5:6] if way in COUNTED)
         return function(*arguments)
 
-    monkeypatch.setattr(layers, "by_popcounts", note)
+    monkeypatch.setattr(layers, "by_kernel", note)
     return taken
 
 
@@ -181,6 +182,25 @@ def test_several_threads_count_the_same() -> None:
     torch.set_num_threads(1)
     for one, several in zip(*results, strict=True):
         assert difference(several, one) < 1e-5
+
+
+@numba_works
+@pytest.mark.parametrize("M", [1, 2, 3, 4])
+@pytest.mark.parametrize("lowest", [0.0, -0.7])
+def test_inputs_are_put_on_the_levels_that_the_activation_puts_them_on(M, lowest) -> None:
+    activation = BinaryActivation(M, torch.zeros(())).eval()
+    activation.put(torch.tensor([lowest, *(0.3 * 1.7**m for m in range(M))]))
+    activation.fitted = True
+    x = 2 * torch.randn(2, 9, 110, 7)
+    x[0, 0, 0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    x[1, 3, :4] = midpoints(activation.levels())[0]  # halfway, the lower one
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        for each in (x, x.transpose(1, 3), x[:, :, ::2], x[0, 0], x[:0], x[..., 0].flatten()):
+            found = compute.on_levels(each, planes_of(activation))
+            assert found.shape == each.shape
+            torch.testing.assert_close(found, activation(each), rtol=0, atol=2e-6, equal_nan=True)
+    torch.set_num_threads(1)
 
 
 def test_without_numba_and_unfitted_the_levels_are_the_same(monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""What makes networks from bits fast leaves their numbers alone: turns, threads, held weights."""
+"""What makes networks from bits fast leaves their numbers alone: strips, threads, held weights."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import alq
 import lenet5
-from alq.inference import compute, jobs, layers
+from alq.inference import compute, jobs, layers, prepared
 from alq.inference.plan import HELD_SHARE, held_layers
 from alq.inference.prepared import keep
+from alq.inference.tiles import strips
+from alq.method.quantized_inputs import place
 from test_inference import PUBLISHED, compute_by, difference, numba_works, packed_layers, quantized
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,13 +37,13 @@ def no_gradients() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-# ---------------------------------------------------------------------------- turns and threads
+# ---------------------------------------------------------------------------- strips and threads
 
 
 @numba_works
 @pytest.mark.parametrize("tables", ["float32", "int16"])
 def test_pictures_that_take_turns_know_nothing_of_each_other(tables) -> None:
-    """A picture of 128 x 64 x 64 floats fills the cache, so that five need five turns."""
+    """A picture of 128 x 64 x 64 floats is more than the cache, so that it is cut into strips."""
     layer = nn.Conv2d(128, 8, 3, padding=1)
     weight = quantized(layer, 2, structure="pixelwise")
     packed = compute_by(alq.pack_for_inference(layer, [weight], tables), "tables")
@@ -50,6 +53,113 @@ def test_pictures_that_take_turns_know_nothing_of_each_other(tables) -> None:
         assert torch.equal(y[picture], packed(x[picture]))
         limit = 1e-5 if tables == "float32" else 3e-3
         assert difference(y[picture], layer(x)[picture]) < limit
+
+
+def quantized_input(layer: nn.Module, x: Tensor, **options: object) -> nn.Module:
+    """Return the layer packed, with its input in two binary bases, fitted to x."""
+    weight = quantized(layer, 2, **options)
+    place({"": layer}, {"": 2})
+    layer(x)
+    return alq.pack_for_inference(layer.eval(), [weight])
+
+
+SHAPES = {  # a layer, its structure, how large its inputs are
+    "several tiles": (lambda: nn.Conv2d(40, 24, 3, padding=1), "pixelwise", (13, 11)),
+    "pictures beside each other": (lambda: nn.Conv2d(40, 24, 3, padding=1), "pixelwise", (3, 2)),
+    "phases": (lambda: nn.Conv2d(80, 12, 3, 2, 1, groups=2), "pixelwise", (15, 9)),
+    "dilation": (lambda: nn.Conv2d(40, 24, (2, 3), dilation=(3, 2)), "pixelwise", (14, 9)),
+    "one row": (lambda: nn.Conv1d(40, 24, 3, padding=1), "pixelwise", (90,)),
+    "linear": (lambda: nn.Linear(100, 50), "subchannelwise", ()),
+}
+
+
+@numba_works
+@pytest.mark.parametrize("team", ["libgomp's", "our own"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_threads_and_strips_change_no_bit(shape, team, monkeypatch) -> None:
+    """Also with fewer pictures than threads, and where a strip has one tile."""
+    if team == "our own":
+        monkeypatch.setattr(jobs, "team", lambda process: None)
+    elif jobs.team(os.getpid()) is None:
+        pytest.skip("this PyTorch has no libgomp")
+    torch.manual_seed(0)
+    make, structure, size = SHAPES[shape]
+    layer = make()
+    C = layer.weight.shape[1] * getattr(layer, "groups", 1)
+    pictures = [torch.randn(batch, C, *size) for batch in (1, 2, 3, 5, 40)]
+    options = {"structure": structure} | ({"subc": 2} if structure == "subchannelwise" else {})
+    plain, fed = copy.deepcopy(layer), quantized_input(layer, pictures[-1], **options)
+    weight = quantized(plain, 2, **options)
+    kinds = [(fed, "popcounts"), (alq.pack_for_inference(plain, [weight]), "tables")]
+    kinds += [(alq.pack_for_inference(plain, [weight], "int16"), "tables")]
+    kinds += [(kinds[1][0], "dots"), (fed, "popcount dots")] if shape == "linear" else []
+
+    def results(threads: int, cache: int) -> list[Tensor]:
+        torch.set_num_threads(threads)
+        monkeypatch.setattr(prepared, "CACHE", cache)
+        prepared.prepared.cache_clear()
+        return [compute_by(packed, way)(x) for packed, way in kinds for x in pictures]
+
+    alone = results(1, prepared.CACHE)
+    for k, (packed, way) in enumerate(kinds):
+        reference = compute_by(packed, "decoded")(pictures[3])
+        limit = 3e-3 if packed.tables == "int16" else 1e-5
+        assert difference(alone[len(pictures) * k + 3], reference) < limit, way
+    for threads, cache in ((1, 1), (2, 2**20), (3, 2**12), (5, 1)):
+        for one, other in zip(alone, results(threads, cache), strict=True):
+            assert torch.equal(one, other)
+    prepared.prepared.cache_clear()
+
+
+def test_strips_are_all_tiles_and_share_them_out() -> None:
+    starts = np.arange(37) * 16
+    for most, images, threads in (
+        (100, 1, 1),
+        (1, 1, 1),
+        (10**6, 1, 2),
+        (10**6, 3, 2),
+        (300, 5, 4),
+    ):
+        ends = strips(starts, 20, most, images, threads)
+        assert ends[0] == 0 and ends[-1] == 37 and (np.diff(ends) > 0).all()
+        units = images * (len(ends) - 1)
+        assert -(-units // threads) * threads <= 1.07 * units
+        if threads == 1 and most > 36:
+            assert max(starts[ends[1:] - 1] - starts[ends[:-1]]) + 20 <= most + 16
+    assert len(strips(starts[:1], 20, 10**6, 1, 8)) == 2  # where there is nothing to share
+
+
+@numba_works
+def test_weights_are_decoded_the_same_by_several_threads() -> None:
+    for structure, layer in (
+        ("pixelwise", nn.Conv2d(64, 70, 3)),
+        ("kernelwise", nn.Conv2d(9, 7, 5)),
+    ):
+        weight = quantized(layer, 3, structure=structure)
+        packed = alq.pack_for_inference(layer, [weight])
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with torch.inference_mode(threads == 2):
+                assert torch.equal(packed.weight, weight.w_hat())
+            part = compute.decoded(packed.rows, packed.grouping, 2, 7)
+            assert torch.equal(part, weight.w_hat()[2:7])
+            assert part.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_blocks_to_decode_are_all_outputs(monkeypatch) -> None:
+    layer = nn.Conv2d(64, 300, 3)
+    packed = alq.pack_for_inference(layer, [quantized(layer, 2)])
+    x = torch.randn(2, 64, 5, 5)
+    for block, sizes in ((2**30, [300]), (2**16, [128, 128, 44]), (1, [64, 64, 64, 64, 44])):
+        monkeypatch.setattr(compute, "BLOCK", block)
+        monkeypatch.setattr(compute, "kernels_work", lambda: True)
+        found = list(compute.blocks_to_decode(packed.rows, packed.grouping))
+        assert [stop - start for start, stop in found] == sizes
+        assert found[0][0] == 0 and all(a[1] == b[0] for a, b in pairwise(found))
+        monkeypatch.undo()
+        monkeypatch.setattr(compute, "BLOCK", block)
+        assert difference(compute_by(packed, "decoded")(x), layer(x)) < 1e-5
+        monkeypatch.undo()
 
 
 @numba_works
@@ -141,18 +251,38 @@ def test_what_an_interrupted_call_left_to_others_keeps_its_memory(monkeypatch) -
     with pytest.raises(KeyboardInterrupt):
         packed(torch.randn(2, 40, 12, 12))
     [[_, job]] = pool.left
-    _, rows, *tensors = job.owners
-    kept = [(x.data_ptr(), x.data_ptr() + x.nbytes) for x in (*vars(rows).values(), *tensors)]
-    for field in ("signs", "alpha", "outputs", "first", "bias", "x", "y", "flat", "scratch"):
+    _, memory, y, x, rows, bias, _ = job.owners
+    tensors = [memory, y, x, bias, *vars(rows).values()]
+    kept = [(x.data_ptr(), x.data_ptr() + x.nbytes) for x in tensors]
+    for field in ("signs", "alpha", "outputs", "first", "bias", "x", "y", "counters", "memory"):
         assert any(begin <= getattr(job, field) < end for begin, end in kept), field
+    assert not hasattr(compute.LAST, "memory")  # which the next call would take
+
+
+@numba_works
+def test_a_call_works_where_the_one_before_did(monkeypatch) -> None:
+    addresses, run = [], compute.run
+    monkeypatch.setattr(
+        compute, "run", lambda kernel, job: (addresses.append(job.memory), run(kernel, job))
+    )
+    torch.set_num_threads(2)
+    large, small = (nn.Conv2d(40, 24, 3), nn.Conv2d(24, 8, 3))
+    convs = [
+        compute_by(alq.pack_for_inference(m, [quantized(m, 2)]), "tables") for m in (large, small)
+    ]
+    x = torch.randn(2, 40, 12, 12)
+    convs[0](x)
+    addresses.clear()
+    y = convs[1](convs[0](x))
+    assert len(set(addresses)) == 1 and difference(y, small(large(x))) < 1e-5
 
 
 @numba_works
 def test_a_call_has_the_threads_that_its_memory_is_for(monkeypatch) -> None:
-    workers, pool, prepared = set(), jobs.pool, compute.prepared
+    workers, pool, prepare = set(), jobs.pool, compute.prepared
 
     def plan(*arguments):
-        found = prepared(*arguments)
+        found = prepare(*arguments)
         torch.set_num_threads(4)  # as another thread might
         return found
 

@@ -9,25 +9,32 @@
 All but decoding need numba, a CPU and float32. Decoding works everywhere, without numba too.
 """
 
-import ctypes
+import threading
 import warnings
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
-from operator import mul
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..method.structures import Grouping
-from .jobs import Job, run
+from .jobs import LINE, Job, run
 from .planes import Planes
-from .prepared import Prepared, prepared, tell
-from .rows import BLOCK, Rows, groups_of_rows, row_bytes
+from .prepared import (
+    Prepared,
+    prepared,
+    prepared_for_levels,
+    prepared_to_decode,
+    tell,
+    weight_of_groups,
+)
+from .rows import BLOCK, Rows, groups_of_rows
 from .tiles import Geometry
 
-PLAIN: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever the caller's defaults are
+LAST = threading.local()
+WHOLE = 64  # outputs, of whose multiples PyTorch's product is fast
 
 
 @cache
@@ -48,90 +55,91 @@ def kernels_work() -> bool:
 
 
 def load_kernels() -> None:
-    from . import dots, moves, popcounts, tables  # noqa: F401
+    from . import kernels  # noqa: F401
 
 
-def by_tables(
-    rows: Rows, grouping: Grouping, bias: Tensor | None, x: Tensor, geometry: Geometry, kind: str
-) -> Tensor:
+def by_kernel(
+    rows: Rows, grouping: Grouping, bias: Tensor | None, x: Tensor, geometry: Geometry, way: str,
+    planes: Planes | None = None,
+) -> Tensor | None:  # fmt: skip
     """Return the convolution (B, O, *output) of pictures x (B, C, H, W) of float32.
 
     Its layout is channels_last, in which PyTorch's pooling is faster. Of a linear layer x is (B, C)
     and `geometry` that of one picture with a row of B positions.
+
+    Arguments:
+        way: the kind of tables, or one of the other ways that are kernels.
+        planes: of an input in binary bases, for the ways that count. The result is then None if the
+            input is not finite.
     """
-    from .moves import lay_out, measure
-    from .tables import tiles
-
-    plan = prepared(grouping, geometry, kind, torch.get_num_threads())
-    job, y = filled(plan, rows, bias, x)
-    for share in turns(plan, job):
-        if kind == "int16":
-            run(measure, job, share(plan.pictures))
-        run(lay_out, job, share(plan.parts))
-        run(tiles, job, share(plan.units))
-    return y
-
-
-def by_popcounts(
-    rows: Rows, grouping: Grouping, bias: Tensor | None, x: Tensor, geometry: Geometry,
-    planes: Planes, way: str,
-) -> Tensor | None:  # fmt: skip
-    """Return what `by_tables` does, of an input in binary bases, or None if it is not finite."""
-    from .dots import count_dots
-    from .inputs import encode
-    from .popcounts import count_tiles
-
-    plan = prepared(grouping, geometry, way, torch.get_num_threads(), len(planes.betas))
-    job, y = filled(plan, rows, bias, x)
-    tell(job, **planes.numbers)
-    job.owners += (planes,)
-    for share in turns(plan, job):
-        run(encode, job, share(plan.parts))
-        if job.odd:
-            return None
-        run(count_tiles if way == "popcounts" else count_dots, job, share(plan.units))
-    return y
-
-
-def by_dots(
-    rows: Rows, grouping: Grouping, bias: Tensor | None, x: Tensor, geometry: Geometry
-) -> Tensor:
-    """Return the linear layer's y (B, O) of x (B, C), one after the other."""
-    from .dots import dots
-
-    plan = prepared(grouping, geometry, "dots", torch.get_num_threads())
-    job, y = filled(plan, rows, bias, x)
-    run(dots, job, plan.units)
-    return y
-
-
-def filled(plan: Prepared, rows: Rows, bias: Tensor | None, x: Tensor) -> tuple[Job, Tensor]:
-    """Return the job of one call, and what it will write."""
-    last = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    x = x.contiguous(memory_format=last)
-    y = torch.empty(plan.shape, **PLAIN)
-    scratch = torch.empty(plan.bytes, dtype=torch.uint8, device="cpu")  # at 64 bytes
-    job = Job.from_buffer_copy(plan.job)
-    job.signs, job.alpha = rows.signs.data_ptr(), rows.alpha.data_ptr()
-    job.outputs, job.first = rows.outputs.data_ptr(), rows.first.data_ptr()
+    betas = 0 if planes is None else len(planes.betas)
+    plan = prepared(grouping, geometry, way, torch.get_num_threads(), betas)
+    x = in_order(x)
+    y = x.new_empty_strided(plan.shape, plan.strides)
+    job = filled(plan)
+    tell_of_rows(job, rows)
     if bias is not None:
         job.bias = bias.data_ptr()
-    job.x, job.y = x.data_ptr(), y.data_ptr()
-    base = scratch.data_ptr()
-    for name, offset in plan.offsets:
-        setattr(job, name, base + offset)
-    ctypes.memset(job.flat, 0, base + plan.bytes - job.flat)  # the zeros between the inputs
-    job.owners = plan, rows, bias, x, y, scratch
-    return job, y.permute(0, 3, 1, 2) if y.dim() == 4 else y
+    if planes is not None:
+        tell(job, **planes.numbers)
+    job.x = x.data_ptr()
+    compute("compute", job, y, x, rows, bias, planes)
+    return None if job.odd else y
 
 
-def turns(plan: Prepared, job: Job) -> Iterator[Callable[[int], int]]:
-    """Move the job from images to images; yield what makes of a number for one that of these."""
-    for start in range(0, plan.images, plan.at_once):
-        count = min(plan.at_once, plan.images - start)
-        yield partial(mul, count)
-        job.x += count * plan.input_bytes
-        job.y += count * plan.output_bytes
+def on_levels(x: Tensor, planes: Planes) -> Tensor:
+    """Return the nearest level to each x of float32."""
+    x = in_order(x)
+    y = torch.empty_like(x)
+    job = filled(prepared_for_levels(x.numel(), torch.get_num_threads()))
+    tell(job, **planes.numbers)
+    job.x = x.data_ptr()
+    compute("level", job, y, x, planes)
+    return y
+
+
+def in_order(x: Tensor) -> Tensor:
+    """Return x with the channels of a position of pictures side by side."""
+    last = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    return x.contiguous(memory_format=last)
+
+
+@cache
+def address_of(name: str) -> int:
+    """Return the address of a kernel."""
+    from . import kernels
+
+    return getattr(kernels, name)
+
+
+def filled(plan: Prepared) -> Job:
+    """Return the job of one call, with memory.
+
+    That is what the calling thread's last job had, if it is large enough. So each thread of a team
+    works where it did before: what another core has written takes long to come over.
+    """
+    memory = vars(LAST).pop("memory", None)  # nobody else's until all is done
+    if memory is None or len(memory) < plan.bytes:
+        memory = torch.empty(plan.bytes, dtype=torch.uint8, device="cpu")  # at 64 bytes
+    job = Job.from_buffer_copy(plan.job)
+    job.counters = address = memory.data_ptr()
+    job.memory = address + LINE * (job.threads + 1)
+    job.memory_bytes = len(memory) // LINE // job.threads * LINE - 2 * LINE
+    job.owners = plan, memory
+    return job
+
+
+def compute(kernel: str, job: Job, y: Tensor, *owners: Any) -> None:
+    """Compute y of what is the owners'; leave the job's memory to the next one."""
+    job.y = y.data_ptr()
+    job.owners += y, *owners
+    run(address_of(kernel), job)
+    LAST.memory = job.owners[1]
+
+
+def tell_of_rows(job: Job, rows: Rows) -> None:
+    job.signs, job.alpha = rows.signs.data_ptr(), rows.alpha.data_ptr()
+    job.outputs, job.first = rows.outputs.data_ptr(), rows.first.data_ptr()
 
 
 def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool = False) -> Tensor:
@@ -141,29 +149,24 @@ def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool
     """
     on_cpu = rows.alpha.device.type == "cpu" and rows.alpha.dtype == torch.float32
     if on_cpu and not plainly and kernels_work():
-        from .dots import decode
-
-        stride = row_bytes(grouping.n)
-        padded = rows.alpha.new_zeros(stop - start, len(rows.first) - 1, 8 * stride)
-        decode(
-            rows.signs.data_ptr(), stride, rows.alpha.numpy(), rows.outputs.numpy(),
-            rows.first.numpy(), padded.numpy(), start, stop,
-        )  # fmt: skip
-        groups = padded[:, :, : grouping.n]
+        plan = prepared_to_decode(grouping, start, stop, torch.get_num_threads())
+        found, job = rows.alpha.new_empty_strided(plan.shape, plan.strides), filled(plan)
+        tell_of_rows(job, rows)
+        compute("decode_blocks", job, found, rows)
+        if found.shape[1:] == grouping.shape[1:]:
+            return found
+        groups = found[:, :, : grouping.n]
     else:
         groups = groups_of_rows(rows, grouping.n, start, stop)
-    part = Grouping(grouping.structure, (stop - start, *grouping.shape[1:]), grouping.subc)
-    weight = part.to_weight(groups)
-    if weight.dim() != 4:
-        return weight
-    # By its strides PyTorch chooses the output's layout, also where they are all the same to it.
-    return torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
+    return weight_of_groups(grouping, groups)
 
 
 def blocks_to_decode(rows: Rows, grouping: Grouping) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of outputs, with about BLOCK weights or signs each."""
     O = grouping.by_outputs[0]
-    size = max(grouping.numel, rows.signs.numel() * 8)
-    step = max(1, BLOCK * O // max(1, size))
+    # PyTorch expands the signs, the kernel does not.
+    size = grouping.numel if kernels_work() else max(grouping.numel, rows.signs.numel() * 8)
+    step = -(-O // -(-size // BLOCK)) if size else O
+    step = -(-step // WHOLE) * WHOLE
     for start in range(0, O, step):
         yield start, min(O, start + step)

@@ -23,12 +23,8 @@ from .vectors import (
     constant,
     f32,
     i64,
-    job_at,
-    kernel,
     load,
-    next_unit,
     ones,
-    own_scratch,
     splat,
     store,
     types,
@@ -86,94 +82,85 @@ def ones_of_word(typing: Any, word: Any) -> Any:
 
 
 @compiled
-def start_outputs(job, picture, block):
-    """Return the outputs of a picture, those of the block being the bias."""
-    edges = carray(as_longs(job.edges), job.blocks + 1)
-    y = carray(as_floats_at(job.y + 4 * picture * job.O), job.O)
-    y[edges[block] : edges[block + 1]] = carray(as_floats_at(job.bias), job.O)[
-        edges[block] : edges[block + 1]
-    ]
-    return y
-
-
-@kernel
-def dots(address):
-    """Compute a linear layer; a unit is one input and a block of outputs.
-
-    A dot product with signs is twice its positive part less the sum of all. A thread's scratch
-    holds the inputs of a segment in whole words, and as many signs, all positive.
-    """
-    job, values = job_at(address), own_scratch(address)
-    places, n = 8 * job.row_bytes, job.n
-    positive = values + 4 * places
-    padded = carray(as_floats_at(values), places)
-    padded[:] = 0
+def fetch_inputs(job, memory, position, s):
+    """Put the inputs of segment s into the scratch, and return their sum."""
+    n, places = job.n, 8 * job.row_bytes
+    padded, positive = carray(as_floats_at(memory), places), memory + 4 * places
+    padded[:n] = carray(as_floats_at(job.x + 4 * (position * job.channels + s * n)), n)
+    padded[n:] = 0
     carray(as_bytes(positive), job.row_bytes)[:] = 255
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
-        picture, block = divmod(unit, job.blocks)
-        y = start_outputs(job, picture, block)
-        for s in range(job.segments):
-            first, last = rows_of_block(job, s, block)
-            if first == last:
-                continue
-            padded[:n] = carray(as_floats_at(job.x + 4 * (picture * job.channels + s * n)), n)
-            total = positive_sum(positive, values, places // 32)
-            alpha = carray(as_floats_at(job.alpha), last)
-            outputs = carray(as_ints(job.outputs), last)
-            for r in range(first, last):
-                part = positive_sum(job.signs + job.row_bytes * r, values, places // 32)
-                y[outputs[r]] += alpha[r] * (part + part - total)
-
-
-@kernel
-def count_dots(address):
-    """Compute a linear layer from the bits of its inputs; units as in `dots`.
-
-    A thread's scratch holds the words of a segment for each plane.
-    """
-    job, memory = job_at(address), own_scratch(address)
-    planes, words = job.planes, job.words
-    bits = carray(as_longs(memory), (planes, words))
-    betas = carray(as_floats_at(job.betas), planes)
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
-        picture, block = divmod(unit, job.blocks)
-        y = start_outputs(job, picture, block)
-        for s in range(job.segments):
-            first, last = rows_of_block(job, s, block)
-            if first == last:
-                continue
-            total, place = np.float32(0), picture + s * words * planes * job.channel_step
-            flat = carray(as_longs(job.flat), place + words * planes * job.channel_step)
-            for w in range(words):
-                for m in range(planes):
-                    bits[m, w] = flat[place + (w * planes + m) * job.channel_step]
-                    total += betas[m] * np.float32(ones_of_word(bits[m, w]))
-            signs = carray(as_longs(job.signs), (last, words))
-            alpha = carray(as_floats_at(job.alpha), last)
-            outputs = carray(as_ints(job.outputs), last)
-            for r in range(first, last):
-                value = -total
-                for m in range(planes):
-                    count = 0
-                    for w in range(words):
-                        count += ones_of_word(signs[r, w] & bits[m, w])
-                    value += np.float32(2) * betas[m] * np.float32(count)
-                y[outputs[r]] += alpha[r] * value
+    return positive_sum(positive, memory, places // 32)
 
 
 @compiled
-def decode(signs, stride, alpha, outputs, first, w, begin, end):
-    """Add the rows of outputs `begin` to `end` to their weights w (end - begin, S, places)."""
-    _, S, places = w.shape
+def fetch_words(job, memory, place, s):
+    """Put the words of segment s, for each plane, into the scratch, and return their sum."""
+    bits = carray(as_longs(memory), (job.planes, job.words))
+    flat = carray(as_longs(memory + job.flat), job.flat_bytes // 8)
+    betas = carray(as_floats_at(job.betas), job.planes)
+    total, place = np.float32(0), place + s * job.words * job.planes * job.channel_step
+    for w in range(job.words):
+        for m in range(job.planes):
+            bits[m, w] = flat[place + (w * job.planes + m) * job.channel_step]
+            total += betas[m] * np.float32(ones_of_word(bits[m, w]))
+    return total
+
+
+@compiled
+def count_positive(job, memory, r):
+    """Return the sum of those inputs in binary bases whose sign in row r is 1."""
+    bits = carray(as_longs(memory), (job.planes, job.words))
+    signs = carray(as_longs(job.signs + job.row_bytes * r), job.words)
+    betas = carray(as_floats_at(job.betas), job.planes)
+    found = np.float32(0)
+    for m in range(job.planes):
+        count = 0
+        for w in range(job.words):
+            count += ones_of_word(signs[w] & bits[m, w])
+        found += betas[m] * np.float32(count)
+    return found
+
+
+@compiled
+def dots(job, memory, first, last, block):
+    """Compute a linear layer's positions `first` to `last` for a block of outputs.
+
+    A dot product with signs is twice its positive part less the sum of all. The scratch holds the
+    inputs of a segment: in whole words, and as many signs, all positive; or bits.
+    """
+    edges = carray(as_longs(job.edges), job.blocks + 1)
+    own, bias = slice(edges[block], edges[block + 1]), carray(as_floats_at(job.bias), job.O)
+    for position in range(first, last):
+        y = carray(as_floats_at(job.y + 4 * position * job.O), job.O)
+        y[own] = bias[own]
+        for s in range(job.segments):
+            row, end = rows_of_block(job, s, block)
+            if row == end:
+                continue
+            if job.planes:
+                total = fetch_words(job, memory, position - first, s)
+            else:
+                total = fetch_inputs(job, memory, position, s)
+            alpha, outputs = carray(as_floats_at(job.alpha), end), carray(as_ints(job.outputs), end)
+            for r in range(row, end):
+                if job.planes:
+                    part = count_positive(job, memory, r)
+                else:
+                    part = positive_sum(job.signs + job.row_bytes * r, memory, job.row_bytes // 4)
+                y[outputs[r]] += alpha[r] * (part + part - total)
+
+
+@compiled
+def decode(job, block):
+    """Write the weights (outputs, S, places) of a block of outputs to their place in y."""
+    places, S = 8 * job.row_bytes, job.segments
+    edges = carray(as_longs(job.edges), job.blocks + 1)
+    size = places * S  # of an output
+    own, count = edges[block] - edges[0], edges[block + 1] - edges[block]
+    carray(as_floats_at(job.y + 4 * size * own), size * count)[:] = 0
     for s in range(S):
-        for r in range(first[s], first[s + 1]):
-            o = outputs[r] - begin
-            if 0 <= o < end - begin:
-                place = w.ctypes.data + 4 * places * (S * o + s)
-                add_signed(signs + stride * r, alpha[r], place, places // 32)
+        row, end = rows_of_block(job, s, block)
+        alpha, outputs = carray(as_floats_at(job.alpha), end), carray(as_ints(job.outputs), end)
+        for r in range(row, end):
+            weight = job.y + 4 * (size * (outputs[r] - edges[0]) + places * s)
+            add_signed(job.signs + job.row_bytes * r, alpha[r], weight, places // 32)

@@ -14,8 +14,6 @@ from torch import Tensor, fx, nn
 
 from .layers import PackedLayer
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-
 
 class Tracer(fx.Tracer):
     """Steps into all modules but PyTorch's and the packed ones; shows who reads a buffer."""

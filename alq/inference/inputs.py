@@ -5,59 +5,57 @@ A position's inputs lie side by side, so that a comparison with a midpoint gives
 
 from typing import Any
 
-from numba import carray
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .jobs import CHUNK
 from .plan import MOST_PLANES
 from .vectors import (
     F32,
     I16,
     I64,
-    as_longs,
     compiled,
     constant,
     fetch_ahead,
     first_lanes,
     i64,
-    job_at,
-    kernel,
     load,
     load_lanes,
-    next_unit,
     splat,
     store,
+    store_lanes,
+    types,
 )  # fmt: skip
 
 
-def encoder(planes: int) -> Any:
-    """Return the intrinsic that writes the word of up to 64 inputs for each plane.
+@intrinsic
+def encode_word(
+    typing: Any, planes: Any, source: Any, count: Any, target: Any, step: Any, middle: Any,
+    flips: Any, starting: Any, midpoints: Any,
+) -> Any:  # fmt: skip
+    """Write the word of up to 64 inputs for each plane.
 
-    It returns which of the inputs are not finite, as the ones of a word.
+    Return which of the inputs are not finite, as the ones of a word.
 
-    Its arguments: the address of the inputs, and how many they are; the address of the first
-    plane's word, bytes to the next plane's; the addresses of the midpoints (K,), of words
+    The arguments: how many planes; the address of the inputs, and how many they are; the address of
+    the first plane's word, bytes to the next plane's; the addresses of the midpoints (K,), of words
     (K, planes) that are all ones where a plane's bit differs beside a midpoint, of the lowest
     level's words (planes,); K.
     """
 
-    @intrinsic
-    def encode(
-        typing: Any, source: Any, count: Any, target: Any, step: Any, middle: Any, flips: Any,
-        starting: Any, midpoints: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            source, count, target, step, middle, flips, starting, midpoints = arguments
-            values, inside, odd = [], constant(0), constant(0)
-            for k in range(4):
-                lanes = first_lanes(b, b.sub(count, constant(16 * k)))
-                place = b.add(source, constant(64 * k))
-                fetch_ahead(b, place)
-                values.append(load_lanes(b, place, lanes))
-                inside = b.or_(inside, part_of_word(b, lanes, k))
-                nothing = b.fsub(values[k], values[k])  # but of what is not finite
-                unequal = b.fcmp_unordered("!=", nothing, nothing)
-                odd = b.or_(odd, part_of_word(b, unequal, k))
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        number, source, count, target, step, middle, flips, starting, midpoints = arguments
+        values, inside, odd = [], constant(0), constant(0)
+        for k in range(4):
+            lanes = first_lanes(b, b.sub(count, constant(16 * k)))
+            place = b.add(source, constant(64 * k))
+            fetch_ahead(b, place)
+            values.append(load_lanes(b, place, lanes))
+            inside = b.or_(inside, part_of_word(b, lanes, k))
+            nothing = b.fsub(values[k], values[k])  # but of what is not finite
+            odd = b.or_(odd, part_of_word(b, b.fcmp_unordered("uno", nothing, nothing), k))
+
+        def encode(planes: int) -> None:
             words = [
                 cgutils.alloca_once_value(b, load(b, b.add(starting, constant(8 * m)), I64))
                 for m in range(planes)
@@ -74,11 +72,13 @@ def encoder(planes: int) -> Any:
             for m, word in enumerate(words):
                 found = b.and_(b.load(word), inside)
                 store(b, found, b.add(target, b.mul(step, constant(m))))
-            return odd
 
-        return i64(*[i64] * 8), generate
+        for planes in range(1, MOST_PLANES + 1):
+            with b.if_then(b.icmp_signed("==", number, constant(planes))):
+                encode(planes)
+        return odd
 
-    return encode
+    return i64(*[i64] * 9), generate
 
 
 def part_of_word(b: Any, flags: Any, k: int) -> Any:
@@ -86,59 +86,60 @@ def part_of_word(b: Any, flags: Any, k: int) -> Any:
     return b.shl(b.zext(b.bitcast(flags, I16), I64), constant(16 * k))
 
 
-encode_1, encode_2, encode_3, encode_4 = map(encoder, range(1, MOST_PLANES + 1))
-
-
 @compiled
-def encode_word(job, source, count, target):
-    """Write the words of up to 64 inputs, and return what `encoder` explains."""
-    step, K = 8 * job.channel_step, job.midpoints
-    if job.planes == 1:
-        return encode_1(source, count, target, step, job.middle, job.flips, job.starting, K)
-    if job.planes == 2:
-        return encode_2(source, count, target, step, job.middle, job.flips, job.starting, K)
-    if job.planes == 3:
-        return encode_3(source, count, target, step, job.middle, job.flips, job.starting, K)
-    return encode_4(source, count, target, step, job.middle, job.flips, job.starting, K)
+def encode_run(job, source, step, count, target):
+    """Write the words of positions, `step` bytes from one to the next.
 
-
-@compiled
-def encode_position(job, source, target):
-    """Write the words of a position; return which inputs are not finite, as ones of a word."""
-    odd, step = 0, 8 * job.channel_step * job.planes
-    for first in range(0, job.channels, job.inputs):
-        for own in range(0, job.inputs, 64):
-            odd |= encode_word(job, source + 4 * (first + own), min(64, job.inputs - own), target)
-            target += step
+    `inputs` of a position are of one group. Return which are not finite, as ones of a word.
+    """
+    odd, word_step = 0, 8 * job.channel_step * job.planes
+    for x in range(count):
+        here, to = source + step * x, target + 8 * x
+        for first in range(0, job.channels, job.inputs):
+            for own in range(0, job.inputs, 64):
+                odd |= encode_word(
+                    job.planes, here + 4 * (first + own), min(64, job.inputs - own), to,
+                    8 * job.channel_step, job.middle, job.flips, job.starting, job.midpoints,
+                )  # fmt: skip
+                to += word_step
     return odd
 
 
-@kernel
-def encode(address):
-    """Lay out the input's bits between zeros; a unit is a row of an image.
+@intrinsic
+def to_levels(
+    typing: Any, source: Any, count: Any, target: Any, middle: Any, levels: Any, midpoints: Any
+) -> Any:
+    """Write the nearest level of up to 64 inputs; what is not a number stays that.
 
-    `inputs` of a position are of one group. What is not finite sets the job's `odd`.
+    The first three arguments are as `encoder` explains them, `levels` is an address, too.
     """
-    job = job_at(address)
-    rows = carray(as_longs(job.row_parts), (job.rows, 3))
-    columns = carray(as_longs(job.column_parts), (job.columns, 3))
-    odd = 0
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
-        image, y = divmod(unit, job.parts)
-        for i in range(job.rows):
-            to_y, from_y, height = rows[i]
-            if y >= height:
-                continue
-            row = (image * job.height + from_y + y * job.stride_y) * job.width
-            for j in range(job.columns):
-                to_x, from_x, width = columns[j]
-                place = image * job.image_step + (i * job.columns + j) * job.phase_step
-                target = job.flat + 8 * (place + (to_y + y) * job.plane_width + to_x)
-                for x in range(width):
-                    source = job.x + 4 * job.channels * (row + from_x + x * job.stride_x)
-                    odd |= encode_position(job, source, target + 8 * x)
-    if odd:
-        job.odd = 1
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        source, count, target, middle, levels, midpoints = arguments
+        flags = [first_lanes(b, b.sub(count, constant(16 * k))) for k in range(4)]
+        places = [constant(64 * k) for k in range(4)]
+        values = [load_lanes(b, b.add(source, p), f) for p, f in zip(places, flags, strict=True)]
+        lowest = splat(b, load(b, levels, F32))
+        found = [
+            cgutils.alloca_once_value(b, b.select(b.fcmp_unordered("uno", x, x), x, lowest))
+            for x in values
+        ]
+        with cgutils.for_range(b, midpoints) as loop:
+            place = b.mul(loop.index, constant(4))
+            low = splat(b, load(b, b.add(middle, place), F32))
+            level = splat(b, load(b, b.add(levels, b.add(place, constant(4))), F32))
+            for value, x in zip(found, values, strict=True):
+                b.store(b.select(b.fcmp_ordered(">", x, low), level, b.load(value)), value)
+        for value, p, f in zip(found, places, flags, strict=True):
+            store_lanes(b, b.load(value), b.add(target, p), f)
+        return context.get_dummy_value()
+
+    return types.void(*[i64] * 6), generate
+
+
+@compiled
+def put_on_levels(job, unit):
+    """Put CHUNK of the job's values on the nearest levels."""
+    for k in range(CHUNK * unit, min(job.values, CHUNK * (unit + 1)), 64):
+        count, x, y = min(64, job.values - k), job.x + 4 * k, job.y + 4 * k
+        to_levels(x, count, y, job.middle, job.levels, job.midpoints)

@@ -15,24 +15,21 @@ from ..method.quantized_inputs import PLACE
 from ..method.structures import Grouping
 from .compute import (
     blocks_to_decode,
-    by_dots,
-    by_popcounts,
-    by_tables,
+    by_kernel,
     decoded,
     kernels_work,
+    on_levels,
 )
-from .plan import COUNTED, OF_LINEAR, WAYS, choose
-from .planes import countable, planes_of
+from .plan import COUNTED, LANES, OF_LINEAR, WAYS, choose
+from .planes import countable, few, planes_of
 from .rows import Rows
-from .tiles import REMEMBERED, Geometry
+from .tiles import REMEMBERED, Geometry, unused
 
 # What of a layer's numbers the packed one keeps, under the same names.
 KEPT = (
     "in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride",
     "padding", "dilation", "groups", "padding_mode",
 )  # fmt: skip
-# What the kernels take these for; coordinates and biases are of the layer's type.
-WHOLE = {"signs": torch.uint8, "outputs": torch.int32, "first": torch.int64}
 
 
 class PackedLayer(nn.Module):
@@ -83,7 +80,7 @@ class PackedLayer(nn.Module):
 
     @property
     def rows(self) -> Rows:
-        own: dict[str, Any] = self._buffers  # at once: `nn.Module` looks for attributes long
+        own: dict[str, Any] = self._buffers
         return Rows(own["signs"], own["alpha"], own["outputs"], own["first"])
 
     @property
@@ -104,15 +101,17 @@ class PackedLayer(nn.Module):
 
     def check(self, x: Tensor, dimensions: int | None) -> None:
         """Raise InputError if x does not fit the layer, or a gradient or training is wanted."""
-        if x.dtype != self.rows.alpha.dtype:
-            kind, own = (str(t.dtype).removeprefix("torch.") for t in (x, self.alpha))
+        alpha: Any = self._buffers["alpha"]  # at once: `nn.Module` looks for attributes long
+        if x.dtype != alpha.dtype:
+            kind, own = (str(t.dtype).removeprefix("torch.") for t in (x, alpha))
             raise InputError(f"{self.name}: its input is {kind}, and the layer {own}; convert one")
-        if x.device != (own_device := self.rows.alpha.device):
+        if x.device != alpha.device:
             raise InputError(
-                f"{self.name}: its input is on {x.device}, and the layer on {own_device}; move one"
+                f"{self.name}: its input is on {x.device}, and the layer on {alpha.device}; "
+                "move one"
             )
         self.check_state()
-        if torch.is_grad_enabled() and x.requires_grad:
+        if x.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 f"{self.name}: is packed for inference and gives no gradients; call it under "
                 "torch.no_grad()"
@@ -129,8 +128,9 @@ class PackedLayer(nn.Module):
         """Raise InputError if the layer's tensors are not as they are read: by their addresses."""
         own: dict[str, Any] = self._buffers
         kind, device = own["alpha"].dtype, own["alpha"].device
-        for key in ("signs", "alpha", "outputs", "first", "bias"):
-            tensor, wanted = own[key], WHOLE.get(key, kind)
+        kinds = (("signs", torch.uint8), ("outputs", torch.int32), ("first", torch.int64))
+        for key, wanted in (*kinds, ("alpha", kind), ("bias", kind)):
+            tensor = own[key]
             if tensor is None:
                 continue
             if tensor.dtype != wanted or tensor.device != device or not tensor.is_contiguous():
@@ -145,8 +145,8 @@ class PackedLayer(nn.Module):
         if self.way not in ways:
             raise InputError(f"{self.name}: has no way {self.way!r}; its ways are {ways}, and None")
 
-    def chosen(self, x: Tensor, positions: int, countable: int) -> str:
-        """Return the way to compute x of so many output positions."""
+    def chosen(self, x: Tensor, geometry: Geometry, countable: int) -> str:
+        """Return the way to compute x."""
         if self.way is not None:
             self.check_way()
         if x.device.type != "cpu" or x.dtype != torch.float32 or not kernels_work():
@@ -155,7 +155,9 @@ class PackedLayer(nn.Module):
             return self.way
         own: dict[str, Any] = self._buffers
         R, held, linear = len(own["alpha"]), own["dense"] is not None, self.axes == 0
-        return choose(self.grouping, R, positions, self.tables, linear, countable, held)
+        more = 1.0 if linear else unused(geometry, LANES[self.tables])
+        own = self.grouping, R, geometry.positions, self.tables, linear
+        return choose(*own, countable, held, more)
 
     def hold(self) -> None:
         """Keep the weights in float32, too, for where that is as fast as it gets."""
@@ -173,12 +175,12 @@ class PackedLayer(nn.Module):
 
     def held(self) -> Tensor | None:
         """Return `dense`, decoded anew where what it was decoded from has changed."""
-        if self.dense is not None:
+        if self._buffers["dense"] is not None:
             before, now = self.held_of, self.changes()
             same = before[0] is now[0] and before[1] is now[1] and before[2:] == now[2:]
             if not same:
                 self.hold()
-        return self.dense
+        return self._buffers["dense"]
 
     def geometry(self, shape: torch.Size, around: tuple[int, ...]) -> Geometry:
         """Return the geometry of inputs of a shape with zeros `around` them."""
@@ -195,21 +197,23 @@ class PackedLayer(nn.Module):
 
     def fed(self, x: Tensor) -> Tensor:
         """Return what the layer is to multiply by."""
-        return x if self.binary_input is None else self.binary_input(x)
+        activation = self.binary_input
+        if activation is None:
+            return x
+        fits = x.device.type == "cpu" and x.dtype == torch.float32 and kernels_work()
+        return on_levels(x, planes_of(activation)) if fits and few(activation) else activation(x)
 
     def by_kernels(self, x: Tensor, geometry: Geometry) -> Tensor | None:
-        """Return the outputs of x, as `by_tables` does, or None where PyTorch's product does it."""
+        """Return the outputs of x, as `by_kernel` does, or None where PyTorch's product does it."""
         activation = self.binary_input
-        planes = countable(x, activation, self.grouping) if activation is not None else 0
-        layer = self.rows, self.grouping, self._buffers["bias"]
-        way = self.chosen(x, geometry.positions, planes) if x.numel() else "decoded"
-        if way in COUNTED and activation is not None:
-            return by_popcounts(*layer, x, geometry, planes_of(activation), way)
+        planes = 0 if activation is None else countable(x, activation, self.grouping)
+        way = self.chosen(x, geometry, planes) if x.numel() else "decoded"
         if way in ("decoded", "held"):
             return None
-        if way == "dots":
-            return by_dots(*layer, self.fed(x), geometry)
-        return by_tables(*layer, self.fed(x), geometry, self.tables)
+        layer = self.rows, self.grouping, self._buffers["bias"]
+        if way in COUNTED and activation is not None:
+            return by_kernel(*layer, x, geometry, way, planes_of(activation))
+        return by_kernel(*layer, self.fed(x), geometry, self.tables if way == "tables" else way)
 
     def parts(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield the weights of some outputs at a time in float32, and their biases."""

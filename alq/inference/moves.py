@@ -4,6 +4,7 @@ An input's channels lie side by side (PyTorch's channels_last), the tables read 
 side (`alq.inference.tiles`). 16 channels of 16 positions at a time are transposed in registers.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numba import carray
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .inputs import encode_run
 from .vectors import (
     F32,
     FLAGS,
@@ -27,11 +29,8 @@ from .vectors import (
     fetch_ahead,
     first_lanes,
     i64,
-    job_at,
-    kernel,
     load,
     load_lanes,
-    next_unit,
     splat,
     store_lanes,
     transposed,
@@ -44,44 +43,46 @@ SCALED = 2**-7  # a power of two, with which the sum of 64 inputs is finite wher
 LEAST = 1e-30  # a smaller step is this: its inverse is a number
 
 
-def mover(shorts: bool) -> Any:
-    """Return the intrinsic that moves up to 16 x 16 values, as shorts after a factor.
+@intrinsic
+def move(
+    typing: Any, shorts: Any, source: Any, step: Any, positions: Any, channels: Any, target: Any,
+    channel_step: Any, inverses: Any, inverse_step: Any,
+) -> Any:  # fmt: skip
+    """Move up to 16 x 16 values, as shorts after a factor or as they are.
 
-    Its arguments: the address of a position's channels, bytes to the next position's, positions,
-    channels; the address of the first channel's result, bytes to the next channel's; the address of
-    the positions' factors, bytes from one to the next.
+    The arguments: whether it is shorts; the address of a position's channels, bytes to the next
+    position's, positions, channels; the address of the first channel's result, bytes to the next
+    channel's; the address of the positions' factors, bytes from one to the next.
     """
 
-    @intrinsic
-    def move(
-        typing: Any, source: Any, step: Any, positions: Any, channels: Any, target: Any,
-        channel_step: Any, inverses: Any, inverse_step: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            source, step, positions, channels, target, channel_step, inverses, each = arguments
-            last, rows = b.sub(positions, constant(1)), []
-            lanes, outside = first_lanes(b, positions), ir.Constant(FLAGS, None)
-            some = first_lanes(b, channels)
-            for k in range(16):
-                place = constant(k)
-                place = b.select(b.icmp_signed("<", place, last), place, last)
-                position = b.add(source, b.mul(step, place))
-                fetch_ahead(b, position)
-                row = load_lanes(b, position, some)
-                if shorts:
-                    inverse = load(b, b.add(inverses, b.mul(each, place)), F32)
-                    row = b.fmul(row, splat(b, inverse))
-                rows.append(row)
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        shorts, source, step, positions, channels, target, channel_step, inverses, each = arguments
+        last, rows = b.sub(positions, constant(1)), []
+        lanes, outside = first_lanes(b, positions), ir.Constant(FLAGS, None)
+        some = first_lanes(b, channels)
+        places = [b.select(b.icmp_signed("<", k, last), k, last) for k in map(constant, range(16))]
+        for place in places:
+            position = b.add(source, b.mul(step, place))
+            fetch_ahead(b, position)
+            rows.append(load_lanes(b, position, some))
+
+        def write(kind: Callable, rows: list) -> None:
             for k, column in enumerate(transposed(b, rows)):
-                column = rounded(b, column) if shorts else column
                 inside = b.icmp_signed("<", constant(k), channels)
                 flags = b.select(inside, lanes, outside)
-                store_lanes(b, column, b.add(target, b.mul(channel_step, constant(k))), flags)
-            return context.get_dummy_value()
+                to = b.add(target, b.mul(channel_step, constant(k)))
+                store_lanes(b, kind(b, column), to, flags)
 
-        return types.void(*[i64] * 8), generate
+        with b.if_else(b.icmp_signed("!=", shorts, constant(0))) as (then, otherwise):
+            with then:
+                factors = [load(b, b.add(inverses, b.mul(each, place)), F32) for place in places]
+                scaled = [b.fmul(row, splat(b, f)) for row, f in zip(rows, factors, strict=True)]
+                write(rounded, scaled)
+            with otherwise:
+                write(lambda b, column: column, rows)
+        return context.get_dummy_value()
 
-    return move
+    return types.void(*[i64] * 9), generate
 
 
 def rounded(b: Any, floats: Any) -> Any:
@@ -92,19 +93,13 @@ def rounded(b: Any, floats: Any) -> Any:
     return b.trunc(whole, ir.VectorType(I16, 16))
 
 
-move_floats, move_shorts = mover(False), mover(True)
-
-
 @compiled
-def move_run(job, source, count, target, inverses):
-    """Move all channels of up to 16 positions in a row."""
-    step, channel_step = 4 * job.channels * job.stride_x, job.item * job.channel_step
+def move_run(job, source, step, count, target, inverses):
+    """Move all channels of up to 16 positions, `step` bytes from one to the next."""
+    channel_step, shorts = job.item * job.channel_step, int(job.item == 2)
     for c in range(0, job.channels, 16):
         own, some, to = source + 4 * c, min(16, job.channels - c), target + channel_step * c
-        if job.item == 4:
-            move_floats(own, step, count, some, to, channel_step, inverses, job.inverse_step)
-        else:
-            move_shorts(own, step, count, some, to, channel_step, inverses, job.inverse_step)
+        move(shorts, own, step, count, some, to, channel_step, inverses, job.inverse_step)
 
 
 @intrinsic
@@ -140,60 +135,62 @@ def largest_sum(typing: Any, source: Any, count: Any, together: Any) -> Any:
     return i64(i64, i64, i64), generate
 
 
-@kernel
-def measure(address):
-    """Write each picture's step, in which no sum of a table's word is too large, and its inverse.
+@compiled
+def measure(job, memory, image, begin):
+    """Write the steps, and their inverses, of the pictures that have places from `begin` on.
 
-    A unit is a picture. What is not finite in it shows in its step.
+    In its step no sum of a table's word is too large. What is not finite in it shows there.
     """
-    job = job_at(address)
-    bits = carray(as_ints(job.steps), job.units)
-    steps = carray(as_floats_at(job.steps), job.units)
-    inverses = carray(as_floats_at(job.inverses), job.units)
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
+    bits = carray(as_ints(memory + job.steps), job.pictures)
+    steps = carray(as_floats_at(memory + job.steps), job.pictures)
+    inverses = carray(as_floats_at(memory + job.inverses), job.pictures)
+    end = (begin + job.length - 1) // job.picture_places + 1
+    for picture in range(begin // job.picture_places, min(job.pictures, end)):
         largest = 0
         for first in range(0, job.picture, job.inputs):
-            source = job.x + 4 * (job.picture * unit + first)
+            source = job.x + 4 * (job.picture * (image * job.pictures + picture) + first)
             for own in range(0, job.inputs, 64):
                 count = min(64, job.inputs - own)
                 largest = max(largest, largest_sum(source + 4 * own, count, job.together))
-        bits[unit] = largest
-        step = steps[unit] / np.float32(MOST_OF_SUM * SCALED)
+        bits[picture] = largest
+        step = steps[picture] / np.float32(MOST_OF_SUM * SCALED)
         if step == 0:
             step = np.float32(1)
         elif step < LEAST:
             step = np.float32(LEAST)
-        steps[unit], inverses[unit] = step, np.float32(1) / step
+        steps[picture], inverses[picture] = step, np.float32(1) / step
 
 
-@kernel
-def lay_out(address):
-    """Lay out the input as a `Tiling` reads it, between zeros; a unit is a row of an image."""
-    job = job_at(address)
+@compiled
+def lay_out(job, memory, image, begin):
+    """Lay out an image's inputs at the places from `begin` on, as a `Tiling` reads them.
+
+    Between them is what was there, zeros. Inputs in binary bases become words; return whether one
+    is not finite.
+    """
     rows = carray(as_longs(job.row_parts), (job.rows, 3))
     columns = carray(as_longs(job.column_parts), (job.columns, 3))
-    step, each = 4 * job.channels * job.stride_x, job.inverse_step
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
-        image, y = divmod(unit, job.parts)
-        inverses = job.inverses + 4 * image
+    step, flat, odd = 4 * job.channels * job.stride_x, memory + job.flat, 0
+    end = (begin + job.length - 1) // job.plane_width + 1
+    for row in range(begin // job.plane_width, min(job.plane_rows, end)):
+        picture, y = divmod(row, job.plane_height)
+        inverses = memory + job.inverses + 4 * picture
         for i in range(job.rows):
             to_y, from_y, height = rows[i]
-            if y >= height:
+            if y < to_y or y >= to_y + height:
                 continue
-            row = (image * job.height + from_y + y * job.stride_y) * job.width
+            line = (image * job.pictures + picture) * job.height + from_y
+            line = (line + (y - to_y) * job.stride_y) * job.width
             for j in range(job.columns):
                 to_x, from_x, width = columns[j]
-                place = image * job.image_step + (i * job.columns + j) * job.phase_step
-                target = job.flat + job.item * (place + (to_y + y) * job.plane_width + to_x)
-                source = job.x + 4 * job.channels * (row + from_x)
-                for x in range(0, width, 16):
-                    move_run(
-                        job, source + step * x, min(16, width - x), target + job.item * x,
-                        inverses + each * x,
-                    )  # fmt: skip
+                place = row * job.plane_width + to_x - begin
+                target = flat + job.item * ((i * job.columns + j) * job.length + place)
+                source = job.x + 4 * job.channels * (line + from_x)
+                last = min(width, job.length - place)
+                for x in range(max(0, -place), last, 16):
+                    own, count, to = source + step * x, min(16, last - x), target + job.item * x
+                    if job.planes:
+                        odd |= encode_run(job, own, step, count, to)
+                    else:
+                        move_run(job, own, step, count, to, inverses + job.inverse_step * x)
+    return odd != 0

@@ -34,9 +34,9 @@ def rows_of_block(job, segment, block):
     """Return (begin, end): which rows of a segment are of a block of outputs."""
     first = carray(as_longs(job.first), job.segments + 1)
     begin, end = first[segment], first[segment + 1]
-    if job.blocks == 1:
-        return begin, end
     outputs, edges = carray(as_ints(job.outputs), end), carray(as_longs(job.edges), job.blocks + 1)
+    if edges[block] == 0 and edges[block + 1] == job.O:
+        return begin, end
     own = outputs[begin:end]
     low, high = np.searchsorted(own, edges[block]), np.searchsorted(own, edges[block + 1])
     return begin + low, begin + high
@@ -90,12 +90,12 @@ def write_tile(job, tile, scales, image, t, block):
 
 
 @compiled
-def scale_lanes(job, scales, image, t):
+def scale_lanes(job, memory, scales, t):
     """Write the scale of each lane of a tile, its picture's step, to the address `scales`."""
     found = carray(as_floats_at(scales), job.lanes)
     targets = carray(as_longs(job.targets), (job.tiles, job.lanes))
     for q in range(job.lanes):
         found[q] = 1
         if job.item == 2:
-            picture = image + max(targets[t, q], 0) // job.output_area
-            found[q] = carray(as_floats_at(job.steps), picture + 1)[picture]
+            picture = max(targets[t, q], 0) // job.output_area
+            found[q] = carray(as_floats_at(memory + job.steps), job.pictures)[picture]

@@ -6,6 +6,7 @@ bits are 1 throughout and beta is that level: zero padding, all of whose bits ar
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..method.activations import BinaryActivation, choices, midpoints
 from ..method.structures import Grouping
-from .plan import can_count
+from .plan import MOST_PLANES, can_count
 from .tiles import REMEMBERED
 
 
@@ -25,38 +26,46 @@ class Planes:
         betas: (P,) float32.
         middle: (K,) float32, the midpoints of the levels, ascending.
         flips: (K, P) int64, all ones where the levels beside them differ in the plane, else 0.
-        start: (P,) int64, all ones where the lowest level's bit is 1, else 0.
+        starting: (P,) int64, all ones where the lowest level's bit is 1, else 0.
+        levels: (K + 1,) float32, ascending.
     """
 
     betas: np.ndarray
     middle: np.ndarray
     flips: np.ndarray
-    start: np.ndarray
+    starting: np.ndarray
+    levels: np.ndarray
 
     @cached_property
     def numbers(self) -> dict[str, int]:
         """What a job (`alq.inference.jobs`) is told of them."""
-        names = {"betas": self.betas, "middle": self.middle, "flips": self.flips}
-        found = {name: array.ctypes.data for name, array in names.items()}
-        return found | {"starting": self.start.ctypes.data, "midpoints": len(self.middle)}
+        arrays = {name: array.ctypes.data for name, array in vars(self).items()}
+        return {**arrays, "midpoints": len(self.middle)}
 
 
-def countable(x: Tensor, activation: BinaryActivation | None, grouping: Grouping) -> int:
+def countable(x: Tensor, activation: BinaryActivation, grouping: Grouping) -> int:
     """Return of how many planes the input x of a layer is, 0 where popcounts cannot compute it.
 
     Nor can they where x is not finite, which shows when its bits are made.
     """
-    if activation is None:
-        return 0
     if not activation.fitted:
         activation.fit_first(x)
-    planes = len(activation.gamma) + int(activation.lowest != 0)
+    if not few(activation):
+        return 0
+    planes = len(planes_of(activation).betas)
     return planes if can_count(grouping, planes) else 0
 
 
+def few(activation: BinaryActivation) -> bool:
+    """Return whether `planes_of` is all that the activation does, and says it in few planes."""
+    bits: Any = activation._buffers["gamma"]  # at once: `nn.Module` looks for attributes long
+    return activation.fitted and not activation.training and len(bits) <= MOST_PLANES
+
+
 def planes_of(activation: BinaryActivation) -> Planes:
-    """Return the planes of an activation of at most 7 bits; it decides as the activation does."""
-    return planes_of_levels(tuple(activation.gamma.tolist()), activation.lowest.item())
+    """Return the planes of an activation of few bits; it decides as the activation does."""
+    own: dict[str, Any] = activation._buffers
+    return planes_of_levels(tuple(own["gamma"].tolist()), own["lowest"].item())
 
 
 @lru_cache(REMEMBERED)
@@ -72,4 +81,4 @@ def planes_of_levels(gamma: tuple[float, ...], lowest: float) -> Planes:
         bits = np.pad(bits, ((0, 0), (0, 1)), constant_values=True)
         betas = np.append(betas, np.float32(lowest))
     flips, start = -(bits[:-1] ^ bits[1:]).astype(np.int64), -bits[0].astype(np.int64)
-    return Planes(betas, midpoints(levels).numpy(), flips, start)
+    return Planes(betas, midpoints(levels).numpy(), flips, start, levels.numpy())

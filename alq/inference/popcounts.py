@@ -34,12 +34,8 @@ from .vectors import (
     compiled,
     constant,
     i64,
-    job_at,
-    kernel,
     load,
-    next_unit,
     ones,
-    own_scratch,
     shuffled,
     splat,
     store,
@@ -68,121 +64,109 @@ def add_word(b: Any, bits: Any, vectors: list, counts: list) -> list:
     return [b.add(*pair) for pair in zip(counts, found, strict=True)]
 
 
-def rows_adder(planes: int) -> Callable:
-    """Return the intrinsic that adds each row to its output's vector in the tile.
+def rows_adder(b: Any, planes: int, x: Any, step: Any, words: Any, betas: Any) -> Callable:
+    """Return what writes the addition of the rows, given the inputs of a tile.
 
-    Its arguments are addresses, but for the numbers `words`, of a row, `step`, bytes from a plane's
-    word of an input to the next plane's or word's, and `rows`.
+    It takes `few`, whether a row has exactly so many words, which are then written out.
+    """
+    beta = [splat(b, load(b, b.add(betas, constant(4 * m)), F32)) for m in range(planes)]
+    zeros = [ir.Constant(LONGS, None)] * (2 * planes)
+    sums = [cgutils.alloca_once(b, LONGS) for _ in zeros]
+
+    def inputs(word: Any) -> list:
+        first = b.add(x, b.mul(b.mul(word, constant(planes)), step))
+        places = [b.add(first, b.mul(step, constant(m))) for m in range(planes)]
+        return [load(b, b.add(p, constant(k)), LONGS) for p in places for k in (0, VECTOR)]
+
+    def counts_of_many(own: Any) -> list:
+        for total, zero in zip(sums, zeros, strict=True):
+            b.store(zero, total)
+        with cgutils.for_range(b, words) as loop:
+            bits = b.add(own, b.mul(loop.index, constant(8))) if own else None
+            found = add_word(b, bits, inputs(loop.index), [b.load(x) for x in sums])
+            for total, value in zip(sums, found, strict=True):
+                b.store(value, total)
+        return [b.load(total) for total in sums]
+
+    def weighted(counts: list) -> Any:
+        value = ir.Constant(FLOATS, None)
+        for m in range(planes):
+            count = as_counts(b, counts[2 * m], counts[2 * m + 1])
+            value = b.fadd(value, b.fmul(beta[m], count, flags=FUSED), flags=FUSED)
+        return value
+
+    def add_all(number: int, signs: Any, rows: Any, alpha: Any, outputs: Any, tile: Any) -> None:
+        few = [inputs(constant(w)) for w in range(number)]
+        counts = zeros if few else counts_of_many(None)
+        for vectors in few:
+            counts = add_word(b, None, vectors, counts)
+        total = weighted(counts)
+        with cgutils.for_range(b, rows) as row:
+            own = b.add(signs, b.mul(b.mul(row.index, words), constant(8)))
+            counts = zeros if few else counts_of_many(own)
+            for w, vectors in enumerate(few):
+                counts = add_word(b, b.add(own, constant(8 * w)), vectors, counts)
+            value = weighted(counts)
+            value = b.fsub(b.fadd(value, value), total)
+            place = b.mul(row.index, constant(4))
+            output = b.zext(load(b, b.add(outputs, place), I32), I64)
+            y = b.add(tile, b.mul(output, constant(VECTOR)))
+            factor = splat(b, load(b, b.add(alpha, place), F32))
+            value = b.fmul(factor, value, flags=FUSED)
+            store(b, b.fadd(load(b, y, FLOATS, VECTOR), value, flags=FUSED), y, VECTOR)
+
+    return add_all
+
+
+@intrinsic
+def add_rows(
+    typing: Any, planes: Any, x: Any, step: Any, words: Any, betas: Any, signs: Any, rows: Any,
+    alpha: Any, outputs: Any, tile: Any,
+) -> Any:  # fmt: skip
+    """Add each row to its output's vector in the tile.
+
+    The arguments are addresses, but for the numbers `planes`, `words`, of a row, `step`, bytes from
+    a plane's word of an input to the next plane's or word's, and `rows`.
     """
 
-    @intrinsic
-    def add_rows(
-        typing: Any, x: Any, step: Any, words: Any, signs: Any, rows: Any, alpha: Any, outputs: Any,
-        tile: Any, betas: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            x, step, words, signs, rows, alpha, outputs, tile, betas = arguments
-            beta = [splat(b, load(b, b.add(betas, constant(4 * m)), F32)) for m in range(planes)]
-            zeros = [ir.Constant(LONGS, None)] * (2 * planes)
-            sums = [cgutils.alloca_once(b, LONGS) for _ in zeros]
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        number, x, step, words, betas, *rows = arguments
+        for planes in range(1, MOST_PLANES + 1):
+            with b.if_then(b.icmp_signed("==", number, constant(planes))):
+                add_all = rows_adder(b, planes, x, step, words, betas)
+                many = ir.Constant(ir.IntType(1), 1)
+                for few in FEW:
+                    with b.if_then(b.icmp_signed("==", words, constant(few))):
+                        add_all(few, *rows)
+                    many = b.and_(many, b.icmp_signed("!=", words, constant(few)))
+                with b.if_then(many):
+                    add_all(0, *rows)
+        return context.get_dummy_value()
 
-            def inputs(word: Any) -> list:
-                first = b.add(x, b.mul(b.mul(word, constant(planes)), step))
-                places = [b.add(first, b.mul(step, constant(m))) for m in range(planes)]
-                return [load(b, b.add(p, constant(k)), LONGS) for p in places for k in (0, VECTOR)]
-
-            def counts_of_many(own: Any) -> list:
-                for total, zero in zip(sums, zeros, strict=True):
-                    b.store(zero, total)
-                with cgutils.for_range(b, words) as loop:
-                    bits = b.add(own, b.mul(loop.index, constant(8))) if own else None
-                    found = add_word(b, bits, inputs(loop.index), [b.load(x) for x in sums])
-                    for total, value in zip(sums, found, strict=True):
-                        b.store(value, total)
-                return [b.load(total) for total in sums]
-
-            def weighted(counts: list) -> Any:
-                value = ir.Constant(FLOATS, None)
-                for m in range(planes):
-                    count = as_counts(b, counts[2 * m], counts[2 * m + 1])
-                    value = b.fadd(value, b.fmul(beta[m], count, flags=FUSED), flags=FUSED)
-                return value
-
-            def add_all(few: list) -> None:
-                counts = zeros if few else counts_of_many(None)
-                for vectors in few:
-                    counts = add_word(b, None, vectors, counts)
-                total = weighted(counts)
-                with cgutils.for_range(b, rows) as row:
-                    own = b.add(signs, b.mul(b.mul(row.index, words), constant(8)))
-                    counts = zeros if few else counts_of_many(own)
-                    for w, vectors in enumerate(few):
-                        counts = add_word(b, b.add(own, constant(8 * w)), vectors, counts)
-                    value = weighted(counts)
-                    value = b.fsub(b.fadd(value, value), total)
-                    place = b.mul(row.index, constant(4))
-                    output = b.zext(load(b, b.add(outputs, place), I32), I64)
-                    y = b.add(tile, b.mul(output, constant(VECTOR)))
-                    factor = splat(b, load(b, b.add(alpha, place), F32))
-                    value = b.fmul(factor, value, flags=FUSED)
-                    store(b, b.fadd(load(b, y, FLOATS, VECTOR), value, flags=FUSED), y, VECTOR)
-
-            many = ir.Constant(ir.IntType(1), 1)
-            for few in FEW:
-                with b.if_then(b.icmp_signed("==", words, constant(few))):
-                    add_all([inputs(constant(w)) for w in range(few)])
-                many = b.and_(many, b.icmp_signed("!=", words, constant(few)))
-            with b.if_then(many):
-                add_all([])
-            return context.get_dummy_value()
-
-        return types.void(*[i64] * 9), generate
-
-    return add_rows
-
-
-add_1, add_2, add_3, add_4 = map(rows_adder, range(1, MOST_PLANES + 1))
+    return types.void(*[i64] * 10), generate
 
 
 @compiled
-def add_rows(job, x, first, last, tile):
-    """Add the rows `first` to `last`, as `rows_adder` explains."""
-    step, words, count = 8 * job.channel_step, job.words, last - first
-    signs, alpha = job.signs + job.row_bytes * first, job.alpha + 4 * first
-    outputs = job.outputs + 4 * first
-    if job.planes == 1:
-        add_1(x, step, words, signs, count, alpha, outputs, tile, job.betas)
-    elif job.planes == 2:
-        add_2(x, step, words, signs, count, alpha, outputs, tile, job.betas)
-    elif job.planes == 3:
-        add_3(x, step, words, signs, count, alpha, outputs, tile, job.betas)
-    else:
-        add_4(x, step, words, signs, count, alpha, outputs, tile, job.betas)
+def count_tiles(job, memory, image, first, last, block):
+    """Compute what `alq.inference.tables.tiles` does.
 
-
-@kernel
-def count_tiles(address):
-    """Compute the layer, as `alq.inference.tables.tiles` does.
-
-    A thread's scratch holds the scales of the lanes and a tile.
+    The scratch holds the scales of the lanes and a tile.
     """
-    job, scales = job_at(address), own_scratch(address)
-    tile = scales + VECTOR
+    scales, tile = memory, memory + VECTOR
     starts, taps = carray(as_longs(job.starts), job.tiles), carray(as_longs(job.taps), job.segments)
     edges = carray(as_longs(job.edges), job.blocks + 1)
-    shifts = carray(as_longs(job.shifts), job.blocks)
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
-        number, block = divmod(unit, job.blocks)
-        image, t = divmod(number, job.tiles)
+    flat = memory + job.flat + carray(as_longs(job.shifts), job.blocks)[block] * job.item
+    sums = tile - 4 * edges[block] * job.lanes
+    for t in range(first, last):
         carray(as_floats_at(tile), (edges[block + 1] - edges[block]) * job.lanes)[:] = 0
-        begin = job.flat + 8 * (image * job.tile_step + starts[t] + shifts[block])
-        sums = tile - 4 * edges[block] * job.lanes
+        begin = flat + job.item * (starts[t] - starts[first])
         for s in range(job.segments):
-            first, last = rows_of_block(job, s, block)
-            if first < last:
-                add_rows(job, begin + taps[s], first, last, sums)
-        scale_lanes(job, scales, image, t)
+            row, end = rows_of_block(job, s, block)
+            if row < end:
+                add_rows(
+                    job.planes, begin + taps[s], 8 * job.channel_step, job.words, job.betas,
+                    job.signs + job.row_bytes * row, end - row, job.alpha + 4 * row,
+                    job.outputs + 4 * row, sums,
+                )  # fmt: skip
+        scale_lanes(job, memory, scales, t)
         write_tile(job, tile, scales, image, t, block)

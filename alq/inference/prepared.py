@@ -9,16 +9,19 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..method.structures import Grouping
-from .jobs import Job
+from .jobs import CHUNK, LINE, Job
 from .plan import COUNTED, COUNTED_LANES, LANES, at_one_position
 from .rows import row_bytes
-from .tiles import REMEMBERED, Geometry, Tiling, overlap, taps, tiling
+from .tiles import REMEMBERED, Geometry, Tiling, overlap, strips, taps, tiling
 
 VECTOR = 64  # bytes
 TABLES = 16 * 16 * VECTOR  # bytes of the tables of a word
-CACHE = 2**20  # bytes of an input that stay near while the layer is computed
+CACHE = 2**19  # bytes of a strip's inputs that stay near while it is computed
+NEAR = 2**18  # bytes of weights that stay nearer, as all segments' rows are added to them
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,83 +31,90 @@ class Prepared:
     Attributes:
         job: to be copied.
         arrays: of which the job holds addresses.
-        shape: of the output, channels last.
-        images, at_once: how many, and how many are laid out before the layer is computed of them:
-            as many as the cache holds, or all, where they lie as one.
-        input_bytes, output_bytes: of an image.
-        pictures, parts, units: of an image; units of `measure`, of `lay_out` or `encode`, and of
-            the layer's kernel.
-        bytes: of memory that a call needs.
-        offsets: where in this memory what lies, by the job's fields; `flat` is last.
+        shape, strides: of the output, the channels of a position side by side.
+        bytes: of memory that a call needs: the counters, then each thread's.
     """
 
     job: Job
     arrays: Sequence[np.ndarray]
     shape: tuple[int, ...]
-    images: int
-    at_once: int
-    input_bytes: int
-    output_bytes: int
-    pictures: int
-    parts: int
-    units: int
+    strides: tuple[int, ...]
     bytes: int
-    offsets: tuple[tuple[str, int], ...]
 
 
 @lru_cache(REMEMBERED)
 def prepared(
     grouping: Grouping, geometry: Geometry, way: str, threads: int, planes: int = 0
 ) -> Prepared:
-    """Return the job of one way, or kind of tables; `geometry` as `by_tables` explains."""
-    job, arrays = Job(), [np.zeros(grouping.shape[0], np.float32)]
-    linear, O = len(grouping.shape) == 2, grouping.shape[0]
+    """Return the job of one way, or kind of tables; `geometry` as `by_kernel` explains."""
+    O, linear = grouping.shape[0], len(grouping.shape) == 2
     counted, dots = way in COUNTED, way in ("dots", "popcount dots")
-    job.bias = arrays[0].ctypes.data
-    tell(job, threads=threads)
+    job, arrays = Job(), [np.zeros(O, np.float32)]
+    tell(job, threads=threads, bias=arrays[0].ctypes.data)
     tell_of_layer(job, grouping, geometry)
-    shape = (geometry.positions, O) if linear else (geometry.batch, *geometry.output, O)
-    item = 8 if counted else 2 if way == "int16" else 4
     order = grouping.G // O, grouping.n, grouping.structure == "pixelwise"
     if counted:  # its channels are words, of each plane
         words = row_bytes(grouping.n) // 8
         tell(job, planes=planes, words=words)
         geometry = replace(geometry, channels=job.channels // grouping.n * words * planes)
         order = grouping.G // O, words * planes, grouping.structure == "pixelwise"
-    lanes = 1 if dots else COUNTED_LANES if counted else LANES[way]
-    images, cut = 1, tiling(geometry, lanes)
-    pictures = geometry.positions if linear else geometry.batch
-    if not cut.joined:
-        images, geometry = geometry.batch, replace(geometry, batch=1)
-        pictures //= images
-        cut = tiling(geometry, lanes)
-    values = tell_of_input(job, arrays, geometry, cut.joined, item)
-    tell_of_tiles(job, arrays, geometry, cut, linear)
-    at_once = min(images, threads * max(1, CACHE // (item * values)))
-    units = pictures if dots else len(cut.starts)
-    edges, shifts = blocks_of_outputs(O, geometry, cut.channel_step, units * at_once, threads)
-    tell(job, blocks=len(shifts), edges=keep(arrays, edges), shifts=keep(arrays, shifts))
-    found = taps(geometry, order, cut.channel_step, item)
+    cut = tiling(geometry, 1 if dots else COUNTED_LANES if counted else LANES[way])
+    item = 8 if counted else 0 if dots else 2 if way == "int16" else 4
+    tell_of_tiles(job, arrays, geometry, cut, item, linear)
+    tell_of_input(job, arrays, geometry, cut.joined, linear)
+    found = taps(geometry, order, job.channel_step, item)
     found = found[:, 0] if counted else found
     tell(job, places=found.shape[-1], taps=keep(arrays, found))
-    job.scratch_bytes = scratch_bytes(job, way, 4 * int(np.diff(edges).max()) * lanes)
-    sizes = {"steps": 4 * pictures * at_once, "inverses": 4 * pictures * at_once}
-    sizes |= {"scratch": threads * job.scratch_bytes}
-    sizes |= {"flat": 0 if way == "dots" else item * (values * at_once + lanes)}
-    ends = np.cumsum([whole(size) for size in sizes.values()]).tolist()
-    offsets = tuple(zip(sizes, [0, *ends[:-1]], strict=True))
-    outputs = 4 * math.prod(shape) // images
-    return Prepared(
-        job, arrays, shape, images, at_once, 4 * job.picture * pictures, outputs, pictures,
-        job.parts * geometry.batch, units * len(shifts), ends[-1], offsets,
+    most = tell_of_blocks(job, arrays, geometry)
+    tell_of_memory(job, way, item * job.channel_step * geometry.channels, 4 * most * job.lanes)
+    shape, strides = (geometry.positions, O), (O, 1)
+    if not linear:
+        height, width = geometry.output
+        shape, strides = (geometry.batch, O, height, width), (height * width * O, 1, width * O, O)
+    return Prepared(job, arrays, shape, strides, threads * (job.memory_bytes + 2 * LINE))
+
+
+@lru_cache(REMEMBERED)
+def prepared_to_decode(grouping: Grouping, start: int, stop: int, threads: int) -> Prepared:
+    """Return the job of decoding the weights of outputs `start` to `stop`.
+
+    Its shape and strides are those of the weights (outputs, S, places) behind each other, or, where
+    they lie there as PyTorch wants them, of the layer's.
+    """
+    job, arrays = Job(), []
+    S, stride = grouping.G // grouping.shape[0], row_bytes(grouping.n)
+    blocks = max(threads, 4 * (stop - start) * S * 8 * stride // NEAR)
+    edges = start + (stop - start) * np.arange(blocks + 1) // blocks
+    tell(
+        job, threads=threads, units=blocks, blocks=blocks, edges=keep(arrays, edges), segments=S,
+        row_bytes=stride, O=grouping.shape[0],
     )  # fmt: skip
+    with torch.inference_mode(False):  # where no tensor knows what it is a view of
+        found = groups = torch.empty(stop - start, S, 8 * stride, device="meta")
+        if 8 * stride == grouping.n:
+            weight = weight_of_groups(grouping, groups)
+            found = weight if weight._base is groups else groups
+    size = 2 * LINE * threads
+    return Prepared(job, arrays, tuple(found.shape), found.stride(), size)
 
 
-def scratch_bytes(job: Job, way: str, tile: int) -> int:
-    """Return the bytes of a thread's scratch, as the kernels divide it."""
-    own = {"dots": 36 * job.row_bytes, "popcount dots": job.planes * job.row_bytes}
-    own["popcounts"] = VECTOR + tile
-    return whole(own.get(way, TABLES + 3 * VECTOR + tile))
+def weight_of_groups(grouping: Grouping, groups: Tensor) -> Tensor:
+    """Return weights (outputs, S, n) of some outputs in the layer's shape, channels last."""
+    part = Grouping(grouping.structure, (len(groups), *grouping.shape[1:]), grouping.subc)
+    weight = part.to_weight(groups)
+    if weight.dim() != 4:
+        return weight
+    # By its strides PyTorch chooses the output's layout, also where they are all the same to it.
+    last = torch.empty_like(weight, memory_format=torch.channels_last)
+    return weight if weight.stride() == last.stride() else last.copy_(weight)
+
+
+@lru_cache(REMEMBERED)
+def prepared_for_levels(values: int, threads: int) -> Prepared:
+    """Return the job of putting so many values on their levels."""
+    job = Job()
+    tell(job, threads=threads, units=-(-values // CHUNK), values=values)
+    return Prepared(job, [], (values,), (1,), 2 * LINE * threads)
 
 
 def tell_of_layer(job: Job, grouping: Grouping, geometry: Geometry) -> None:
@@ -119,55 +129,67 @@ def tell_of_layer(job: Job, grouping: Grouping, geometry: Geometry) -> None:
     )  # fmt: skip
 
 
+def tell_of_tiles(
+    job: Job, arrays: list[np.ndarray], geometry: Geometry, cut: Tiling, item: int, linear: bool
+) -> None:
+    """Tell the job of its tiles, and of the strips of them; `item` is the bytes of an input."""
+    area, images = math.prod(geometry.output), 1 if cut.joined else geometry.batch
+    phases, lanes = math.prod(map(len, geometry.phases)), cut.targets.shape[1]
+    behind, most = lanes + geometry.reach, CACHE // max(1, item * phases * geometry.channels)
+    ends = strips(cut.starts, behind, most, images, job.threads)
+    length = behind + int((cut.starts[ends[1:] - 1] - cut.starts[ends[:-1]]).max())
+    tell(
+        job, tiles=len(cut.starts), lanes=lanes, starts=keep(arrays, cut.starts),
+        targets=keep(arrays, cut.targets), output_step=0 if cut.joined else area,
+        output_area=1 if linear else area, images=images, strips=len(ends) - 1,
+        ends=keep(arrays, ends), item=item, length=length, channel_step=phases * length,
+    )  # fmt: skip
+
+
 def tell_of_input(
-    job: Job, arrays: list[np.ndarray], geometry: Geometry, joined: bool, item: int
-) -> int:
-    """Tell the job how its input is laid out; return of how many values."""
-    rows, columns = geometry.phases
-    plane = geometry.plane[0] * geometry.plane[1]
-    phase = plane * (geometry.batch if joined else 1)
-    channel = phase * len(rows) * len(columns)
+    job: Job, arrays: list[np.ndarray], geometry: Geometry, joined: bool, linear: bool
+) -> None:
+    """Tell the job where its input is laid out."""
+    height, width = geometry.plane
     parts = [
         np.array([overlap(geometry, axis, r) for r in remainders], np.int64)
-        for axis, remainders in enumerate((rows, columns))
+        for axis, remainders in enumerate(geometry.phases)
     ]
+    pictures = geometry.positions if linear else geometry.batch if joined else 1
     tell(
-        job, item=item, channel_step=channel, phase_step=phase, plane=plane,
-        image_step=plane if joined else channel * geometry.channels, plane_width=geometry.plane[1],
-        rows=len(rows), columns=len(columns), row_parts=keep(arrays, parts[0]),
-        column_parts=keep(arrays, parts[1]), parts=int(parts[0][:, 2].max()),
-        stride_y=geometry.stride[0], stride_x=geometry.stride[1],
-    )  # fmt: skip
-    return channel * geometry.channels * (1 if joined else geometry.batch)
-
-
-def tell_of_tiles(
-    job: Job, arrays: list[np.ndarray], geometry: Geometry, cut: Tiling, linear: bool
-) -> None:
-    """Tell the job of its tiles."""
-    area = geometry.output[0] * geometry.output[1]
-    tell(
-        job, tiles=len(cut.starts), lanes=cut.targets.shape[1], starts=keep(arrays, cut.starts),
-        targets=keep(arrays, cut.targets), tile_step=cut.input_step, output_step=cut.output_step,
-        output_area=1 if linear else area,
+        job, pictures=pictures, plane_rows=height * (1 if linear else pictures),
+        plane_height=height, plane_width=width, picture_places=1 if linear else height * width,
+        rows=len(parts[0]), columns=len(parts[1]), row_parts=keep(arrays, parts[0]),
+        column_parts=keep(arrays, parts[1]), stride_y=geometry.stride[0],
+        stride_x=geometry.stride[1],
     )  # fmt: skip
 
 
-def blocks_of_outputs(
-    O: int, geometry: Geometry, channel_step: int, tiles: int, threads: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (edges, shifts): where blocks of outputs end, and where each one's input begins.
+def tell_of_blocks(job: Job, arrays: list[np.ndarray], geometry: Geometry) -> int:
+    """Tell the job of its blocks of outputs; return how many the largest has.
 
     A group of the convolution is a block, or several where there are more threads than tiles.
     """
-    pieces = -(-threads // max(1, tiles * geometry.groups))
-    a_group = O // geometry.groups
-    pieces = min(pieces, a_group)
+    groups, a_group = geometry.groups, job.O // geometry.groups
+    pieces = min(a_group, -(-job.threads // (job.images * job.tiles * groups)))
     within = np.arange(pieces, dtype=np.int64) * a_group // pieces
-    groups = np.arange(geometry.groups, dtype=np.int64)
-    edges = np.append((groups[:, None] * a_group + within).ravel(), O)
-    channels = geometry.channels // geometry.groups
-    return edges, np.repeat(groups * channels * channel_step, pieces)
+    first = np.arange(groups, dtype=np.int64)[:, None]
+    edges = np.append((first * a_group + within).ravel(), job.O)
+    shifts = np.repeat(first * (geometry.channels // groups * job.channel_step), pieces)
+    blocks = len(shifts)
+    tell(job, blocks=blocks, edges=keep(arrays, edges), shifts=keep(arrays, shifts))
+    job.units = job.images * job.strips * blocks
+    return int(np.diff(edges).max())
+
+
+def tell_of_memory(job: Job, way: str, flat: int, tile: int) -> None:
+    """Tell the job of a thread's memory, with so many bytes of inputs and of a tile."""
+    own = {"dots": 36 * job.row_bytes, "popcount dots": job.planes * job.row_bytes}
+    own["popcounts"] = VECTOR + tile
+    scratch, steps = own.get(way, TABLES + 3 * VECTOR + tile), 4 * job.pictures
+    ends = np.cumsum([whole(size) for size in (scratch, flat, steps, steps)]).tolist()
+    tell(job, flat=ends[0], steps=ends[1], inverses=ends[2], memory_bytes=ends[3])
+    job.flat_bytes = job.steps - job.flat
 
 
 def tell(job: Job, **numbers: int) -> None:

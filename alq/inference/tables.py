@@ -11,7 +11,6 @@ of a row name one of its vectors. A word of 64 signs is 16 such look-ups and add
 A tile has 16 positions with float32 tables, 32 with int16.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -35,11 +34,7 @@ from .vectors import (
     compiled,
     constant,
     i64,
-    job_at,
-    kernel,
     load,
-    next_unit,
-    own_scratch,
     splat,
     store,
     types,
@@ -59,33 +54,35 @@ def signed_sums(b: Any, x: list, floats: bool) -> list:
     return [add(low[c & 3], high[c >> 2]) for c in range(16)]
 
 
-def tables_builder(kind: ir.VectorType) -> Callable:
-    """Return the intrinsic (tables, count, x, taps, zeros): write `count` tables.
+@intrinsic
+def build(typing: Any, shorts: Any, tables: Any, count: Any, x: Any, taps: Any, zeros: Any) -> Any:
+    """Write `count` tables, of shorts or of floats.
 
     `taps` is the address of where the vectors lie behind x, four a table, in bytes; of one that is
     negative the vector at `zeros` is taken.
     """
 
-    @intrinsic
-    def build(typing: Any, tables: Any, count: Any, x: Any, taps: Any, zeros: Any) -> Any:
-        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            tables, count, x, taps, zeros = arguments
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        shorts, tables, count, x, taps, zeros = arguments
 
-            def vector(place: Any) -> Any:
-                tap = load(b, b.add(taps, b.mul(place, constant(8))), I64)
-                inside = b.icmp_signed(">=", tap, constant(0))
-                return load(b, b.select(inside, b.add(x, tap), zeros), kind)
+        def vector(place: Any, kind: ir.VectorType) -> Any:
+            tap = load(b, b.add(taps, b.mul(place, constant(8))), I64)
+            inside = b.icmp_signed(">=", tap, constant(0))
+            return load(b, b.select(inside, b.add(x, tap), zeros), kind)
 
-            with cgutils.for_range(b, count) as loop:
+        for number, kind in enumerate((FLOATS, SHORTS)):
+            with (
+                b.if_then(b.icmp_signed("==", shorts, constant(number))),
+                cgutils.for_range(b, count) as loop,
+            ):
                 places = [b.add(b.mul(loop.index, constant(4)), constant(k)) for k in range(4)]
                 table = b.add(tables, b.mul(loop.index, constant(16 * VECTOR)))
-                for c, value in enumerate(signed_sums(b, [*map(vector, places)], kind is FLOATS)):
+                inputs = [vector(place, kind) for place in places]
+                for c, value in enumerate(signed_sums(b, inputs, kind is FLOATS)):
                     store(b, value, b.add(table, constant(VECTOR * c)), VECTOR)
-            return context.get_dummy_value()
+        return context.get_dummy_value()
 
-        return types.void(i64, i64, i64, i64, i64), generate
-
-    return build
+    return types.void(*[i64] * 6), generate
 
 
 def look_up(b: Any, tables: Any, word: Any, count: int, kind: ir.VectorType) -> Any:
@@ -101,20 +98,21 @@ def look_up(b: Any, tables: Any, word: Any, count: int, kind: ir.VectorType) -> 
     return add(*parts)
 
 
-def rows_adder(kind: ir.VectorType, count: int) -> Callable:
-    """Return the intrinsic (tables, signs, stride, rows, alpha, outputs, tile).
+@intrinsic
+def add_rows(
+    typing: Any, shorts: Any, tables: Any, signs: Any, stride: Any, rows: Any, alpha: Any,
+    outputs: Any, tile: Any,
+) -> Any:  # fmt: skip
+    """Add alpha times what `look_up` finds to the output's vectors in the tile, row after row.
 
-    It adds alpha times what `look_up` finds to the output's vectors in the tile, row after row;
-    `signs` is the address of the first row's word, `stride` the bytes to the next.
+    `signs` is the address of the first row's word, `stride` the bytes to the next; a row of 4 bytes
+    has half a word.
     """
 
-    @intrinsic
-    def add_rows(
-        typing: Any, tables: Any, signs: Any, stride: Any, rows: Any, alpha: Any, outputs: Any,
-        tile: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            tables, signs, stride, rows, alpha, outputs, tile = arguments
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        shorts, tables, signs, stride, rows, alpha, outputs, tile = arguments
+
+        def add_all(kind: ir.VectorType, count: int) -> None:
             with cgutils.for_range(b, rows) as loop:
                 place = b.mul(loop.index, constant(4))
                 word = load(b, b.add(signs, b.mul(loop.index, stride)), I64 if count == 16 else I32)
@@ -127,70 +125,45 @@ def rows_adder(kind: ir.VectorType, count: int) -> Callable:
                     product = b.fmul(factor, part, flags=FUSED)
                     store(b, b.fadd(load(b, y, FLOATS, VECTOR), product, flags=FUSED), y, VECTOR)
                     y = b.add(y, constant(VECTOR))
-            return context.get_dummy_value()
 
-        return types.void(i64, i64, i64, i64, i64, i64, i64), generate
+        half = b.icmp_signed("==", stride, constant(4))
+        for number, kind in enumerate((FLOATS, SHORTS)):
+            with b.if_then(b.icmp_signed("==", shorts, constant(number))):
+                with b.if_then(half):
+                    add_all(kind, 8)
+                with b.if_then(b.not_(half)):
+                    add_all(kind, 16)
+        return context.get_dummy_value()
 
-    return add_rows
-
-
-build_floats, build_shorts = tables_builder(FLOATS), tables_builder(SHORTS)
-add_float_rows, add_float_half_rows = rows_adder(FLOATS, 16), rows_adder(FLOATS, 8)
-add_short_rows, add_short_half_rows = rows_adder(SHORTS, 16), rows_adder(SHORTS, 8)
+    return types.void(*[i64] * 8), generate
 
 
 @compiled
-def add_rows(kind, tables, signs, stride, count, alpha, outputs, tile):
-    """Add `count` rows of one word; `kind` is 2 for int16, + 1 for half words."""
-    if kind == 0:
-        add_float_rows(tables, signs, stride, count, alpha, outputs, tile)
-    elif kind == 1:
-        add_float_half_rows(tables, signs, stride, count, alpha, outputs, tile)
-    elif kind == 2:
-        add_short_rows(tables, signs, stride, count, alpha, outputs, tile)
-    else:
-        add_short_half_rows(tables, signs, stride, count, alpha, outputs, tile)
+def tiles(job, memory, image, first, last, block):
+    """Compute the tiles `first` to `last` of an image for a block of outputs.
 
-
-@kernel
-def tiles(address):
-    """Compute the layer; a unit is a tile of an image, and a block of outputs.
-
-    A thread's scratch holds the tables, zeros, the scales of the lanes, and a tile.
+    The scratch holds the tables, zeros, the scales of the lanes, and a tile.
     """
-    job, tables = job_at(address), own_scratch(address)
-    zeros, scales = tables + TABLES, tables + TABLES + VECTOR
+    zeros, scales = memory + TABLES, memory + TABLES + VECTOR
     tile = scales + 2 * VECTOR
-    kind = 2 * (job.item == 2) + (job.row_bytes == 4)
-    step = 32 if kind & 1 else 64
+    shorts, step = int(job.item == 2), min(64, 8 * job.row_bytes)
     carray(as_floats_at(zeros), VECTOR // 4)[:] = 0
     starts = carray(as_longs(job.starts), job.tiles)
-    edges, shifts = (
-        carray(as_longs(job.edges), job.blocks + 1),
-        carray(as_longs(job.shifts), job.blocks),
-    )
-    while True:
-        unit = next_unit(address)
-        if unit >= job.units:
-            break
-        number, block = divmod(unit, job.blocks)
-        image, t = divmod(number, job.tiles)
-        O = edges[block + 1] - edges[block]
-        carray(as_floats_at(tile), O * job.lanes)[:] = 0
-        begin = job.flat + job.item * (image * job.tile_step + starts[t] + shifts[block])
-        sums = tile - edges[block] * job.lanes * 4
+    edges = carray(as_longs(job.edges), job.blocks + 1)
+    flat = memory + job.flat + carray(as_longs(job.shifts), job.blocks)[block] * job.item
+    sums = tile - edges[block] * job.lanes * 4
+    for t in range(first, last):
+        carray(as_floats_at(tile), (edges[block + 1] - edges[block]) * job.lanes)[:] = 0
+        begin = flat + job.item * (starts[t] - starts[first])
         for s in range(job.segments):
-            first, last = rows_of_block(job, s, block)
-            if first == last:
+            row, end = rows_of_block(job, s, block)
+            if row == end:
                 continue
-            alpha, outputs = job.alpha + 4 * first, job.outputs + 4 * first
+            alpha, outputs = job.alpha + 4 * row, job.outputs + 4 * row
             for w in range(job.places // step):
                 here = job.taps + 8 * (s * job.places + w * step)
-                if kind < 2:
-                    build_floats(tables, step // 4, begin, here, zeros)
-                else:
-                    build_shorts(tables, step // 4, begin, here, zeros)
-                word = job.signs + first * job.row_bytes + w * step // 8
-                add_rows(kind, tables, word, job.row_bytes, last - first, alpha, outputs, sums)
-        scale_lanes(job, scales, image, t)
+                build(shorts, memory, step // 4, begin, here, zeros)
+                word = job.signs + row * job.row_bytes + w * step // 8
+                add_rows(shorts, memory, word, job.row_bytes, end - row, alpha, outputs, sums)
+        scale_lanes(job, memory, scales, t)
         write_tile(job, tile, scales, image, t, block)

@@ -16,6 +16,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 REMEMBERED = 512  # shapes whose numbers are kept
+IDLE = 0.07  # share of the time of all threads but one that may be lost at the end
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ class Geometry:
         reach = (d * (k - 1) // s for k, s, d in zip(*self._walk, strict=True))
         return tuple(o + r for o, r in zip(self.output, reach, strict=True))  # type: ignore
 
+    @cached_property
+    def reach(self) -> int:
+        """From the first to the last place that an output position reads in a phase."""
+        down, right = (p - o for p, o in zip(self.plane, self.output, strict=True))
+        return down * self.plane[1] + right
+
     @property
     def _walk(self) -> tuple:
         return self.kernel, self.stride, self.dilation
@@ -78,18 +85,11 @@ class Tiling:
 
     Attributes:
         joined: whether one image of the kernel's is the whole batch, and not one picture.
-        images, input_step, output_step: how many, and how far two of them are apart, in the input
-            and in output positions.
-        channel_step: what lies between two channels of the input.
         starts: (tiles,) int64, where the tiles of an image begin in the input.
         targets: (tiles, lanes) int64, the output positions of their lanes; -1 for none.
     """
 
     joined: bool
-    images: int
-    input_step: int
-    output_step: int
-    channel_step: int
     starts: np.ndarray
     targets: np.ndarray
 
@@ -99,20 +99,41 @@ def tiling(geometry: Geometry, lanes: int) -> Tiling:
     """Return the tiles, the fewest of both ways to lay the pictures."""
     area = geometry.output[0] * geometry.output[1]
     height, width = geometry.plane
-    phases = len(geometry.phases[0]) * len(geometry.phases[1])
     rows, columns = map(np.arange, geometry.output)
     places = (rows[:, None] * width + columns).ravel()
-    starts, targets = cover(places, np.arange(area), lanes)
-    step = phases * height * width
-    apart = Tiling(False, geometry.batch, geometry.channels * step, area, step, starts, targets)
+    apart = Tiling(False, *cover(places, np.arange(area), lanes))
     if area >= 4 * lanes or geometry.batch == 1:
         return apart
     images = np.arange(geometry.batch)[:, None]
     inputs, numbers = images * height * width + places, images * area + np.arange(area)
-    together = cover(inputs.ravel(), numbers.ravel(), lanes)
-    if len(together[0]) >= geometry.batch * len(starts):
-        return apart
-    return Tiling(True, 1, 0, 0, geometry.batch * step, *together)
+    together = Tiling(True, *cover(inputs.ravel(), numbers.ravel(), lanes))
+    return together if len(together.starts) < geometry.batch * len(apart.starts) else apart
+
+
+@lru_cache(REMEMBERED)
+def unused(geometry: Geometry, lanes: int) -> float:
+    """Return how many tiles there are over those that the output positions would fill."""
+    cut = tiling(geometry, lanes)
+    images = 1 if cut.joined else geometry.batch
+    return images * len(cut.starts) / -(-geometry.positions // lanes)
+
+
+def strips(starts: np.ndarray, behind: int, most: int, images: int, threads: int) -> np.ndarray:
+    """Return (strips + 1,) int64: where the strips that the tiles of an image are cut into end.
+
+    A strip has inputs at up to about `most` places, those `behind` its last tile's start included.
+    There are as many strips as leave no thread without work for long, while others have some.
+    """
+    tiles, places = len(starts), int(starts[-1]) + behind
+
+    def idle(count: int) -> float:
+        units = images * count
+        return -(-units // threads) * threads / units
+
+    least = min(tiles, -(-places // max(1, most)))
+    counts = range(least, min(tiles, least + 4 * threads) + 1)
+    count = next((c for c in counts if idle(c) < 1 + IDLE), min(counts, key=idle))
+    return tiles * np.arange(count + 1, dtype=np.int64) // count
 
 
 def cover(places: np.ndarray, numbers: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jobs import FIELDS
+from .jobs import FIELDS, LINE
 
 F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 FLOATS, SHORTS = ir.VectorType(F32, 16), ir.VectorType(I16, 32)
@@ -172,29 +172,44 @@ def job_at(address):
     return numba.carray(address, 1)[0]
 
 
-def counter(field: str) -> Any:
-    """Return the intrinsic (address) that adds 1 to a field of a job, and gives what it was.
+@intrinsic
+def count_up(typing: Any, address: Any) -> Any:
+    """Add 1 to the integer at the address, as if no other thread was there; return what it was."""
 
-    It does so as if no other thread was there.
-    """
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        place = b.inttoptr(arguments[0], I64.as_pointer())
+        return b.atomic_rmw("add", place, constant(1), "monotonic")
 
-    @intrinsic
-    def count_up(typing: Any, address: Any) -> Any:
-        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            place = b.add(b.ptrtoint(arguments[0], I64), constant(8 * FIELDS.index(field)))
-            place = b.inttoptr(place, I64.as_pointer())
-            return b.atomic_rmw("add", place, constant(1), "monotonic")
-
-        return i64(address), generate
-
-    return count_up
+    return i64(i64), generate
 
 
-next_unit, next_slot = counter("next"), counter("slot")
+@intrinsic
+def called(typing: Any, address: Any) -> Any:
+    """Return what the C function `int f(void)` at the address returns."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(I32, [])
+        return b.sext(b.call(b.inttoptr(arguments[0], kind.as_pointer()), []), I64)
+
+    return i64(i64), generate
 
 
 @compiled
-def own_scratch(address):
-    """Return the address of scratch memory that no other thread of the job has."""
-    job = job_at(address)
-    return job.scratch + next_slot(address) * job.scratch_bytes
+def own_number(job):
+    """Return the number of this thread among those of the job."""
+    return called(job.number) if job.number else count_up(job.counters + LINE * job.threads)
+
+
+@compiled
+def next_unit(job, own):
+    """Return a unit that no thread has taken; -1 if there is none.
+
+    A thread takes those of its own share, and what is then left of others'. Layer after layer it so
+    has the same pictures, which lie in its own cache.
+    """
+    for k in range(job.threads):
+        share = (own + k) % job.threads
+        unit = job.units * share // job.threads + count_up(job.counters + LINE * share)
+        if unit < job.units * (share + 1) // job.threads:
+            return unit
+    return -1
