@@ -21,7 +21,7 @@ from ..method.structures import Grouping
 from ..method.weight import MultiBitWeight
 from .sizes import Layers
 
-CONTAINER = 120  # bytes, of names and shapes too
+CONTAINER = 150  # bytes, of names and shapes too, and some to spare: files end below the target
 CODED = 8  # bits of a number at most that is entropy-coded whole; of a float, the first 8 are
 SAVED = 1.2, 4.0  # bits that coding takes off such a number, and off a float
 BITWIDTH = 0.3  # bytes that a coordinate adds to the coded bitwidths, about
