@@ -198,7 +198,7 @@ def test_the_estimate_is_near_the_file(share, floats, tmp_path) -> None:
     alq.fold_constant_units(model, weights, x)
     alq.round_floats(model, weights, floats)
     alq.save_packed(tmp_path / "net.alq", model, weights, floats, coded=True)
-    assert 1e3 * size == pytest.approx((tmp_path / "net.alq").stat().st_size, rel=0.04, abs=40)
+    assert 1e3 * size == pytest.approx((tmp_path / "net.alq").stat().st_size, rel=0.04, abs=70)
 
 
 def counted(weights: list, sources: Sources, number: float, bias: float) -> float:
