@@ -5,8 +5,8 @@
     python benchmarks/smallest.py run --arm slow distilled whole_rows    # the recipe, changed
     python benchmarks/smallest.py table                    # what the logs say, in Markdown
 
-A run has a log of its own, ARM_KBkb_seedN.jsonl. One whose log has
-its result is not run again, one that was interrupted goes on. All of a seed start from one
+A run has a log of its own, ARM_KBkb_seedN.jsonl. One whose log has its
+result is not run again, one that was interrupted goes on. All of a seed start from one
 full-precision network, which is trained on shifted pictures.
 """
 
@@ -37,7 +37,7 @@ RECIPE = {
 }  # fmt: skip
 QUANTIZE = {"--lr": "1e-3", "--pr": "0.97", "--epoch_basis": "2", "--epoch_coord": "1"}
 POSTTRAIN = {
-    "--lr": "3e-3", "--epoch_ste": "24", "--ld_ste": "0.85", "--epoch_post_coord": "2",
+    "--lr": "3e-3", "--epoch_ste": "40", "--ld_ste": "0.91", "--epoch_post_coord": "4",
     "--ld_post_coord": "0.7",
 }  # fmt: skip
 # What each arm changes in the recipe; None leaves a flag out.
