@@ -5,8 +5,8 @@
     python benchmarks/smallest.py run --arm slow distilled whole_rows    # the recipe, changed
     python benchmarks/smallest.py table                    # what the logs say, in Markdown
 
-A run is one command of lenet5.py and has a log of its own, ARM_KBkb_seedN.jsonl. One whose log has
-its result is not run again, one that was interrupted goes on. All of a seed start from one
+A run has a log of its own, ARM_KBkb_seedN.jsonl. One whose log has its
+result is not run again, one that was interrupted goes on. All of a seed start from one
 full-precision network, which is trained on shifted pictures.
 """
 
@@ -32,15 +32,19 @@ PRETRAIN = {
     "--milestones_pretrain": "14 21 27",
 }  # fmt: skip
 RECIPE = {
-    "--lr": "3e-3", "--floats": "6bit", "--coded": "", "--fold": "", "--max_bit": "2",
-    "--subc": "0 0 8 5", "--pr": "0.97", "--epoch_basis": "2", "--epoch_coord": "1",
-    "--epoch_ste": "30", "--ld_ste": "0.88", "--epoch_post_coord": "3", "--ld_post_coord": "0.8",
+    "--augment": "1", "--floats": "6bit", "--coded": "", "--fold": "", "--max_bit": "2",
+    "--subc": "0 0 8 5",
+}  # fmt: skip
+QUANTIZE = {"--lr": "1e-3", "--pr": "0.97", "--epoch_basis": "2", "--epoch_coord": "1"}
+POSTTRAIN = {
+    "--lr": "3e-3", "--epoch_ste": "40", "--ld_ste": "0.91", "--epoch_post_coord": "4",
+    "--ld_post_coord": "0.7",
 }  # fmt: skip
 # What each arm changes in the recipe; None leaves a flag out.
 ARMS: dict[str, dict[str, str | None]] = {
     "recipe": {},
     "slow": {"--lr": "1e-3"},
-    "shifted": {"--augment": "2"},
+    "no_shifts": {"--augment": None},
     "distilled": {"--distill": "0.7"},
     "whole_rows": {"--subc": None},
     "5bit": {"--floats": "5bit"},
@@ -65,13 +69,12 @@ class Cell:
         """Yield (name, last stage, flags of lenet5.py) of the full-precision run and of its own."""
         source, seed = f"source_seed{self.seed}", ["--seed", str(self.seed)]
         files = ["--model_ori", f"{source}_ori.pth", "--model"]
-        yield source, "pretrain", [
-            "--PRETRAIN", *flags_of(PRETRAIN), *seed, *files, f"{source}.pth"
-        ]  # fmt: skip
-        own = flags_of(RECIPE | {"--file_kb": f"{self.kb:g}"} | ARMS[self.arm])
-        yield self.name, "posttrain", [
-            "--ALQ", "--POSTTRAIN", *own, *seed, *files, f"{self.name}.pth"
-        ]  # fmt: skip
+        full = ["--PRETRAIN", *flags_of(PRETRAIN), *seed, *files, f"{source}.pth"]
+        yield source, "pretrain", full
+        own = [*seed, *files, f"{self.name}.pth"]
+        for stage, settings in (("alq", QUANTIZE), ("posttrain", POSTTRAIN)):
+            flags = flags_of(RECIPE | {"--file_kb": f"{self.kb:g}"} | settings | ARMS[self.arm])
+            yield self.name, stage, [f"--{stage.upper()}", *flags, *own]
 
 
 def flags_of(settings: dict[str, str | None]) -> list[str]:
@@ -133,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.what == "table":
         print(results_table(args.out))
     else:
-        run((Cell(*each) for each in product(args.arm, args.kb, args.seed)), args)
+        run((Cell(arm, kb, seed) for seed, arm, kb in product(args.seed, args.arm, args.kb)), args)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ..method.structures import Grouping
 from ..method.weight import MultiBitWeight
 from .sizes import Layers
 
-CONTAINER = 120  # bytes, of names and shapes too
+CONTAINER = 150  # bytes, of names and shapes too, and some to spare: files end below the target
 CODED = 8  # bits of a number at most that is entropy-coded whole; of a float, the first 8 are
 SAVED = 1.2, 4.0  # bits that coding takes off such a number, and off a float
 BITWIDTH = 0.3  # bytes that a coordinate adds to the coded bitwidths, about
@@ -121,10 +121,14 @@ class FileSize:
             size = size + (I * (signs / 8 + self.number)).sum() + entropy(I) / 8
         return float(size) / 1e3
 
-    def worth(self, weights: Sequence[MultiBitWeight], masks: Sequence[Tensor]) -> list[Tensor]:
+    def worth(
+        self, weights: Sequence[MultiBitWeight], masks: Sequence[Tensor], staying: float = 1.0
+    ) -> list[Tensor]:
         """Return what a coordinate of each group (G, 1) takes, in bytes of the file.
 
-        To its own come its part of its unit's bias, and of the signs that multiply the unit.
+        To its own come its part of its unit's bias, and of the signs that multiply the unit: of the
+        share of them that is `staying` when all pruning is done. Else units would go first whose
+        signs go anyway.
         """
         has_bits, kept = self.living(weights, masks)
         signs_of_units = torch.zeros_like(has_bits, dtype=torch.float32)
@@ -134,7 +138,7 @@ class FileSize:
             bases = bases.float().repeat_interleave(places.shape[1])
             signs = bases.new_zeros(len(inputs)).index_add_(0, places.flatten(), bases)
             signs_of_units.index_add_(0, inputs[inputs >= 0], signs[inputs >= 0])
-        shared = (signs_of_units / 8 + self.bias * self.known.biased).split(rows)
+        shared = (staying * signs_of_units / 8 + self.bias * self.known.biased).split(rows)
         found = []
         for mask, signs, of_units in zip(masks, kept, shared, strict=True):
             coordinates = mask.reshape(len(of_units), -1).sum(1).clamp(min=1)

@@ -144,7 +144,8 @@ class PruneToFile(PruneToTarget):
         size = self.file.kb(weights, masks)
         share = self.share_now(size, aim, batch)
         goal = max(aim, size - share * (size - self.fixed))
-        worth = self.file.worth(weights, masks)
+        staying = min(1.0, (self.value - self.fixed) / (size - self.fixed))
+        worth = self.file.worth(weights, masks, staying)
         prices = [(8 * each).round().long() for each in worth]
 
         def choose(*arguments: object) -> list[Tensor]:
