@@ -156,8 +156,8 @@ class PackedLayer(nn.Module):
         own: dict[str, Any] = self._buffers
         R, held, linear = len(own["alpha"]), own["dense"] is not None, self.axes == 0
         more = 1.0 if linear else unused(geometry, LANES[self.tables])
-        own = self.grouping, R, geometry.positions, self.tables, linear
-        return choose(*own, countable, held, more)
+        asked = self.grouping, R, geometry.positions, self.tables, linear
+        return choose(*asked, countable, held, more)
 
     def hold(self) -> None:
         """Keep the weights in float32, too, for where that is as fast as it gets."""

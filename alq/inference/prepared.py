@@ -67,7 +67,8 @@ def prepared(
     tell(job, places=found.shape[-1], taps=keep(arrays, found))
     most = tell_of_blocks(job, arrays, geometry)
     tell_of_memory(job, way, item * job.channel_step * geometry.channels, 4 * most * job.lanes)
-    shape, strides = (geometry.positions, O), (O, 1)
+    shape: tuple[int, ...] = (geometry.positions, O)
+    strides: tuple[int, ...] = (O, 1)
     if not linear:
         height, width = geometry.output
         shape, strides = (geometry.batch, O, height, width), (height * width * O, 1, width * O, O)
@@ -81,7 +82,8 @@ def prepared_to_decode(grouping: Grouping, start: int, stop: int, threads: int) 
     Its shape and strides are those of the weights (outputs, S, places) behind each other, or, where
     they lie there as PyTorch wants them, of the layer's.
     """
-    job, arrays = Job(), []
+    job = Job()
+    arrays: list[np.ndarray] = []
     S, stride = grouping.G // grouping.shape[0], row_bytes(grouping.n)
     blocks = max(threads, 4 * (stop - start) * S * 8 * stride // NEAR)
     edges = start + (stop - start) * np.arange(blocks + 1) // blocks
