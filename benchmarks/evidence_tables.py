@@ -8,6 +8,7 @@ from itertools import groupby, product
 from pathlib import Path
 from statistics import mean
 
+import smallest
 import sweep_report
 from alq.data.mnist import SETS
 from alq.files.history import History, read_events
@@ -185,6 +186,7 @@ def evidence_tables(logs: Path) -> dict[str, str]:
         **{claim: compared_table(logs, arms) for claim, arms in COMPARED.items()},
         "structures": structures_table(logs),
         "size": size_table(logs),
+        "smallest": smallest.results_table(logs / "smallest"),
         "path_checks": checks_table(logs),
     }
     return {claim: rows for claim, rows in found.items() if rows}
