@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import alq
 import lenet5
@@ -336,3 +337,30 @@ def test_the_measure_of_memory_sees_float32_weights_where_they_are_made(tmp_path
     command = [sys.executable, "-c", loads, str(tmp_path / "net.alq")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(done.stdout) > sum(4 * weight.grouping.numel for weight in weights)
+
+
+def test_convolutions_of_one_channel_of_pictures_of_one_row() -> None:
+    """PyTorch's own are wrong for some strides of the weights, which mean the same."""
+    layer = nn.Conv2d(1, 33, 3, stride=(1, 3), padding=(0, 1))
+    weights = alq.quantize(layer, max_bit=2)
+    packed = alq.pack_for_inference(layer, weights)
+    x = torch.randn(40, 1, 4, 1)
+    windows = F.unfold(F.pad(x, (1, 1)), 3, stride=(1, 3))
+    expected = layer.weight.flatten(1) @ windows + layer.bias[:, None]
+    for way in ("decoded", "tables"):
+        packed.way = way
+        found = packed(x).flatten(2)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_other_types_leave_the_kernels_alone() -> None:
+    code = """
+import sys, torch, alq
+from torch import nn
+layer = nn.Conv2d(3, 4, 3)
+packed = alq.pack_for_inference(layer, alq.quantize(layer, max_bit=2)).double()
+with torch.no_grad():
+    packed(torch.randn(1, 3, 5, 5).double())
+assert "alq.inference.vectors" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import alq
 import lenet5
-from alq.inference import compute, jobs, layers, prepared
+from alq.inference import compute, jobs, layers, prepared, rows
 from alq.inference.plan import HELD_SHARE, held_layers
 from alq.inference.prepared import keep
 from alq.inference.tiles import strips
@@ -42,7 +42,7 @@ def no_gradients() -> Iterator[None]:
 
 @numba_works
 @pytest.mark.parametrize("tables", ["float32", "int16"])
-def test_pictures_that_take_turns_know_nothing_of_each_other(tables) -> None:
+def test_pictures_of_one_thread_know_nothing_of_each_other(tables) -> None:
     """A picture of 128 x 64 x 64 floats is more than the cache, so that it is cut into strips."""
     layer = nn.Conv2d(128, 8, 3, padding=1)
     weight = quantized(layer, 2, structure="pixelwise")
@@ -137,12 +137,15 @@ def test_weights_are_decoded_the_same_by_several_threads() -> None:
     ):
         weight = quantized(layer, 3, structure=structure)
         packed = alq.pack_for_inference(layer, [weight])
+        torch.set_num_threads(1)
+        alone = packed.weight
+        torch.testing.assert_close(alone, weight.w_hat())
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             with torch.inference_mode(threads == 2):
-                assert torch.equal(packed.weight, weight.w_hat())
+                assert torch.equal(packed.weight, alone)
             part = compute.decoded(packed.rows, packed.grouping, 2, 7)
-            assert torch.equal(part, weight.w_hat()[2:7])
+            assert torch.equal(part, alone[2:7])
             assert part.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -151,13 +154,13 @@ def test_blocks_to_decode_are_all_outputs(monkeypatch) -> None:
     packed = alq.pack_for_inference(layer, [quantized(layer, 2)])
     x = torch.randn(2, 64, 5, 5)
     for block, sizes in ((2**30, [300]), (2**16, [128, 128, 44]), (1, [64, 64, 64, 64, 44])):
-        monkeypatch.setattr(compute, "BLOCK", block)
+        monkeypatch.setattr(rows, "BLOCK", block)
         monkeypatch.setattr(compute, "kernels_work", lambda: True)
         found = list(compute.blocks_to_decode(packed.rows, packed.grouping))
         assert [stop - start for start, stop in found] == sizes
         assert found[0][0] == 0 and all(a[1] == b[0] for a, b in pairwise(found))
         monkeypatch.undo()
-        monkeypatch.setattr(compute, "BLOCK", block)
+        monkeypatch.setattr(rows, "BLOCK", block)
         assert difference(compute_by(packed, "decoded")(x), layer(x)) < 1e-5
         monkeypatch.undo()
 

@@ -23,6 +23,7 @@ from ..method.structures import Grouping
 from .jobs import LINE, Job, run
 from .planes import Planes
 from .prepared import (
+    CACHE,
     Prepared,
     prepared,
     prepared_for_levels,
@@ -30,11 +31,11 @@ from .prepared import (
     tell,
     weight_of_groups,
 )
-from .rows import BLOCK, Rows, groups_of_rows
+from .rows import Rows, groups_of_rows, outputs_at_a_time
 from .tiles import Geometry
 
 LAST = threading.local()
-WHOLE = 64  # outputs, of whose multiples PyTorch's product is fast
+KEPT = 2 * CACHE  # bytes a thread at most that a calling thread keeps from call to call
 
 
 @cache
@@ -83,7 +84,7 @@ def by_kernel(
     if planes is not None:
         tell(job, **planes.numbers)
     job.x = x.data_ptr()
-    compute("compute", job, y, x, rows, bias, planes)
+    run_kernel("compute", job, y, x, rows, bias, planes)
     return None if job.odd else y
 
 
@@ -94,7 +95,7 @@ def on_levels(x: Tensor, planes: Planes) -> Tensor:
     job = filled(prepared_for_levels(x.numel(), torch.get_num_threads()))
     tell(job, **planes.numbers)
     job.x = x.data_ptr()
-    compute("level", job, y, x, planes)
+    run_kernel("level", job, y, x, planes)
     return y
 
 
@@ -129,12 +130,14 @@ def filled(plan: Prepared) -> Job:
     return job
 
 
-def compute(kernel: str, job: Job, y: Tensor, *owners: Any) -> None:
-    """Compute y of what is the owners'; leave the job's memory to the next one."""
+def run_kernel(kernel: str, job: Job, y: Tensor, *owners: Any) -> None:
+    """Compute y of what is the owners'; leave the job's memory to the next one, if it is small."""
     job.y = y.data_ptr()
     job.owners += y, *owners
     run(address_of(kernel), job)
-    LAST.memory = job.owners[1]
+    memory = job.owners[1]
+    if len(memory) <= KEPT * job.threads:
+        LAST.memory = memory
 
 
 def tell_of_rows(job: Job, rows: Rows) -> None:
@@ -147,12 +150,11 @@ def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool
 
     `plainly` leaves numba alone, which takes its time and memory to load.
     """
-    on_cpu = rows.alpha.device.type == "cpu" and rows.alpha.dtype == torch.float32
-    if on_cpu and not plainly and kernels_work():
+    if not plainly and by_numba(rows):
         plan = prepared_to_decode(grouping, start, stop, torch.get_num_threads())
         found, job = rows.alpha.new_empty_strided(plan.shape, plan.strides), filled(plan)
         tell_of_rows(job, rows)
-        compute("decode_blocks", job, found, rows)
+        run_kernel("decode_blocks", job, found, rows)
         if found.shape[1:] == grouping.shape[1:]:
             return found
         groups = found[:, :, : grouping.n]
@@ -161,12 +163,17 @@ def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool
     return weight_of_groups(grouping, groups)
 
 
+def by_numba(rows: Rows) -> bool:
+    """Return whether a kernel decodes these rows."""
+    alpha = rows.alpha
+    return alpha.device.type == "cpu" and alpha.dtype == torch.float32 and kernels_work()
+
+
 def blocks_to_decode(rows: Rows, grouping: Grouping) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of outputs, with about BLOCK weights or signs each."""
+    """Yield (start, stop) of outputs that are decoded at a time."""
     O = grouping.by_outputs[0]
     # PyTorch expands the signs, the kernel does not.
-    size = grouping.numel if kernels_work() else max(grouping.numel, rows.signs.numel() * 8)
-    step = -(-O // -(-size // BLOCK)) if size else O
-    step = -(-step // WHOLE) * WHOLE
+    size = grouping.numel if by_numba(rows) else max(grouping.numel, rows.signs.numel() * 8)
+    step = outputs_at_a_time(O, size)
     for start in range(0, O, step):
         yield start, min(O, start + step)

@@ -111,7 +111,8 @@ def to_levels(
 ) -> Any:
     """Write the nearest level of up to 64 inputs; what is not a number stays that.
 
-    The first three arguments are as `encoder` explains them, `levels` is an address, too.
+    The arguments: the address of the inputs, and how many they are; that of the results; those of
+    the midpoints of the levels and of the levels, and how many midpoints there are.
     """
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:

@@ -20,7 +20,7 @@ from .compute import (
     kernels_work,
     on_levels,
 )
-from .plan import COUNTED, LANES, OF_LINEAR, WAYS, choose
+from .plan import COUNTED, COUNTED_LANES, LANES, OF_LINEAR, WAYS, choose
 from .planes import countable, few, planes_of
 from .rows import Rows
 from .tiles import REMEMBERED, Geometry, unused
@@ -155,9 +155,12 @@ class PackedLayer(nn.Module):
             return self.way
         own: dict[str, Any] = self._buffers
         R, held, linear = len(own["alpha"]), own["dense"] is not None, self.axes == 0
-        more = 1.0 if linear else unused(geometry, LANES[self.tables])
-        asked = self.grouping, R, geometry.positions, self.tables, linear
-        return choose(*asked, countable, held, more)
+        shape = self.grouping, R, geometry.positions, self.tables, linear
+        if linear:
+            return choose(*shape, countable, held)
+        tiles = unused(geometry, LANES[self.tables])
+        counted = unused(geometry, COUNTED_LANES) if countable else tiles
+        return choose(*shape, countable, held, tiles, counted)
 
     def hold(self) -> None:
         """Keep the weights in float32, too, for where that is as fast as it gets."""

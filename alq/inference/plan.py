@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from ..method.structures import Grouping
-from .rows import BLOCK, SHORT, row_bytes
+from .rows import SHORT, outputs_at_a_time, row_bytes
 
 LANES = {"float32": 16, "int16": 32}  # positions a tile of tables
 COUNTED_LANES = 16  # of popcounts
@@ -46,16 +46,17 @@ MULTIPLY = {True: 0.030, False: 0.0075}
 @lru_cache(512)
 def choose(
     grouping: Grouping, R: int, positions: int, kind: str, linear: bool, planes: int = 0,
-    held: bool = False, unused: float = UNUSED,
+    held: bool = False, unused: float = UNUSED, unused_counted: float = UNUSED,
 ) -> str:  # fmt: skip
     """Return which way computes a layer of R rows (`alq.inference.compute`): what costs least.
 
     `positions` are the batch's for a linear layer, batch x height x width for a convolution's
     output; `kind` is that of the tables; `planes` those of an input in binary bases, if it is;
     `held` tells whether the float32 weights are there, too; `unused` how many tiles there are over
-    those that the positions would fill.
+    those that the positions would fill, `unused_counted` likewise of popcounts.
     """
-    unused = 1 if linear else unused
+    if linear:
+        unused = unused_counted = 1.0
     found = costs(grouping, R, positions, kind, linear, unused)
     if held:
         found["held"] = HELD_CALL + product(grouping, positions, linear)
@@ -63,7 +64,7 @@ def choose(
         feed = FEED_CALL + positions * grouping.shape[1] * FEED
         found = {way: cost + feed for way, cost in found.items()}
     if can_count(grouping, planes):
-        found |= costs_of_counting(grouping, R, positions, planes, linear, unused)
+        found |= costs_of_counting(grouping, R, positions, planes, linear, unused_counted)
     return min(found, key=found.__getitem__)
 
 
@@ -130,7 +131,7 @@ def costs(
     tiles = math.ceil(positions / LANES[kind]) * unused
     a_row = signs / 4 * LOOK_UP[kind] + max(1, signs / 64) * ROW
     a_tile = inputs / 4 * TABLE + R * a_row + O * WRITE * LANES[kind] / 16
-    blocks = math.ceil(size / BLOCK)
+    blocks = math.ceil(O / outputs_at_a_time(O, size))
     found = {
         "tables": CALL + tiles * a_tile,
         "decoded": DECODE_CALL

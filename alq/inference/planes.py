@@ -4,7 +4,7 @@ Each basis is a plane with beta_m = 2 gamma_m. Where the lowest level is not 0 i
 bits are 1 throughout and beta is that level: zero padding, all of whose bits are 0, stays 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -39,7 +39,7 @@ class Planes:
     @cached_property
     def numbers(self) -> dict[str, int]:
         """What a job (`alq.inference.jobs`) is told of them."""
-        arrays = {name: array.ctypes.data for name, array in vars(self).items()}
+        arrays = {field.name: getattr(self, field.name).ctypes.data for field in fields(self)}
         return {**arrays, "midpoints": len(self.middle)}
 
 

@@ -106,6 +106,8 @@ def weight_of_groups(grouping: Grouping, groups: Tensor) -> Tensor:
     weight = part.to_weight(groups)
     if weight.dim() != 4:
         return weight
+    if weight.shape[1] == 1:  # PyTorch's convolutions of other strides can be wrong
+        return weight.clone(memory_format=torch.contiguous_format)
     # By its strides PyTorch chooses the output's layout, also where they are all the same to it.
     last = torch.empty_like(weight, memory_format=torch.channels_last)
     return weight if weight.stride() == last.stride() else last.copy_(weight)

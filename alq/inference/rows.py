@@ -23,7 +23,8 @@ from ..method.structures import Grouping
 from ..method.weight import MultiBitWeight
 
 SHORT, LONG = 32, 64  # weights a word: of groups of at most SHORT, and of all others
-BLOCK = 2**20  # weights, or signs where these are more, worked on at a time: bounds the memory
+BLOCK = 2**20  # weights, or signs where these are more, worked on at a time, about
+WHOLE = 64  # outputs, of whose multiples PyTorch's product is fast
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class Rows:
 def row_bytes(n: int) -> int:
     """Return the bytes of the signs of n weights, in whole words."""
     return SHORT // 8 if n <= SHORT else -(-n // LONG) * LONG // 8
+
+
+def outputs_at_a_time(O: int, size: int) -> int:
+    """Return how many of O outputs are decoded together that take `size` numbers.
+
+    They take about BLOCK, more where that is not WHOLE outputs.
+    """
+    step = -(-O // max(1, -(-size // BLOCK)))
+    return max(1, -(-step // WHOLE) * WHOLE)
 
 
 def rows_of_file(layer: LayerBits) -> Rows:

@@ -10,12 +10,14 @@ Pictures lie one after the other, or, where they are small, position after posit
 A linear layer is a convolution of pictures of one position.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 
 REMEMBERED = 512  # shapes whose numbers are kept
+LARGE = 2**14  # output positions of a picture, from which on its tiles are all but full
 IDLE = 0.07  # share of the time of all threads but one that may be lost at the end
 
 
@@ -113,6 +115,8 @@ def tiling(geometry: Geometry, lanes: int) -> Tiling:
 @lru_cache(REMEMBERED)
 def unused(geometry: Geometry, lanes: int) -> float:
     """Return how many tiles there are over those that the output positions would fill."""
+    if math.prod(geometry.output) >= LARGE:
+        return 1.0
     cut = tiling(geometry, lanes)
     images = 1 if cut.joined else geometry.batch
     return images * len(cut.starts) / -(-geometry.positions // lanes)
