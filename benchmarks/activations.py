@@ -156,13 +156,18 @@ def results_table(args: argparse.Namespace) -> str:
     return table(head, lines)
 
 
+def start_of(weights: str) -> str:
+    """Return what activations begin with by default; of weights of 32 bit, with the network."""
+    return "pretrain" if weights == "32" else ACT_DEFAULT
+
+
 def draw(args: argparse.Namespace) -> None:
     """Draw the table, a panel for each data set, into `args.picture`."""
     from figures import STYLES, axes, legend_below, plot_spread, plt
 
     figure, (panels,) = axes(1, len(args.dataset), height=3.6)
     for ax, dataset in zip(panels, args.dataset, strict=True):
-        mine = [row for row in rows(args) if row[0] == dataset]
+        mine = [r for r in rows(args) if r[0] == dataset and r[2] == start_of(r[1])]
         for (_, weights, start), style in zip(mine, STYLES, strict=False):
             values = [accuracies(args, dataset, weights, act, start) for act in args.act]
             known = [(k, each) for k, each in enumerate(values) if each]

@@ -53,7 +53,7 @@ OFF_SCALE = 6  # times the least error of a panel of the sweep
 CITED = {
     "Deep Compression, LeNet5, weights": ("P", [(44, 99.26)]),
     "ALQ, LeNet5, weights": ("X", [(22.7, 99.1)]),
-    "MIRACLE, LeNet5, weights (read off a figure)": ("D", [(1.6, 99.0), (3.0, 99.3)]),
+    "MIRACLE, LeNet5, weights (read off a figure)": ("p", [(1.6, 99.0), (3.0, 99.3)]),
     "BitNetMCU, its own network, 16 x 16 pixels, weights": (
         "v", [(3.2, 98.92), (5.4, 99.06), (7.3, 99.28), (9.3, 99.44), (11.0, 99.55)]
     ),
