@@ -18,7 +18,7 @@ from ..files.floats import FLOATS
 from ..files.paths import PACKED_ENDING, RunFiles, packed, part
 from ..method.network import groupings, quantizable
 from ..training.file_size import FileSize
-from ..training.pruning import pruning_plan, read_target
+from ..training.pruning import PruningPlan, pruning_plan, read_target
 from ..training.sizes import Layers, SketchedLayer
 from .flags import grouping_options
 from .recipe import Recipe
@@ -95,6 +95,18 @@ def file_size(args: Namespace, model: nn.Module, layers: Layers) -> FileSize | N
     It is of a model of which `layers` are quantized.
     """
     return None if args.file_kb is None else FileSize.of(model, layers, FLOATS[args.floats])
+
+
+def counted_plan(
+    args: Namespace, recipe: Recipe, batches: int
+) -> tuple[list[SketchedLayer], PruningPlan]:
+    """Return the layers that --ALQ sketches and what it prunes of them, known from the counts.
+
+    `batches` are those of an epoch. Raises: InputError as `pruning_plan` and `sketched_layers`.
+    """
+    layers = sketched_layers(args, recipe)
+    file = file_size(args, recipe.shapes(), layers)
+    return layers, pruning_plan(args, layers, batches, file=file)
 
 
 def check_same_layers(args: Namespace, recipe: Recipe, states: list[dict], held_out: Sized) -> None:
@@ -188,6 +200,4 @@ def check_data(args: Namespace, recipe: Recipe, data: Split) -> None:
             "data it is made for"
         ) from error
     if args.ALQ:
-        layers = sketched_layers(args, recipe)
-        file = file_size(args, model, layers)
-        pruning_plan(args, layers, len(data.train), file=file)
+        counted_plan(args, recipe, len(data.train))

@@ -24,9 +24,8 @@ from ..method.quantized_inputs import (
 from ..training.epoch import LossFunction, classification, compute_in_bfloat16, score
 from ..training.loop import Training, size_of
 from ..training.progress import Progress
-from ..training.pruning import pruning_plan
 from ..training.schedule import alq_schedule, posttrain_schedule, pretrain_schedule
-from .checks import check_data, check_dataset, file_size, sketched_layers
+from .checks import check_data, check_dataset, counted_plan
 from .flags import ACT_DEFAULT, ACT_FROM
 from .recipe import Recipe
 from .report import expectation
@@ -127,9 +126,7 @@ class Run:
         if args.PRETRAIN:
             stages["pretrain"] = [] if getattr(args, "DOWNLOAD", False) else pretrain_schedule(args)
         if args.ALQ:
-            layers = sketched_layers(args, self.recipe)
-            file = file_size(args, self.recipe.shapes(), layers)
-            plan = pruning_plan(args, layers, batches, file=file)
+            layers, plan = counted_plan(args, self.recipe, batches)
             stages["alq"] = alq_schedule(args, plan.rounds)
             lines = [f"--ALQ, {expectation(plan, layers, self.recipe.published)}"]
         if args.POSTTRAIN:

@@ -25,9 +25,7 @@ def blocks_of(layer: LayerBits) -> Iterator[tuple[slice, np.ndarray]]:
 
     As all outputs' weights lie in the same order, that is told by one output's groups.
     """
-    grouping = layer.grouping
-    one = Grouping(grouping.structure, (1, *grouping.by_outputs[1:]), grouping.subc)
-    pattern = one.inputs_of().numpy()  # (groups of an output, n)
+    pattern = layer.grouping.inputs_of_one_output().numpy()  # (groups of an output, n)
     step = len(pattern) * max(1, BLOCK // pattern.size)  # groups
     start = 0
     for group in range(0, len(layer.bits), step):

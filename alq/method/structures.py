@@ -99,6 +99,10 @@ class Grouping:
         weight = swap_channels(inputs.expand(O, C, *kernel), self.transposed)
         return self.to_groups(weight.reshape(self.shape))
 
+    def inputs_of_one_output(self) -> Tensor:
+        """Return `inputs_of` one output's groups alone; it is the same for all outputs."""
+        return Grouping(self.structure, (1, *self.by_outputs[1:]), self.subc).inputs_of()
+
 
 def swap_channels(weight: Tensor, transposed: int) -> Tensor:
     """Swap (g*C, O/g, *kernel) and (O, C, *kernel), of a transposed convolution of g groups.

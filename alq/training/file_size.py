@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..method.structures import Grouping
 from ..method.weight import MultiBitWeight
 from .sizes import Layers
 
@@ -63,9 +62,7 @@ class Sources(NamedTuple):
         places = []
         for weight, of_layer in zip(weights, inputs, strict=True):
             named[of_layer[of_layer >= 0]] = True
-            grouping = weight.grouping
-            one = Grouping(grouping.structure, (1, *grouping.by_outputs[1:]), grouping.subc)
-            places.append(one.inputs_of().to(device))
+            places.append(weight.grouping.inputs_of_one_output().to(device))
         return cls(inputs, places, biased & named)
 
 

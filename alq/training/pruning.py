@@ -10,7 +10,6 @@ import math
 from argparse import Namespace
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -142,6 +141,8 @@ class PruneToFile(PruneToTarget):
         weights, aim = quantizer.weights, self.aim(round_number)
         masks = [weight.mask for weight in weights]
         size = self.file.kb(weights, masks)
+        if size <= aim:
+            return quantizer.prune_step(self.top_k, 0.0)
         share = self.share_now(size, aim, batch)
         goal = max(aim, size - share * (size - self.fixed))
         staying = min(1.0, (self.value - self.fixed) / (size - self.fixed))
@@ -152,14 +153,12 @@ class PruneToFile(PruneToTarget):
             """Choose by budgets, each from what the one before freed of the file."""
             *others, budget = arguments
             chosen: list[tuple[float, list[Tensor]]] = []
-            while share and len(chosen) < TRIES:
+            for _ in range(TRIES):
                 gone = choose_pruned(*others, budget)  # type: ignore[arg-type]
                 left = self.file.kb(weights, [m & ~g for m, g in zip(masks, gone, strict=True)])
                 chosen.append((abs(left - goal), gone))
                 freed = max(size - left, (size - goal) / 8)
                 budget = round(budget * (size - goal) / freed)
-            if not chosen:
-                return [torch.zeros_like(mask) for mask in masks]
             return min(chosen, key=lambda each: each[0])[1]
 
         top_k = min(1.0, max(self.top_k, CHOICE * share))
