@@ -20,8 +20,8 @@ from .training.calibration import calibrate
 from .training.epoch import LossFunction, classification, describe, evaluate, score
 from .training.file_size import FileSize
 from .training.loop import Training, quantized_training, rate_start, size_of, train
+from .training.plan import expected_size, pruning_plan
 from .training.progress import Progress
-from .training.pruning import expected_size, pruning_plan
 from .training.schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
 
 

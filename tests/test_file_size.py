@@ -19,7 +19,8 @@ from alq.files.floats import FLOATS
 from alq.method.steps import choose_pruned
 from alq.method.weight import prune
 from alq.training.file_size import BITWIDTH, FileSize, Sources
-from alq.training.pruning import PruneToFile, pruning_plan
+from alq.training.plan import pruning_plan
+from alq.training.pruning import PruneToFile
 from tests.test_constant_units import NETWORKS, inputs_for, pruned_units, warm
 
 ROOT = Path(__file__).resolve().parent.parent

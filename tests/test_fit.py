@@ -17,7 +17,7 @@ import alq
 import lenet5
 from alq.errors import InputError
 from alq.method.steps import choose_pruned
-from alq.training.pruning import expected_size, pruning_plan
+from alq.training.plan import expected_size, pruning_plan
 from alq.training.sizes import SketchedLayer, bits_of_one, coordinate_prices, size_in
 
 pytestmark = pytest.mark.usefixtures("sliver")

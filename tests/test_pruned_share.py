@@ -13,7 +13,7 @@ import alq
 import lenet5
 from alq.command.report import expectation
 from alq.errors import InputError
-from alq.training.pruning import pruning_plan
+from alq.training.plan import pruning_plan
 from alq.training.sizes import size_in
 from networks import NETWORKS
 from test_schedules import plan_of

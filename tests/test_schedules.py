@@ -15,7 +15,7 @@ from alq.command.flags import grouping_options
 from alq.command.report import format_bytes
 from alq.files.runlog import plain_flags
 from alq.method.network import groupings
-from alq.training.pruning import expected_size, pruning_plan
+from alq.training.plan import expected_size, pruning_plan
 from networks import NETWORKS
 from published_runs import MAY_DIFFER, Run, read_events, read_run, read_runs
 from tables import seeds_table

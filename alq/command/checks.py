@@ -18,7 +18,8 @@ from ..files.floats import FLOATS
 from ..files.paths import PACKED_ENDING, RunFiles, packed, part
 from ..method.network import groupings, quantizable
 from ..training.file_size import FileSize
-from ..training.pruning import PruningPlan, pruning_plan, read_target
+from ..training.plan import pruning_plan, read_target
+from ..training.pruning import PruningPlan
 from ..training.sizes import Layers, SketchedLayer
 from .flags import grouping_options
 from .recipe import Recipe

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from ..method.network import average_bitwidth, storage_bytes, uncompiled
 from ..method.quantized_inputs import act_bit, activations_in
 from ..method.weight import MultiBitWeight
-from ..training.pruning import PruneToFile, PruneToTarget, PruningPlan, expected_size
+from ..training.plan import expected_size
+from ..training.pruning import PruneToFile, PruneToTarget, PruningPlan
 from ..training.sizes import Layers, size_in
 
 LAYER = "{:<28} {:<15} {:>7} {:>6} {:>9} {:>12}"

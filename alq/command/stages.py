@@ -18,7 +18,7 @@ from ..method.weight import MultiBitWeight
 from ..training.calibration import calibrate
 from ..training.epoch import evaluate
 from ..training.loop import Training, quantized_training, rate_start, size_of, train
-from ..training.pruning import expected_size, pruning_plan
+from ..training.plan import expected_size, pruning_plan
 from ..training.schedule import Epoch, alq_schedule, posttrain_schedule, pretrain_schedule
 from .checks import check_same_layers, file_size
 from .flags import grouping_options
