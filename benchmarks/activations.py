@@ -163,7 +163,7 @@ def start_of(weights: str) -> str:
 
 def draw(args: argparse.Namespace) -> None:
     """Draw the table, a panel for each data set, into `args.picture`."""
-    from figures import STYLES, axes, legend_below, plot_spread, plt
+    from plots import STYLES, axes, legend_below, plot_spread, plt
 
     figure, (panels,) = axes(1, len(args.dataset), height=3.6)
     for ax, dataset in zip(panels, args.dataset, strict=True):

@@ -5,7 +5,7 @@
     python benchmarks/figures.py --table             # the same logs as tables, in Markdown
     python benchmarks/figures.py --table --into docs/evidence.md    # renew its tables
 
-Needs matplotlib. Lines differ in style and marker: they can be told apart in black and white.
+Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -17,18 +17,13 @@ from functools import partial
 from pathlib import Path
 from statistics import mean
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import sweep_report
-from alq.command.plot import draw, line_style, plain_ticks
+from alq.command.plot import draw, plain_ticks
 from alq.data.mnist import SETS
 from alq.files.history import History
 from evidence_tables import (
@@ -42,12 +37,12 @@ from evidence_tables import (
     sketches,
     write_into,
 )
+from plots import STYLES, axes, legend_below, plot_band, plot_spread, plt
 from small_networks import SMALL_NETWORKS
 from smallest import results
 from tables import PUBLISHED_RUNS
 
 HERE = Path(__file__).resolve().parent / "figures"
-STYLES = [line_style(number) for number in range(4)]
 OFF_SCALE = 6  # times the least error of a panel of the sweep
 # MNIST, KB and percent as these report them, with their network and what they count.
 CITED = {
@@ -59,20 +54,6 @@ CITED = {
     ),
 }  # fmt: skip
 SMALL = 12  # KB, where the second panel of sizes ends
-
-
-def axes(
-    rows: int = 1, columns: int = 1, height: float = 3.2, width: float = 7.2, **more: object
-) -> tuple:
-    return plt.subplots(
-        rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained", **more
-    )
-
-
-def legend_below(figure: Figure, ax: Axes, columns: int) -> None:
-    """Place a legend of what `ax` shows below all panels."""
-    lines = ax.get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def run(logs: Path) -> Figure:
@@ -123,16 +104,6 @@ def plot_rates(ax: Axes, setting: sweep_report.Setting, folder: Path) -> None:
     plain_ticks(ax.yaxis)
 
 
-def plot_band(ax: Axes, runs: list[list[float]], label: str, style: dict) -> None:
-    """Plot the mean of the seeds over the epochs, in a band from the least to the greatest."""
-    x = range(1, len(runs[0]) + 1)
-    columns = list(zip(*runs, strict=True))
-    ax.plot(x, [mean(values) for values in columns], label=label, **style)
-    if len(runs) > 1:
-        ends = ([end(values) for values in columns] for end in (min, max))
-        ax.fill_between(x, *ends, color=style["color"], alpha=0.2, linewidth=0)
-
-
 # ---------------------------------------------------------------------------- ablations
 
 
@@ -163,16 +134,6 @@ def plot_bars(ax: Axes, rounds: list[list[dict]], label: str, style: dict) -> No
     """Plot each round's mean test error at its mean bits, with bars over the seeds."""
     bits = [mean(point["bitwidth"] for point in points) for points in rounds]
     plot_spread(ax, bits, [[100 - p["top1"] for p in points] for points in rounds], label, style)
-
-
-def plot_spread(
-    ax: Axes, x: Sequence[float], values: Sequence[Sequence[float]], label: str, style: dict
-) -> None:
-    """Plot the mean of each group of values at its x, with bars from the least to the largest."""
-    means = [mean(group) for group in values]
-    low = [m - min(group) for m, group in zip(means, values, strict=True)]
-    high = [max(group) - m for m, group in zip(means, values, strict=True)]
-    ax.errorbar(x, means, (low, high), capsize=3, label=label, **style)
 
 
 def structures(logs: Path) -> Figure | None:
