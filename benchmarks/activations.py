@@ -24,7 +24,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import lenet5
-from alq.command.flags import ACT_DEFAULT, ACT_FROM
 from alq.data.mnist import SETS
 from published_runs import result_of
 from tables import spread, table
@@ -33,6 +32,7 @@ LOGS = Path("checkpoints/activations")
 WEIGHTS = ("32", "2", "0.4")  # bits a weight; 32 are float
 ACTS = (1, 2, 3, 4, 8, 0)  # bits an activation; 0 are float
 SEEDS = (0, 1, 2)
+STARTS = ("alq", "pretrain", "posttrain")  # the stage from which activations are quantized
 # The schedule of `make demo`, which brings LeNet5 to the published row.
 PRETRAIN = "--epoch_pretrain 6 --lr_pretrain 0.05 --milestones_pretrain 3 5".split()
 QUANTIZE = (
@@ -62,16 +62,20 @@ class Cell:
         act = self.act if self.start == "pretrain" else 0
         return Cell(self.dataset, "32", act, "pretrain", self.seed)
 
-    def command(self, folder: Path, more: Sequence[str]) -> list[str]:
-        """Return the flags of lenet5.py."""
+    def commands(self, folder: Path, more: Sequence[str]) -> list[list[str]]:
+        """Return the commands of lenet5.py, as flags: one, or two where activations begin late."""
         flags = ["--dataset", self.dataset, "--seed", str(self.seed), *PRETRAIN, *QUANTIZE, *more]
         flags += ["--model_ori", str(folder / f"{self.source.name}_ori.pth")]
         flags += ["--model", str(folder / f"{self.name}.pth"), "--resume"]
-        if self.act:
-            flags += ["--act_bit", str(self.act), "--act_from", self.start]
+        acts = ["--act_bit", str(self.act)] if self.act else []
+        if self.act and self.start == "pretrain":
+            acts += ["--act_from", "pretrain"]
         if self == self.source:
-            return ["--PRETRAIN", *flags]
-        return ["--ALQ", "--POSTTRAIN", "--target_bit", self.weights, *flags]
+            return [["--PRETRAIN", *flags, *acts]]
+        flags += ["--target_bit", self.weights]
+        if self.act and self.start == "posttrain":
+            return [["--ALQ", *flags], ["--POSTTRAIN", *flags, *acts]]
+        return [["--ALQ", "--POSTTRAIN", *flags, *acts]]
 
     def result(self, folder: Path) -> dict | None:
         """Return the last stage's result, None where the run has not come to its end."""
@@ -86,7 +90,7 @@ class Cell:
 
 def grid(args: argparse.Namespace) -> Iterator[Cell]:
     """Yield the cells of the evidence, one seed after another."""
-    start = args.start or [ACT_DEFAULT]
+    start = args.start or [STARTS[0]]
     for seed, dataset, weights, act in product(args.seed, args.dataset, args.weights, args.act):
         for begin in ["pretrain"] if weights == "32" else start[: 1 if not act else None]:
             yield Cell(dataset, weights, act, begin, seed)
@@ -94,7 +98,7 @@ def grid(args: argparse.Namespace) -> Iterator[Cell]:
 
 def starts(args: argparse.Namespace) -> Iterator[Cell]:
     """Yield the cells that compare where activations begin: few bits of both."""
-    for seed, dataset, act, start in product(args.seed, args.dataset, (1, 2), ACT_FROM):
+    for seed, dataset, act, start in product(args.seed, args.dataset, (1, 2), STARTS):
         yield Cell(dataset, "0.4", act, start, seed)
 
 
@@ -106,7 +110,8 @@ def run(cells: Iterator[Cell], args: argparse.Namespace) -> None:
     for cell in chain.from_iterable((wanted.source, wanted) for wanted in cells):
         if cell.result(args.out) is None:
             print(cell.name, file=sys.stderr, flush=True)
-            lenet5.main(cell.command(args.out, more))
+            for command in cell.commands(args.out, more):
+                lenet5.main(command)
 
 
 # ---------------------------------------------------------------------------- what came out
@@ -125,8 +130,7 @@ def bits(act: int) -> str:
 
 def rows(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """Return (data set, bits of weights, start) of every row of the table."""
-    own = [ACT_DEFAULT, *(s for s in ACT_FROM if s != ACT_DEFAULT)]
-    named = args.start or own
+    named = args.start or STARTS
     found = []
     for dataset, weights in product(args.dataset, args.weights):
         for start in ["pretrain"] if weights == "32" else named:
@@ -158,7 +162,7 @@ def results_table(args: argparse.Namespace) -> str:
 
 def start_of(weights: str) -> str:
     """Return what activations begin with by default; of weights of 32 bit, with the network."""
-    return "pretrain" if weights == "32" else ACT_DEFAULT
+    return "pretrain" if weights == "32" else STARTS[0]
 
 
 def draw(args: argparse.Namespace) -> None:
@@ -192,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", nargs="+", default=WEIGHTS, metavar="BITS")
     parser.add_argument("--act", nargs="+", type=int, default=ACTS, metavar="BITS")
     parser.add_argument("--seed", nargs="+", type=int, default=SEEDS, metavar="N")
-    parser.add_argument("--start", nargs="+", choices=ACT_FROM, help="default: lenet5.py's")
+    parser.add_argument("--start", nargs="+", choices=STARTS, help="default: lenet5.py's")
     parser.add_argument("--out", type=Path, default=LOGS, help="folder of the logs")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--threads", type=int)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from matplotlib import pyplot as plt
 
 import activations as benchmark
+from alq.files.checkpoint import load_checkpoint
 from test_cli import ROOT
 
 FLAGS = (
@@ -36,3 +37,15 @@ def test_a_part_of_the_grid_its_table_and_its_figure(sliver, tmp_path, capsys) -
     picture = tmp_path / "activations.png"
     benchmark.main(["figure", *part, "--picture", str(picture)])
     assert plt.imread(picture)[..., :3].std() > 0.02
+
+
+def test_activations_can_begin_in_post_training(sliver, tmp_path) -> None:
+    part = ["--dataset", "mnist", "--act", "1", "--seed", "0", "--weights", "2"]
+    part += ["--start", "posttrain", "--out", str(tmp_path), "--data", str(ROOT / "data")]
+    benchmark.main(["run", *part, *FLAGS])
+    name = "mnist_w2_a1_posttrain_seed0"
+    saved = [
+        load_checkpoint(tmp_path / f"{name}{end}.pth", "lenet5") for end in ("", "_posttrained")
+    ]
+    quantized = [any("binary_input" in key for key in each["model"]) for each in saved]
+    assert quantized == [False, True]

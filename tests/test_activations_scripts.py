@@ -106,7 +106,11 @@ def test_info_knows_the_bits_of_the_activations(quantized, capsys) -> None:
 
 @pytest.mark.parametrize("start", ["pretrain", "posttrain"])
 def test_they_start_where_asked(sliver, tmp_path, start) -> None:
-    run(tmp_path, *ALL, "--act_bit", "1", "--act_from", start)
+    if start == "pretrain":
+        run(tmp_path, *ALL, "--act_bit", "1", "--act_from", "pretrain")
+    else:
+        run(tmp_path, *ALL[:2])
+        run(tmp_path, "--POSTTRAIN", "--act_bit", "1")
     found = [bool(activations_of(tmp_path / name)) for name in NAMES]
     assert found == {"pretrain": [True] * 3, "posttrain": [False, False, True]}[start]
     assert {*activations_of(tmp_path / NAMES[2]).values()} == {1}

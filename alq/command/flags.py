@@ -21,8 +21,7 @@ MAY_CHANGE = (
     "data", "model", "model_ori", "device", "threads", "workers", "compile", "channels_last",
     "cudnn_benchmark", "save_every", "floats", "coded", "fold", "tensorboard",
 )  # fmt: skip
-# The stages that binary activations can begin with, in order, and that without --act_from.
-ACT_FROM, ACT_DEFAULT = ("pretrain", "alq", "posttrain"), "alq"
+ACT_FROM = ("alq", "pretrain")  # the stages that binary activations can begin with
 # What a command does, which its resumption may do the rest of; its data set is compared apart.
 NOT_COMPARED = ("PRETRAIN", "ALQ", "POSTTRAIN", "EVAL", "packed", "resume", "dataset")
 
@@ -141,7 +140,7 @@ BEYOND = {
     ),
     "act_from": {
         "choices": list(ACT_FROM),
-        "help": f"the stage from which --act_bit holds (default: {ACT_DEFAULT}); later ones go on",
+        "help": f"the stage from which --act_bit holds (default: {ACT_FROM[0]}); later ones go on",
     },
     "floats": {
         "choices": list(FLOATS), "default": "float32",

@@ -26,7 +26,6 @@ from ..training.loop import Training, size_of
 from ..training.progress import Progress
 from ..training.schedule import alq_schedule, posttrain_schedule, pretrain_schedule
 from .checks import check_data, check_dataset, counted_plan
-from .flags import ACT_DEFAULT, ACT_FROM
 from .recipe import Recipe
 from .report import expectation
 
@@ -86,8 +85,8 @@ class Run:
                 f"--act_bit {M}: {source} has activations of {min(other)} bit; give that, or "
                 "another file"
             )
-        begin = self.args.act_from or ACT_DEFAULT
-        if M and not found and ACT_FROM.index(stage) >= ACT_FROM.index(begin):
+        begun = stage != "pretrain" or self.args.act_from == "pretrain"
+        if M and not found and begun:
             quantize_activations(model, M)
 
     def require(self, path: Path, maker: str, flag: str) -> dict:
