@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import few_digits
+import fit_on_shares
 import resnet
 from alq.errors import InputError
 from alq.machine import processes
@@ -91,6 +92,24 @@ def test_two_processes_give_the_result_of_one(tmp_path, capfd) -> None:
         assert a["train_accuracy"] == b["train_accuracy"]
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
         assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-6)
+
+
+def test_fit_in_two_processes_gives_the_result_of_one(tmp_path) -> None:
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    fit_on_shares.main(alone)
+    torchrun("fit_on_shares.py", str(both))
+    one, first, second = (
+        torch.load(path, weights_only=True)
+        for path in (alone / "0.pth", both / "0.pth", both / "1.pth")
+    )
+    for a, b, c in zip(one, first, second, strict=True):
+        assert all(torch.equal(b[key], c[key]) for key in ("codes", "alpha", "mask"))
+        assert_same_levels(a, b, atol=1e-8)
+    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (alone, both)]
+    results = [json.loads(lines[-1]) for lines in logs]
+    assert len(logs[0]) == len(logs[1])
+    for key in ("val_accuracy", "bitwidth"):
+        assert results[0][key] == results[1][key]
 
 
 # 45 training pictures in batches of 20, 20 and 5, of which no share is a single one.
@@ -238,7 +257,8 @@ def test_a_batch_that_leaves_one_picture_to_a_process_is_refused(monkeypatch) ->
 
 
 def test_processes_that_differ_are_found(monkeypatch) -> None:
-    state = {"m": [torch.ones(5), torch.zeros(3, dtype=torch.uint8)], "t": 3}
+    column = torch.arange(6).view(3, 2)[:, :1]  # as the places of live coordinates may be
+    state = {"m": [torch.ones(5), torch.zeros(3, dtype=torch.uint8)], "t": 3, "order": column}
     changed = copy.deepcopy(state)
     changed["m"][0][2] += torch.finfo(torch.float32).eps
     sums = []
@@ -248,5 +268,5 @@ def test_processes_that_differ_are_found(monkeypatch) -> None:
     )
     processes.check_same(state, "epoch 1")
     processes.check_same(state, "epoch 2")
-    with pytest.raises(RuntimeError, match=r"epoch 3: processes 0 and 0 differ in 1 of 2 tensors"):
+    with pytest.raises(RuntimeError, match=r"epoch 3: processes 0 and 0 differ in 1 of 3 tensors"):
         processes.check_same(changed, "epoch 3")

@@ -218,7 +218,8 @@ def check_same(state: object, when: str) -> None:
     """
     if process_count() == 1:
         return
-    flat = (tensor.detach().reshape(-1).view(torch.uint8) for tensor in _tensors_in(state))
+    values = (tensor.detach().flatten() for tensor in _tensors_in(state))
+    flat = (x.contiguous().view(torch.uint8) for x in values)  # of a column no view
     own = torch.stack([x.sum(dtype=torch.int64).cpu() for x in flat]).tolist()
     for other, sums in enumerate(gather_from_all(own)):
         if sums != own:
