@@ -104,7 +104,7 @@ BURIED = {
     "epoch_post_coord": number(a.some_epochs, "N", "epochs of coordinate steps after them"),
     "ld_post_coord": number(a.factor, "FACTOR", "rate factor before each of those"),
     "lr_post_coord": number(
-        a.rate, "RATE", "rate that they start from (default: they go on from the last)"
+        a.rate, "RATE", "rate that they start from; without it they go on from the last"
     ),
 }  # fmt: skip
 
@@ -115,7 +115,7 @@ BEYOND = {
     ),
     "packed": switch(
         "--EVAL tests the network that computes from the bits of its weights; "
-        "fast on CPUs with numba: pip install alq[inference]"
+        "fast on CPUs with numba: pip install -e '.[inference]'"
     ),
     "target_bit": number(
         a.rate, "BITS", "--ALQ prunes to this average bitwidth, whatever rounds it takes"

@@ -29,7 +29,7 @@ class ALQ(Optimizer):
     Arguments:
         weights: what `alq.quantize` returned.
         lr: learning rate.  betas, eps: of AMSGrad.
-        weight_decay: wd above, on the coordinates.
+        weight_decay: wd of `coordinate_step`.
         generator: of the random rounding in `prune_step`, on the CPU; None takes torch's own.
         ridge: of the solve for alpha. None pulls what the bases do not determine to the present
             alpha, by a share of the group's own h; a number is the published ridge, towards 0.
@@ -78,8 +78,8 @@ class ALQ(Optimizer):
     def basis_step(self) -> None:
         """Optimise the bases with the coordinates fixed, then the coordinates.
 
-        t = w_hat - p/h
-        B = the signs of the level nearest to t, weight by weight
+        target = w_hat - p/h
+        B = the signs of the level nearest to the target, weight by weight
         alpha = argmin_a d.p + 1/2 d.(h*d),  d = B^T a - w_hat
         """
         for family in self._advance():

@@ -2,8 +2,8 @@
 
 A batch removes the share M_p*top_k = pr/b of the live coordinates, b being the batches of a round's
 pruning epochs. A round therefore leaves the factor (1 - pr/b)^b, about exp(-pr), and R rounds leave
-its R-th power. The scripts round each batch's count down, as published, which leaves more; where a
-batch should remove less than one coordinate, all. `alq.fit` prunes to the number that is asked for.
+its R-th power. The scripts round each batch's count down, as published, which leaves more: all of
+them where a batch should remove less than one. `alq.fit` prunes to the number that is asked for.
 """
 
 import math
