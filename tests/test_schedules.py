@@ -16,6 +16,7 @@ from alq.command.report import format_bytes
 from alq.files.runlog import plain_flags
 from alq.method.network import groupings
 from alq.training.plan import expected_size, pruning_plan
+from alq.training.schedule import alq_schedule, posttrain_schedule, pretrain_schedule
 from networks import NETWORKS
 from published_runs import MAY_DIFFER, Run, read_events, read_run, read_runs
 from tables import seeds_table
@@ -111,10 +112,13 @@ def test_the_logs_have_the_published_pruning_over_all_batches(net: str) -> None:
 
 @pytest.mark.parametrize("net", NETWORKS)
 def test_the_command_for_each_row(net: str) -> None:
-    command, rounds = table("The command for each row")[net]
+    command, rounds, epochs = table("The command for each row")[net]
     target = re.search(r"--target_bit ([\d.]+)", command)
-    _, _, plan = plan_of(net, target_bit=float(target[1]) if target else None)
+    args, _, plan = plan_of(net, target_bit=float(target[1]) if target else None)
     assert plan.rounds == int(rounds)
+    stages = [alq_schedule(args, plan.rounds), posttrain_schedule(args)]
+    stages += [] if "--DOWNLOAD" in command else [pretrain_schedule(args)]
+    assert sum(map(len, stages)) == int(epochs)
     assert target is None or float(target[1]) == NETWORKS[net].recipe.published["bitwidth"]
 
 
