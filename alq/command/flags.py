@@ -199,11 +199,17 @@ GROUPS = {
 
 
 class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that say something: those of switches, and of flags left out, do not."""
+    """Shows the defaults that say something: those of switches, and of flags left out, do not.
+
+    Lists are shown as they are typed.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        says_nothing = action.default is None or action.default is False
-        return action.help if says_nothing else super()._get_help_string(action)
+        if action.default is None or action.default is False:
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
 
 
 class ScriptParser(a.OneLineParser):
