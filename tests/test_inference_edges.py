@@ -168,7 +168,7 @@ def test_kernels_that_cannot_be_compiled_are_told_of(monkeypatch, reason) -> Non
     def fail() -> None:
         raise reason
 
-    monkeypatch.setattr(compute, "load_kernels", fail)
+    monkeypatch.setattr(compute, "kernel", fail)
     monkeypatch.setattr(compute, "find_spec", lambda name: name)
     with pytest.warns(UserWarning, match=f"numba is installed, but does not work here.*{reason}"):
         assert not compute.kernels_work.__wrapped__()

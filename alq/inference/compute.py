@@ -44,7 +44,7 @@ def kernels_work() -> bool:
     if find_spec("numba") is None:
         return False
     try:
-        load_kernels()
+        kernel()
     except Exception as reason:  # numba's, LLVM's, or of a disk that is full
         warnings.warn(
             f"numba is installed, but does not work here ({type(reason).__name__}: {reason}); "
@@ -55,8 +55,12 @@ def kernels_work() -> bool:
     return True
 
 
-def load_kernels() -> None:
-    from . import kernels  # noqa: F401
+@cache
+def kernel() -> int:
+    """Return the address of what all threads run; compile it first where that was not done."""
+    from . import kernels
+
+    return kernels.compute
 
 
 def by_kernel(
@@ -84,7 +88,7 @@ def by_kernel(
     if planes is not None:
         tell(job, **planes.numbers)
     job.x = x.data_ptr()
-    run_kernel("compute", job, y, x, rows, bias, planes)
+    run_kernel(job, y, x, rows, bias, planes)
     return None if job.odd else y
 
 
@@ -95,7 +99,7 @@ def on_levels(x: Tensor, planes: Planes) -> Tensor:
     job = filled(prepared_for_levels(x.numel(), torch.get_num_threads()))
     tell(job, **planes.numbers)
     job.x = x.data_ptr()
-    run_kernel("level", job, y, x, planes)
+    run_kernel(job, y, x, planes)
     return y
 
 
@@ -103,14 +107,6 @@ def in_order(x: Tensor) -> Tensor:
     """Return x with the channels of a position of pictures side by side."""
     last = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     return x.contiguous(memory_format=last)
-
-
-@cache
-def address_of(name: str) -> int:
-    """Return the address of a kernel."""
-    from . import kernels
-
-    return getattr(kernels, name)
 
 
 def filled(plan: Prepared) -> Job:
@@ -130,11 +126,11 @@ def filled(plan: Prepared) -> Job:
     return job
 
 
-def run_kernel(kernel: str, job: Job, y: Tensor, *owners: Any) -> None:
+def run_kernel(job: Job, y: Tensor, *owners: Any) -> None:
     """Compute y of what is the owners'; leave the job's memory to the next one, if it is small."""
     job.y = y.data_ptr()
     job.owners += y, *owners
-    run(address_of(kernel), job)
+    run(kernel(), job)
     memory = job.owners[1]
     if len(memory) <= KEPT * job.threads:
         LAST.memory = memory
@@ -145,16 +141,13 @@ def tell_of_rows(job: Job, rows: Rows) -> None:
     job.outputs, job.first = rows.outputs.data_ptr(), rows.first.data_ptr()
 
 
-def decoded(rows: Rows, grouping: Grouping, start: int, stop: int, plainly: bool = False) -> Tensor:
-    """Return the weights of outputs `start` to `stop` in the layer's shape.
-
-    `plainly` leaves numba alone, which takes its time and memory to load.
-    """
-    if not plainly and by_numba(rows):
+def decoded(rows: Rows, grouping: Grouping, start: int, stop: int) -> Tensor:
+    """Return the weights of outputs `start` to `stop` in the layer's shape."""
+    if by_numba(rows):
         plan = prepared_to_decode(grouping, start, stop, torch.get_num_threads())
         found, job = rows.alpha.new_empty_strided(plan.shape, plan.strides), filled(plan)
         tell_of_rows(job, rows)
-        run_kernel("decode_blocks", job, found, rows)
+        run_kernel(job, found, rows)
         if found.shape[1:] == grouping.shape[1:]:
             return found
         groups = found[:, :, : grouping.n]

@@ -6,11 +6,9 @@ import numpy as np
 from llvmlite import ir
 from numba import carray
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from .outputs import rows_of_block
 from .vectors import (
-    F32,
     FLAGS,
     FLOATS,
     I16,
@@ -23,10 +21,12 @@ from .vectors import (
     constant,
     f32,
     i64,
+    instructions,
     load,
     ones,
     splat,
     store,
+    sum_of_lanes,
     types,
 )  # fmt: skip
 
@@ -36,49 +36,32 @@ def chosen_lanes(b: Any, signs: Any, place: Any) -> Any:
     return b.bitcast(load(b, b.add(signs, b.mul(place, constant(2))), I16), FLAGS)
 
 
-@intrinsic
-def positive_sum(typing: Any, signs: Any, x: Any, words: Any) -> Any:
+@instructions(f32(i64, i64, i64))
+def positive_sum(b: Any, signs: Any, x: Any, words: Any) -> Any:
     """Return the sum of the x whose sign is 1, of `words` times 32."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        signs, x, words = arguments
-        zero = ir.Constant(FLOATS, None)
-        sums = [cgutils.alloca_once_value(b, zero) for _ in range(2)]
-        with cgutils.for_range(b, words) as loop:
-            for half, part in enumerate(sums):
-                place = b.add(b.mul(loop.index, constant(2)), constant(half))
-                value = load(b, b.add(x, b.mul(place, constant(VECTOR))), FLOATS)
-                value = b.select(chosen_lanes(b, signs, place), value, zero)
-                b.store(b.fadd(b.load(part), value), part)
-        both = b.fadd(b.load(sums[0]), b.load(sums[1]))
-        kind = ir.FunctionType(F32, [F32, FLOATS])
-        reduce = cgutils.get_or_insert_function(b.module, kind, "llvm.vector.reduce.fadd.v16f32")
-        return b.call(reduce, [ir.Constant(F32, 0.0), both], fastmath=("reassoc",))
-
-    return f32(i64, i64, i64), generate
+    zero = ir.Constant(FLOATS, None)
+    sums = [cgutils.alloca_once_value(b, zero) for _ in range(2)]
+    with cgutils.for_range(b, words) as loop:
+        for half, part in enumerate(sums):
+            place = b.add(b.mul(loop.index, constant(2)), constant(half))
+            value = load(b, b.add(x, b.mul(place, constant(VECTOR))), FLOATS)
+            value = b.select(chosen_lanes(b, signs, place), value, zero)
+            b.store(b.fadd(b.load(part), value), part)
+    return sum_of_lanes(b, b.fadd(b.load(sums[0]), b.load(sums[1])))
 
 
-@intrinsic
-def add_signed(typing: Any, signs: Any, alpha: Any, w: Any, words: Any) -> Any:
+@instructions(types.void(i64, f32, i64, i64))
+def add_signed(b: Any, signs: Any, alpha: Any, w: Any, words: Any) -> None:
     """Add alpha with each sign to the floats at `w`, `words` times 32 of them."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        signs, alpha, w, words = arguments
-        plus = splat(b, alpha)
-        minus = b.fsub(ir.Constant(FLOATS, None), plus)
-        with cgutils.for_range(b, b.mul(words, constant(2))) as loop:
-            place = b.add(w, b.mul(loop.index, constant(VECTOR)))
-            value = b.select(chosen_lanes(b, signs, loop.index), plus, minus)
-            store(b, b.fadd(load(b, place, FLOATS), value), place)
-        return context.get_dummy_value()
-
-    return types.void(i64, f32, i64, i64), generate
+    plus = splat(b, alpha)
+    minus = b.fsub(ir.Constant(FLOATS, None), plus)
+    with cgutils.for_range(b, b.mul(words, constant(2))) as loop:
+        place = b.add(w, b.mul(loop.index, constant(VECTOR)))
+        value = b.select(chosen_lanes(b, signs, loop.index), plus, minus)
+        store(b, b.fadd(load(b, place, FLOATS), value), place)
 
 
-@intrinsic
-def ones_of_word(typing: Any, word: Any) -> Any:
-    """Return how many ones a word of 64 bits has."""
-    return i64(i64), lambda context, b, signature, arguments: ones(b, arguments[0])
+ones_of_word = instructions(i64(i64))(ones)
 
 
 @compiled

@@ -24,17 +24,15 @@ class Tracer(fx.Tracer):
         return isinstance(m, PackedLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
-def fold_batch_norms(model: nn.Module) -> list[str]:
-    """Fold what can be folded of `model`, which is in evaluation mode; return the norms' names."""
-    pairs = foldable(model)
-    for layer_name, norm_name in pairs:
+def fold_batch_norms(model: nn.Module) -> None:
+    """Fold what can be folded of `model`, which is in evaluation mode."""
+    for layer_name, norm_name in foldable(model):
         layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
         fold(layer, norm)  # type: ignore[arg-type]
         for name, module in [*model.named_modules(remove_duplicate=False)]:
             if module is norm:  # under each of its names
                 parent, _, own = name.rpartition(".")
                 setattr(model.get_submodule(parent), own, nn.Identity())
-    return [norm for _, norm in pairs]
 
 
 def foldable(model: nn.Module) -> list[tuple[str, str]]:

@@ -6,7 +6,6 @@ A position's inputs lie side by side, so that a comparison with a midpoint gives
 from typing import Any
 
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from .jobs import CHUNK
 from .plan import MOST_PLANES
@@ -19,6 +18,7 @@ from .vectors import (
     fetch_ahead,
     first_lanes,
     i64,
+    instructions,
     load,
     load_lanes,
     splat,
@@ -28,10 +28,10 @@ from .vectors import (
 )  # fmt: skip
 
 
-@intrinsic
+@instructions(i64(*[i64] * 9))
 def encode_word(
-    typing: Any, planes: Any, source: Any, count: Any, target: Any, step: Any, middle: Any,
-    flips: Any, starting: Any, midpoints: Any,
+    b: Any, planes: Any, source: Any, count: Any, target: Any, step: Any, middle: Any, flips: Any,
+    starting: Any, midpoints: Any,
 ) -> Any:  # fmt: skip
     """Write the word of up to 64 inputs for each plane.
 
@@ -42,43 +42,38 @@ def encode_word(
     (K, planes) that are all ones where a plane's bit differs beside a midpoint, of the lowest
     level's words (planes,); K.
     """
+    values, inside, odd = [], constant(0), constant(0)
+    for k in range(4):
+        lanes = first_lanes(b, b.sub(count, constant(16 * k)))
+        place = b.add(source, constant(64 * k))
+        fetch_ahead(b, place)
+        values.append(load_lanes(b, place, lanes))
+        inside = b.or_(inside, part_of_word(b, lanes, k))
+        nothing = b.fsub(values[k], values[k])  # but of what is not finite
+        odd = b.or_(odd, part_of_word(b, b.fcmp_unordered("uno", nothing, nothing), k))
 
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        number, source, count, target, step, middle, flips, starting, midpoints = arguments
-        values, inside, odd = [], constant(0), constant(0)
-        for k in range(4):
-            lanes = first_lanes(b, b.sub(count, constant(16 * k)))
-            place = b.add(source, constant(64 * k))
-            fetch_ahead(b, place)
-            values.append(load_lanes(b, place, lanes))
-            inside = b.or_(inside, part_of_word(b, lanes, k))
-            nothing = b.fsub(values[k], values[k])  # but of what is not finite
-            odd = b.or_(odd, part_of_word(b, b.fcmp_unordered("uno", nothing, nothing), k))
-
-        def encode(planes: int) -> None:
-            words = [
-                cgutils.alloca_once_value(b, load(b, b.add(starting, constant(8 * m)), I64))
-                for m in range(planes)
-            ]
-            with cgutils.for_range(b, midpoints) as loop:
-                low = splat(b, load(b, b.add(middle, b.mul(loop.index, constant(4))), F32))
-                above = constant(0)
-                for k, value in enumerate(values):
-                    above = b.or_(above, part_of_word(b, b.fcmp_ordered(">", value, low), k))
-                place = b.add(flips, b.mul(loop.index, constant(8 * planes)))
-                for m, word in enumerate(words):
-                    flip = load(b, b.add(place, constant(8 * m)), I64)
-                    b.store(b.xor(b.load(word), b.and_(above, flip)), word)
+    def encode(planes: int) -> None:
+        words = [
+            cgutils.alloca_once_value(b, load(b, b.add(starting, constant(8 * m)), I64))
+            for m in range(planes)
+        ]
+        with cgutils.for_range(b, midpoints) as loop:
+            low = splat(b, load(b, b.add(middle, b.mul(loop.index, constant(4))), F32))
+            above = constant(0)
+            for k, value in enumerate(values):
+                above = b.or_(above, part_of_word(b, b.fcmp_ordered(">", value, low), k))
+            place = b.add(flips, b.mul(loop.index, constant(8 * planes)))
             for m, word in enumerate(words):
-                found = b.and_(b.load(word), inside)
-                store(b, found, b.add(target, b.mul(step, constant(m))))
+                flip = load(b, b.add(place, constant(8 * m)), I64)
+                b.store(b.xor(b.load(word), b.and_(above, flip)), word)
+        for m, word in enumerate(words):
+            found = b.and_(b.load(word), inside)
+            store(b, found, b.add(target, b.mul(step, constant(m))))
 
-        for planes in range(1, MOST_PLANES + 1):
-            with b.if_then(b.icmp_signed("==", number, constant(planes))):
-                encode(planes)
-        return odd
-
-    return i64(*[i64] * 9), generate
+    for number in range(1, MOST_PLANES + 1):
+        with b.if_then(b.icmp_signed("==", planes, constant(number))):
+            encode(number)
+    return odd
 
 
 def part_of_word(b: Any, flags: Any, k: int) -> Any:
@@ -105,37 +100,31 @@ def encode_run(job, source, step, count, target):
     return odd
 
 
-@intrinsic
+@instructions(types.void(*[i64] * 6))
 def to_levels(
-    typing: Any, source: Any, count: Any, target: Any, middle: Any, levels: Any, midpoints: Any
-) -> Any:
+    b: Any, source: Any, count: Any, target: Any, middle: Any, levels: Any, midpoints: Any
+) -> None:
     """Write the nearest level of up to 64 inputs; what is not a number stays that.
 
     The arguments: the address of the inputs, and how many they are; that of the results; those of
     the midpoints of the levels and of the levels, and how many midpoints there are.
     """
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        source, count, target, middle, levels, midpoints = arguments
-        flags = [first_lanes(b, b.sub(count, constant(16 * k))) for k in range(4)]
-        places = [constant(64 * k) for k in range(4)]
-        values = [load_lanes(b, b.add(source, p), f) for p, f in zip(places, flags, strict=True)]
-        lowest = splat(b, load(b, levels, F32))
-        found = [
-            cgutils.alloca_once_value(b, b.select(b.fcmp_unordered("uno", x, x), x, lowest))
-            for x in values
-        ]
-        with cgutils.for_range(b, midpoints) as loop:
-            place = b.mul(loop.index, constant(4))
-            low = splat(b, load(b, b.add(middle, place), F32))
-            level = splat(b, load(b, b.add(levels, b.add(place, constant(4))), F32))
-            for value, x in zip(found, values, strict=True):
-                b.store(b.select(b.fcmp_ordered(">", x, low), level, b.load(value)), value)
-        for value, p, f in zip(found, places, flags, strict=True):
-            store_lanes(b, b.load(value), b.add(target, p), f)
-        return context.get_dummy_value()
-
-    return types.void(*[i64] * 6), generate
+    flags = [first_lanes(b, b.sub(count, constant(16 * k))) for k in range(4)]
+    places = [constant(64 * k) for k in range(4)]
+    values = [load_lanes(b, b.add(source, p), f) for p, f in zip(places, flags, strict=True)]
+    lowest = splat(b, load(b, levels, F32))
+    found = [
+        cgutils.alloca_once_value(b, b.select(b.fcmp_unordered("uno", x, x), x, lowest))
+        for x in values
+    ]
+    with cgutils.for_range(b, midpoints) as loop:
+        place = b.mul(loop.index, constant(4))
+        low = splat(b, load(b, b.add(middle, place), F32))
+        level = splat(b, load(b, b.add(levels, b.add(place, constant(4))), F32))
+        for value, x in zip(found, values, strict=True):
+            b.store(b.select(b.fcmp_ordered(">", x, low), level, b.load(value)), value)
+    for value, p, f in zip(found, places, flags, strict=True):
+        store_lanes(b, b.load(value), b.add(target, p), f)
 
 
 @compiled

@@ -22,7 +22,10 @@ import torch
 
 LINE = 64  # bytes of a cache line, in which no two threads write
 CHUNK = 2**13  # values that are put on levels in a unit
+DECODE, LEVELS = 1, 2  # the tasks that are no layer's product
 FIELDS = (
+    # What to do: one of those above, or 0 for a layer's product.
+    "task",
     # How many units, and threads that share them; address of the function that returns a thread's
     # number, 0 where they are to be counted; of the counters, one a thread and one for all.
     "units", "threads", "number", "counters",

@@ -13,16 +13,11 @@ from ..errors import InputError
 from ..method.activations import BinaryActivation
 from ..method.quantized_inputs import PLACE
 from ..method.structures import Grouping
-from .compute import (
-    blocks_to_decode,
-    by_kernel,
-    decoded,
-    kernels_work,
-    on_levels,
-)
+from .compute import blocks_to_decode, by_kernel, decoded, kernels_work, on_levels
 from .plan import COUNTED, COUNTED_LANES, LANES, OF_LINEAR, WAYS, choose
 from .planes import countable, few, planes_of
-from .rows import Rows
+from .prepared import weight_of_groups
+from .rows import Rows, groups_of_rows
 from .tiles import REMEMBERED, Geometry, unused
 
 # What of a layer's numbers the packed one keeps, under the same names.
@@ -165,7 +160,9 @@ class PackedLayer(nn.Module):
     def hold(self) -> None:
         """Keep the weights in float32, too, for where that is as fast as it gets."""
         changes = self.changes()
-        self.dense = decoded(self.rows, self.grouping, 0, self.grouping.shape[0], plainly=True)
+        # By PyTorch, as numba takes its time and memory to load.
+        groups = groups_of_rows(self.rows, self.grouping.n, 0, self.grouping.shape[0])
+        self.dense = weight_of_groups(self.grouping, groups)
         self.held_of = changes
         if not self._load_state_dict_post_hooks:
             self.register_load_state_dict_post_hook(hold_again)

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import carray
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from .inputs import encode_run
 from .vectors import (
@@ -29,67 +27,63 @@ from .vectors import (
     fetch_ahead,
     first_lanes,
     i64,
+    instructions,
+    llvm,
     load,
     load_lanes,
     splat,
     store_lanes,
+    sum_of_lanes,
     transposed,
     types,
 )  # fmt: skip
 
+INTS = ir.VectorType(I32, 16)
 # The largest int16, less what the rounding of 64 inputs may add to their sum.
 MOST_OF_SUM = 2**15 - 1 - 32
 SCALED = 2**-7  # a power of two, with which the sum of 64 inputs is finite where they are
 LEAST = 1e-30  # a smaller step is this: its inverse is a number
 
 
-@intrinsic
+@instructions(types.void(*[i64] * 9))
 def move(
-    typing: Any, shorts: Any, source: Any, step: Any, positions: Any, channels: Any, target: Any,
+    b: Any, shorts: Any, source: Any, step: Any, positions: Any, channels: Any, target: Any,
     channel_step: Any, inverses: Any, inverse_step: Any,
-) -> Any:  # fmt: skip
+) -> None:  # fmt: skip
     """Move up to 16 x 16 values, as shorts after a factor or as they are.
 
     The arguments: whether it is shorts; the address of a position's channels, bytes to the next
     position's, positions, channels; the address of the first channel's result, bytes to the next
     channel's; the address of the positions' factors, bytes from one to the next.
     """
+    last, rows = b.sub(positions, constant(1)), []
+    lanes, outside = first_lanes(b, positions), ir.Constant(FLAGS, None)
+    some = first_lanes(b, channels)
+    places = [b.select(b.icmp_signed("<", k, last), k, last) for k in map(constant, range(16))]
+    for place in places:
+        position = b.add(source, b.mul(step, place))
+        fetch_ahead(b, position)
+        rows.append(load_lanes(b, position, some))
 
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        shorts, source, step, positions, channels, target, channel_step, inverses, each = arguments
-        last, rows = b.sub(positions, constant(1)), []
-        lanes, outside = first_lanes(b, positions), ir.Constant(FLAGS, None)
-        some = first_lanes(b, channels)
-        places = [b.select(b.icmp_signed("<", k, last), k, last) for k in map(constant, range(16))]
-        for place in places:
-            position = b.add(source, b.mul(step, place))
-            fetch_ahead(b, position)
-            rows.append(load_lanes(b, position, some))
+    def write(kind: Callable, rows: list) -> None:
+        for k, column in enumerate(transposed(b, rows)):
+            inside = b.icmp_signed("<", constant(k), channels)
+            flags = b.select(inside, lanes, outside)
+            to = b.add(target, b.mul(channel_step, constant(k)))
+            store_lanes(b, kind(b, column), to, flags)
 
-        def write(kind: Callable, rows: list) -> None:
-            for k, column in enumerate(transposed(b, rows)):
-                inside = b.icmp_signed("<", constant(k), channels)
-                flags = b.select(inside, lanes, outside)
-                to = b.add(target, b.mul(channel_step, constant(k)))
-                store_lanes(b, kind(b, column), to, flags)
-
-        with b.if_else(b.icmp_signed("!=", shorts, constant(0))) as (then, otherwise):
-            with then:
-                factors = [load(b, b.add(inverses, b.mul(each, place)), F32) for place in places]
-                scaled = [b.fmul(row, splat(b, f)) for row, f in zip(rows, factors, strict=True)]
-                write(rounded, scaled)
-            with otherwise:
-                write(lambda b, column: column, rows)
-        return context.get_dummy_value()
-
-    return types.void(*[i64] * 9), generate
+    with b.if_else(b.icmp_signed("!=", shorts, constant(0))) as (then, otherwise):
+        with then:
+            each = [b.add(inverses, b.mul(inverse_step, place)) for place in places]
+            factors = [splat(b, load(b, place, F32)) for place in each]
+            write(rounded, [b.fmul(*pair) for pair in zip(rows, factors, strict=True)])
+        with otherwise:
+            write(lambda b, column: column, rows)
 
 
 def rounded(b: Any, floats: Any) -> Any:
     """Return the nearest shorts."""
-    kind = ir.FunctionType(FLOATS, [FLOATS])
-    rint = cgutils.get_or_insert_function(b.module, kind, "llvm.rint.v16f32")
-    whole = b.fptosi(b.call(rint, [floats]), ir.VectorType(I32, 16))
+    whole = b.fptosi(llvm(b, "llvm.rint.v16f32", FLOATS, floats), INTS)
     return b.trunc(whole, ir.VectorType(I16, 16))
 
 
@@ -102,37 +96,25 @@ def move_run(job, source, step, count, target, inverses):
         move(shorts, own, step, count, some, to, channel_step, inverses, job.inverse_step)
 
 
-@intrinsic
-def largest_sum(typing: Any, source: Any, count: Any, together: Any) -> Any:
+@instructions(i64(i64, i64, i64))
+def largest_sum(b: Any, source: Any, count: Any, together: Any) -> Any:
     """Return the bits of the most that up to 64 floats add up to with any signs, times SCALED.
 
     If they do not meet `together`, but with others, it is 64 times the largest of them. As whole
     numbers, bits are in the order of the values; what is not finite comes last.
     """
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        source, count, together = arguments
-        ints = ir.VectorType(I32, 16)
-        total = most = ir.Constant(ints, None)
-        for k in range(4):
-            lanes = first_lanes(b, b.sub(count, constant(16 * k)))
-            value = b.bitcast(load_lanes(b, b.add(source, constant(64 * k)), lanes), ints)
-            value = b.and_(value, ir.Constant(ints, [0x7FFFFFFF] * 16))
-            most = b.select(b.icmp_signed(">", value, most), value, most)
-            part = b.fmul(b.bitcast(value, FLOATS), ir.Constant(FLOATS, [SCALED] * 16))
-            total = b.bitcast(b.fadd(b.bitcast(total, FLOATS), part), ints)
-        kind = ir.FunctionType(I32, [ints])
-        reduce = cgutils.get_or_insert_function(b.module, kind, "llvm.vector.reduce.smax.v16i32")
-        largest = b.bitcast(b.call(reduce, [most]), F32)
-        largest = b.fmul(largest, ir.Constant(F32, 64 * SCALED))
-        kind = ir.FunctionType(F32, [F32, FLOATS])
-        reduce = cgutils.get_or_insert_function(b.module, kind, "llvm.vector.reduce.fadd.v16f32")
-        start = ir.Constant(F32, 0.0)
-        whole = b.call(reduce, [start, b.bitcast(total, FLOATS)], fastmath=("reassoc",))
-        chosen = b.select(b.icmp_signed("!=", together, constant(0)), whole, largest)
-        return b.zext(b.and_(b.bitcast(chosen, I32), ir.Constant(I32, 0x7FFFFFFF)), I64)
-
-    return i64(i64, i64, i64), generate
+    total, most = ir.Constant(FLOATS, None), ir.Constant(INTS, None)
+    for k in range(4):
+        lanes = first_lanes(b, b.sub(count, constant(16 * k)))
+        value = b.bitcast(load_lanes(b, b.add(source, constant(64 * k)), lanes), INTS)
+        value = b.and_(value, ir.Constant(INTS, [0x7FFFFFFF] * 16))
+        most = b.select(b.icmp_signed(">", value, most), value, most)
+        part = b.fmul(b.bitcast(value, FLOATS), ir.Constant(FLOATS, [SCALED] * 16))
+        total = b.fadd(total, part)
+    largest = b.bitcast(llvm(b, "llvm.vector.reduce.smax.v16i32", I32, most), F32)
+    largest = b.fmul(largest, ir.Constant(F32, 64 * SCALED))
+    chosen = b.select(b.icmp_signed("!=", together, constant(0)), sum_of_lanes(b, total), largest)
+    return b.zext(b.and_(b.bitcast(chosen, I32), ir.Constant(I32, 0x7FFFFFFF)), I64)
 
 
 @compiled

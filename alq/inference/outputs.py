@@ -1,17 +1,17 @@
-"""Which rows are a block of outputs', and how a tile's sums become its outputs."""
+"""Which rows are a block of outputs', how they add to a tile's sums, and these become outputs."""
 
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import carray
-from numba.extending import intrinsic
 
 from .vectors import (
     F32,
     FLAGS,
     FLOATS,
     FUSED,
+    I32,
     I64,
     VECTOR,
     as_floats_at,
@@ -21,8 +21,10 @@ from .vectors import (
     constant,
     first_lanes,
     i64,
+    instructions,
     load,
     splat,
+    store,
     store_lanes,
     transposed,
     types,
@@ -42,35 +44,43 @@ def rows_of_block(job, segment, block):
     return begin + low, begin + high
 
 
-@intrinsic
+def add_row(b: Any, parts: list, row: Any, alpha: Any, outputs: Any, sums: Any) -> None:
+    """Add a row's alpha times the vectors `parts` to its output's, which lie side by side.
+
+    It is number `row` of those whose `alpha` and `outputs` lie at these addresses.
+    """
+    place = b.mul(row, constant(4))
+    output = b.zext(load(b, b.add(outputs, place), I32), I64)
+    y = b.add(sums, b.mul(output, constant(VECTOR * len(parts))))
+    factor = splat(b, load(b, b.add(alpha, place), F32))
+    for part in parts:
+        product = b.fmul(factor, part, flags=FUSED)
+        store(b, b.fadd(load(b, y, FLOATS, VECTOR), product, flags=FUSED), y, VECTOR)
+        y = b.add(y, constant(VECTOR))
+
+
+@instructions(types.void(*[i64] * 8))
 def write_part(
-    typing: Any, tile: Any, row: Any, scales: Any, bias: Any, O: Any, targets: Any, y: Any,
-    width: Any,
-) -> Any:  # fmt: skip
+    b: Any, tile: Any, row: Any, scales: Any, bias: Any, O: Any, targets: Any, y: Any, width: Any
+) -> None:
     """Put up to 16 outputs at 16 positions, times their scales, and the bias at their targets.
 
     A row of the tile is an output, `row` bytes before the next. The outputs of a position lie side
     by side in y, from one position to the next `width` bytes apart.
     """
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        tile, row, scales, bias, O, targets, y, width = arguments
-        scale, last, sums = load(b, scales, FLOATS), b.sub(O, constant(1)), []
-        for k in range(16):
-            place = b.select(b.icmp_signed("<", constant(k), last), constant(k), last)
-            offset = splat(b, load(b, b.add(bias, b.mul(place, constant(4))), F32))
-            value = load(b, b.add(tile, b.mul(row, place)), FLOATS, VECTOR)
-            product = b.fmul(value, scale, flags=FUSED)
-            sums.append(b.fadd(product, offset, flags=FUSED))
-        some, none = first_lanes(b, O), ir.Constant(FLAGS, None)
-        for k, column in enumerate(transposed(b, sums)):
-            target = load(b, b.add(targets, constant(8 * k)), I64)
-            inside = b.icmp_signed(">=", target, constant(0))
-            place = b.add(y, b.mul(b.select(inside, target, constant(0)), width))
-            store_lanes(b, column, place, b.select(inside, some, none))
-        return context.get_dummy_value()
-
-    return types.void(*[i64] * 8), generate
+    scale, last, found = load(b, scales, FLOATS), b.sub(O, constant(1)), []
+    for k in range(16):
+        place = b.select(b.icmp_signed("<", constant(k), last), constant(k), last)
+        offset = splat(b, load(b, b.add(bias, b.mul(place, constant(4))), F32))
+        value = load(b, b.add(tile, b.mul(row, place)), FLOATS, VECTOR)
+        product = b.fmul(value, scale, flags=FUSED)
+        found.append(b.fadd(product, offset, flags=FUSED))
+    some, none = first_lanes(b, O), ir.Constant(FLAGS, None)
+    for k, column in enumerate(transposed(b, found)):
+        target = load(b, b.add(targets, constant(8 * k)), I64)
+        inside = b.icmp_signed(">=", target, constant(0))
+        place = b.add(y, b.mul(b.select(inside, target, constant(0)), width))
+        store_lanes(b, column, place, b.select(inside, some, none))
 
 
 @compiled

@@ -17,9 +17,8 @@ from typing import Any
 from llvmlite import ir
 from numba import carray
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .outputs import rows_of_block, scale_lanes, write_tile
+from .outputs import add_row
 from .plan import MOST_PLANES
 from .vectors import (
     F32,
@@ -29,144 +28,115 @@ from .vectors import (
     I64,
     LONGS,
     VECTOR,
-    as_floats_at,
     as_longs,
     compiled,
     constant,
     i64,
+    instructions,
     load,
     ones,
     shuffled,
     splat,
-    store,
     types,
-)  # fmt: skip
+)
 
 FEW = (1, 2, 4, 8)  # words of a row that are written out, in registers as far as these go
 INTS = ir.VectorType(I32, 8)
+ALL = ir.Constant(LONGS, [-1] * LONGS.count)  # ones
 
 
-def as_counts(b: Any, low: Any, high: Any) -> Any:
-    """Return the counts of the first and the last eight positions as floats."""
-    both = shuffled(b, b.trunc(low, INTS), b.trunc(high, INTS), list(range(16)))
-    return b.sitofp(both, FLOATS)
+def inputs_of_word(b: Any, x: Any, step: Any, planes: int, place: Any) -> list:
+    """Return the words of all planes at 16 positions, two vectors a plane."""
+    first = b.add(x, b.mul(b.mul(place, constant(planes)), step))
+    places = [b.add(first, b.mul(step, constant(m))) for m in range(planes)]
+    return [load(b, b.add(p, constant(k)), LONGS) for p in places for k in (0, VECTOR)]
 
 
-def same(number: int) -> ir.Constant:
-    """Return `number` in all lanes."""
-    return ir.Constant(LONGS, [number] * LONGS.count)
-
-
-def add_word(b: Any, bits: Any, vectors: list, counts: list) -> list:
-    """Return the counts with those of the inputs `vectors`, in the word at the address `bits`."""
-    word = splat(b, load(b, bits, I64), LONGS) if bits else same(-1)
+def add_word(b: Any, word: Any, vectors: list, counts: list) -> list:
+    """Return the counts with those of the inputs `vectors` where the word has ones."""
     found = [ones(b, b.and_(vector, word)) for vector in vectors]
     return [b.add(*pair) for pair in zip(counts, found, strict=True)]
 
 
-def rows_adder(b: Any, planes: int, x: Any, step: Any, words: Any, betas: Any) -> Callable:
-    """Return what writes the addition of the rows, given the inputs of a tile.
+def counter(b: Any, x: Any, step: Any, words: Any, planes: int, few: int) -> Callable:
+    """Return what writes the counting of a row, given what writes the reading of its words.
 
-    It takes `few`, whether a row has exactly so many words, which are then written out.
+    That returns the counts at 16 positions, two vectors a plane. Where rows have `few` words, the
+    inputs are read here, once for all rows; where that is 0 they have any number, `words`.
     """
-    beta = [splat(b, load(b, b.add(betas, constant(4 * m)), F32)) for m in range(planes)]
     zeros = [ir.Constant(LONGS, None)] * (2 * planes)
+    kept = [inputs_of_word(b, x, step, planes, constant(w)) for w in range(few)]
     sums = [cgutils.alloca_once(b, LONGS) for _ in zeros]
 
-    def inputs(word: Any) -> list:
-        first = b.add(x, b.mul(b.mul(word, constant(planes)), step))
-        places = [b.add(first, b.mul(step, constant(m))) for m in range(planes)]
-        return [load(b, b.add(p, constant(k)), LONGS) for p in places for k in (0, VECTOR)]
+    def count_few(word_at: Callable) -> list:
+        counts = zeros
+        for w, vectors in enumerate(kept):
+            counts = add_word(b, word_at(constant(w)), vectors, counts)
+        return counts
 
-    def counts_of_many(own: Any) -> list:
+    def count_any(word_at: Callable) -> list:
         for total, zero in zip(sums, zeros, strict=True):
             b.store(zero, total)
         with cgutils.for_range(b, words) as loop:
-            bits = b.add(own, b.mul(loop.index, constant(8))) if own else None
-            found = add_word(b, bits, inputs(loop.index), [b.load(x) for x in sums])
+            vectors = inputs_of_word(b, x, step, planes, loop.index)
+            found = add_word(b, word_at(loop.index), vectors, [b.load(total) for total in sums])
             for total, value in zip(sums, found, strict=True):
                 b.store(value, total)
         return [b.load(total) for total in sums]
 
-    def weighted(counts: list) -> Any:
-        value = ir.Constant(FLOATS, None)
-        for m in range(planes):
-            count = as_counts(b, counts[2 * m], counts[2 * m + 1])
-            value = b.fadd(value, b.fmul(beta[m], count, flags=FUSED), flags=FUSED)
-        return value
-
-    def add_all(number: int, signs: Any, rows: Any, alpha: Any, outputs: Any, tile: Any) -> None:
-        few = [inputs(constant(w)) for w in range(number)]
-        counts = zeros if few else counts_of_many(None)
-        for vectors in few:
-            counts = add_word(b, None, vectors, counts)
-        total = weighted(counts)
-        with cgutils.for_range(b, rows) as row:
-            own = b.add(signs, b.mul(b.mul(row.index, words), constant(8)))
-            counts = zeros if few else counts_of_many(own)
-            for w, vectors in enumerate(few):
-                counts = add_word(b, b.add(own, constant(8 * w)), vectors, counts)
-            value = weighted(counts)
-            value = b.fsub(b.fadd(value, value), total)
-            place = b.mul(row.index, constant(4))
-            output = b.zext(load(b, b.add(outputs, place), I32), I64)
-            y = b.add(tile, b.mul(output, constant(VECTOR)))
-            factor = splat(b, load(b, b.add(alpha, place), F32))
-            value = b.fmul(factor, value, flags=FUSED)
-            store(b, b.fadd(load(b, y, FLOATS, VECTOR), value, flags=FUSED), y, VECTOR)
-
-    return add_all
+    return count_few if few else count_any
 
 
-@intrinsic
+def weighted(b: Any, counts: list, betas: list) -> Any:
+    """Return the sum over the planes of beta times the counts, as floats."""
+    value = ir.Constant(FLOATS, None)
+    for m, beta in enumerate(betas):
+        halves = [b.trunc(half, INTS) for half in counts[2 * m : 2 * m + 2]]
+        count = b.sitofp(shuffled(b, *halves, list(range(16))), FLOATS)
+        value = b.fadd(value, b.fmul(beta, count, flags=FUSED), flags=FUSED)
+    return value
+
+
+@instructions(types.void(*[i64] * 11))
 def add_rows(
-    typing: Any, planes: Any, x: Any, step: Any, words: Any, betas: Any, signs: Any, rows: Any,
-    alpha: Any, outputs: Any, tile: Any,
-) -> Any:  # fmt: skip
-    """Add each row to its output's vector in the tile.
+    b: Any, planes: Any, few: Any, x: Any, step: Any, words: Any, betas: Any, signs: Any, rows: Any,
+    alpha: Any, outputs: Any, sums: Any,
+) -> None:  # fmt: skip
+    """Add each row to its output's sums.
 
-    The arguments are addresses, but for the numbers `planes`, `words`, of a row, `step`, bytes from
-    a plane's word of an input to the next plane's or word's, and `rows`.
+    The arguments are addresses, but for the numbers `planes`, `words`, of a row, `few`, the same if
+    that is one of FEW, else 0, `rows`, and `step`, bytes from a plane's word of an input to the
+    next plane's or word's.
     """
 
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        number, x, step, words, betas, *rows = arguments
-        for planes in range(1, MOST_PLANES + 1):
-            with b.if_then(b.icmp_signed("==", number, constant(planes))):
-                add_all = rows_adder(b, planes, x, step, words, betas)
-                many = ir.Constant(ir.IntType(1), 1)
-                for few in FEW:
-                    with b.if_then(b.icmp_signed("==", words, constant(few))):
-                        add_all(few, *rows)
-                    many = b.and_(many, b.icmp_signed("!=", words, constant(few)))
-                with b.if_then(many):
-                    add_all(0, *rows)
-        return context.get_dummy_value()
+    def add_all(planes: int, few: int) -> None:
+        beta = [splat(b, load(b, b.add(betas, constant(4 * m)), F32)) for m in range(planes)]
+        count = counter(b, x, step, words, planes, few)
+        total = weighted(b, count(lambda place: ALL), beta)
+        with cgutils.for_range(b, rows) as row:
+            own = b.add(signs, b.mul(b.mul(row.index, words), constant(8)))
 
-    return types.void(*[i64] * 10), generate
+            def word_at(place: Any) -> Any:
+                return splat(b, load(b, b.add(own, b.mul(place, constant(8))), I64), LONGS)
+
+            value = weighted(b, count(word_at), beta)
+            value = b.fsub(b.fadd(value, value), total)
+            add_row(b, [value], row.index, alpha, outputs, sums)
+
+    for number in range(1, MOST_PLANES + 1):
+        with b.if_then(b.icmp_signed("==", planes, constant(number))):
+            for count in (*FEW, 0):
+                with b.if_then(b.icmp_signed("==", few, constant(count))):
+                    add_all(number, count)
 
 
 @compiled
-def count_tiles(job, memory, image, first, last, block):
-    """Compute what `alq.inference.tables.tiles` does.
-
-    The scratch holds the scales of the lanes and a tile.
-    """
-    scales, tile = memory, memory + VECTOR
-    starts, taps = carray(as_longs(job.starts), job.tiles), carray(as_longs(job.taps), job.segments)
-    edges = carray(as_longs(job.edges), job.blocks + 1)
-    flat = memory + job.flat + carray(as_longs(job.shifts), job.blocks)[block] * job.item
-    sums = tile - 4 * edges[block] * job.lanes
-    for t in range(first, last):
-        carray(as_floats_at(tile), (edges[block + 1] - edges[block]) * job.lanes)[:] = 0
-        begin = flat + job.item * (starts[t] - starts[first])
-        for s in range(job.segments):
-            row, end = rows_of_block(job, s, block)
-            if row < end:
-                add_rows(
-                    job.planes, begin + taps[s], 8 * job.channel_step, job.words, job.betas,
-                    job.signs + job.row_bytes * row, end - row, job.alpha + 4 * row,
-                    job.outputs + 4 * row, sums,
-                )  # fmt: skip
-        scale_lanes(job, memory, scales, t)
-        write_tile(job, tile, scales, image, t, block)
+def count_rows(job, inputs, s, row, end, sums):
+    """Do what `alq.inference.tables.look_up_rows` does, for inputs in binary bases."""
+    few = job.words if job.words in FEW else 0
+    x = inputs + carray(as_longs(job.taps), job.segments)[s]
+    signs, alpha, outputs = job.signs + row * job.row_bytes, job.alpha + 4 * row, job.outputs
+    add_rows(
+        job.planes, few, x, 8 * job.channel_step, job.words, job.betas, signs, end - row, alpha,
+        outputs + 4 * row, sums,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..method.structures import Grouping
-from .jobs import CHUNK, LINE, Job
+from .jobs import CHUNK, DECODE, LEVELS, LINE, Job
 from .plan import COUNTED, COUNTED_LANES, LANES, at_one_position
 from .rows import row_bytes
 from .tiles import REMEMBERED, Geometry, Tiling, overlap, strips, taps, tiling
@@ -52,16 +52,17 @@ def prepared(
     job, arrays = Job(), [np.zeros(O, np.float32)]
     tell(job, threads=threads, bias=arrays[0].ctypes.data)
     tell_of_layer(job, grouping, geometry)
-    order = grouping.G // O, grouping.n, grouping.structure == "pixelwise"
+    n = grouping.n
     if counted:  # its channels are words, of each plane
         words = row_bytes(grouping.n) // 8
         tell(job, planes=planes, words=words)
-        geometry = replace(geometry, channels=job.channels // grouping.n * words * planes)
-        order = grouping.G // O, words * planes, grouping.structure == "pixelwise"
+        n = words * planes
+        geometry = replace(geometry, channels=job.channels // grouping.n * n)
     cut = tiling(geometry, 1 if dots else COUNTED_LANES if counted else LANES[way])
     item = 8 if counted else 0 if dots else 2 if way == "int16" else 4
     tell_of_tiles(job, arrays, geometry, cut, item, linear)
     tell_of_input(job, arrays, geometry, cut.joined, linear)
+    order = grouping.G // O, n, grouping.structure == "pixelwise"
     found = taps(geometry, order, job.channel_step, item)
     found = found[:, 0] if counted else found
     tell(job, places=found.shape[-1], taps=keep(arrays, found))
@@ -88,8 +89,8 @@ def prepared_to_decode(grouping: Grouping, start: int, stop: int, threads: int) 
     blocks = max(threads, 4 * (stop - start) * S * 8 * stride // NEAR)
     edges = start + (stop - start) * np.arange(blocks + 1) // blocks
     tell(
-        job, threads=threads, units=blocks, blocks=blocks, edges=keep(arrays, edges), segments=S,
-        row_bytes=stride, O=grouping.shape[0],
+        job, task=DECODE, threads=threads, units=blocks, blocks=blocks, segments=S,
+        edges=keep(arrays, edges), row_bytes=stride, O=grouping.shape[0],
     )  # fmt: skip
     with torch.inference_mode(False):  # where no tensor knows what it is a view of
         found = groups = torch.empty(stop - start, S, 8 * stride, device="meta")
@@ -117,7 +118,7 @@ def weight_of_groups(grouping: Grouping, groups: Tensor) -> Tensor:
 def prepared_for_levels(values: int, threads: int) -> Prepared:
     """Return the job of putting so many values on their levels."""
     job = Job()
-    tell(job, threads=threads, units=-(-values // CHUNK), values=values)
+    tell(job, task=LEVELS, threads=threads, units=-(-values // CHUNK), values=values)
     return Prepared(job, [], (values,), (1,), 2 * LINE * threads)
 
 
@@ -189,7 +190,6 @@ def tell_of_blocks(job: Job, arrays: list[np.ndarray], geometry: Geometry) -> in
 def tell_of_memory(job: Job, way: str, flat: int, tile: int) -> None:
     """Tell the job of a thread's memory, with so many bytes of inputs and of a tile."""
     own = {"dots": 36 * job.row_bytes, "popcount dots": job.planes * job.row_bytes}
-    own["popcounts"] = VECTOR + tile
     scratch, steps = own.get(way, TABLES + 3 * VECTOR + tile), 4 * job.pictures
     ends = np.cumsum([whole(size) for size in (scratch, flat, steps, steps)]).tolist()
     tell(job, flat=ends[0], steps=ends[1], inverses=ends[2], memory_bytes=ends[3])

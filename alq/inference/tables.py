@@ -14,31 +14,25 @@ A tile has 16 positions with float32 tables, 32 with int16.
 from typing import Any
 
 from llvmlite import ir
-from numba import carray
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .outputs import rows_of_block, scale_lanes, write_tile
+from .outputs import add_row
 from .prepared import TABLES
 from .vectors import (
-    F32,
     FLOATS,
-    FUSED,
     I32,
     I64,
     SHORTS,
     VECTOR,
     as_floats,
-    as_floats_at,
-    as_longs,
     compiled,
     constant,
     i64,
+    instructions,
     load,
-    splat,
     store,
     types,
-)  # fmt: skip
+)
 
 
 def signed_sums(b: Any, x: list, floats: bool) -> list:
@@ -54,35 +48,29 @@ def signed_sums(b: Any, x: list, floats: bool) -> list:
     return [add(low[c & 3], high[c >> 2]) for c in range(16)]
 
 
-@intrinsic
-def build(typing: Any, shorts: Any, tables: Any, count: Any, x: Any, taps: Any, zeros: Any) -> Any:
+@instructions(types.void(*[i64] * 6))
+def build(b: Any, shorts: Any, tables: Any, count: Any, x: Any, taps: Any, zeros: Any) -> None:
     """Write `count` tables, of shorts or of floats.
 
     `taps` is the address of where the vectors lie behind x, four a table, in bytes; of one that is
     negative the vector at `zeros` is taken.
     """
 
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        shorts, tables, count, x, taps, zeros = arguments
+    def vector(place: Any, kind: ir.VectorType) -> Any:
+        tap = load(b, b.add(taps, b.mul(place, constant(8))), I64)
+        inside = b.icmp_signed(">=", tap, constant(0))
+        return load(b, b.select(inside, b.add(x, tap), zeros), kind)
 
-        def vector(place: Any, kind: ir.VectorType) -> Any:
-            tap = load(b, b.add(taps, b.mul(place, constant(8))), I64)
-            inside = b.icmp_signed(">=", tap, constant(0))
-            return load(b, b.select(inside, b.add(x, tap), zeros), kind)
-
-        for number, kind in enumerate((FLOATS, SHORTS)):
-            with (
-                b.if_then(b.icmp_signed("==", shorts, constant(number))),
-                cgutils.for_range(b, count) as loop,
-            ):
-                places = [b.add(b.mul(loop.index, constant(4)), constant(k)) for k in range(4)]
-                table = b.add(tables, b.mul(loop.index, constant(16 * VECTOR)))
-                inputs = [vector(place, kind) for place in places]
-                for c, value in enumerate(signed_sums(b, inputs, kind is FLOATS)):
-                    store(b, value, b.add(table, constant(VECTOR * c)), VECTOR)
-        return context.get_dummy_value()
-
-    return types.void(*[i64] * 6), generate
+    for number, kind in enumerate((FLOATS, SHORTS)):
+        with (
+            b.if_then(b.icmp_signed("==", shorts, constant(number))),
+            cgutils.for_range(b, count) as loop,
+        ):
+            places = [b.add(b.mul(loop.index, constant(4)), constant(k)) for k in range(4)]
+            table = b.add(tables, b.mul(loop.index, constant(16 * VECTOR)))
+            inputs = [vector(place, kind) for place in places]
+            for c, value in enumerate(signed_sums(b, inputs, kind is FLOATS)):
+                store(b, value, b.add(table, constant(VECTOR * c)), VECTOR)
 
 
 def look_up(b: Any, tables: Any, word: Any, count: int, kind: ir.VectorType) -> Any:
@@ -98,72 +86,44 @@ def look_up(b: Any, tables: Any, word: Any, count: int, kind: ir.VectorType) -> 
     return add(*parts)
 
 
-@intrinsic
+@instructions(types.void(*[i64] * 8))
 def add_rows(
-    typing: Any, shorts: Any, tables: Any, signs: Any, stride: Any, rows: Any, alpha: Any,
-    outputs: Any, tile: Any,
-) -> Any:  # fmt: skip
-    """Add alpha times what `look_up` finds to the output's vectors in the tile, row after row.
+    b: Any, shorts: Any, tables: Any, signs: Any, stride: Any, rows: Any, alpha: Any, outputs: Any,
+    sums: Any,
+) -> None:  # fmt: skip
+    """Add alpha times what `look_up` finds to the output's sums, row after row.
 
     `signs` is the address of the first row's word, `stride` the bytes to the next; a row of 4 bytes
     has half a word.
     """
 
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        shorts, tables, signs, stride, rows, alpha, outputs, tile = arguments
+    def add_all(kind: ir.VectorType, count: int) -> None:
+        with cgutils.for_range(b, rows) as loop:
+            word = load(b, b.add(signs, b.mul(loop.index, stride)), I64 if count == 16 else I32)
+            word = word if count == 16 else b.zext(word, I64)
+            found = look_up(b, tables, word, count, kind)
+            parts = [found] if kind is FLOATS else as_floats(b, found)
+            add_row(b, parts, loop.index, alpha, outputs, sums)
 
-        def add_all(kind: ir.VectorType, count: int) -> None:
-            with cgutils.for_range(b, rows) as loop:
-                place = b.mul(loop.index, constant(4))
-                word = load(b, b.add(signs, b.mul(loop.index, stride)), I64 if count == 16 else I32)
-                word = word if count == 16 else b.zext(word, I64)
-                output = b.zext(load(b, b.add(outputs, place), I32), I64)
-                y = b.add(tile, b.mul(output, constant(VECTOR if kind is FLOATS else 2 * VECTOR)))
-                factor = splat(b, load(b, b.add(alpha, place), F32))
-                found = look_up(b, tables, word, count, kind)
-                for part in [found] if kind is FLOATS else as_floats(b, found):
-                    product = b.fmul(factor, part, flags=FUSED)
-                    store(b, b.fadd(load(b, y, FLOATS, VECTOR), product, flags=FUSED), y, VECTOR)
-                    y = b.add(y, constant(VECTOR))
-
-        half = b.icmp_signed("==", stride, constant(4))
-        for number, kind in enumerate((FLOATS, SHORTS)):
-            with b.if_then(b.icmp_signed("==", shorts, constant(number))):
-                with b.if_then(half):
-                    add_all(kind, 8)
-                with b.if_then(b.not_(half)):
-                    add_all(kind, 16)
-        return context.get_dummy_value()
-
-    return types.void(*[i64] * 8), generate
+    half = b.icmp_signed("==", stride, constant(4))
+    for number, kind in enumerate((FLOATS, SHORTS)):
+        with b.if_then(b.icmp_signed("==", shorts, constant(number))):
+            with b.if_then(half):
+                add_all(kind, 8)
+            with b.if_then(b.not_(half)):
+                add_all(kind, 16)
 
 
 @compiled
-def tiles(job, memory, image, first, last, block):
-    """Compute the tiles `first` to `last` of an image for a block of outputs.
+def look_up_rows(job, tables, inputs, s, row, end, sums):
+    """Add the rows `row` to `end` of segment s to their outputs' sums.
 
-    The scratch holds the tables, zeros, the scales of the lanes, and a tile.
+    `inputs` is the address of those of the tile; `tables` that of the scratch.
     """
-    zeros, scales = memory + TABLES, memory + TABLES + VECTOR
-    tile = scales + 2 * VECTOR
     shorts, step = int(job.item == 2), min(64, 8 * job.row_bytes)
-    carray(as_floats_at(zeros), VECTOR // 4)[:] = 0
-    starts = carray(as_longs(job.starts), job.tiles)
-    edges = carray(as_longs(job.edges), job.blocks + 1)
-    flat = memory + job.flat + carray(as_longs(job.shifts), job.blocks)[block] * job.item
-    sums = tile - edges[block] * job.lanes * 4
-    for t in range(first, last):
-        carray(as_floats_at(tile), (edges[block + 1] - edges[block]) * job.lanes)[:] = 0
-        begin = flat + job.item * (starts[t] - starts[first])
-        for s in range(job.segments):
-            row, end = rows_of_block(job, s, block)
-            if row == end:
-                continue
-            alpha, outputs = job.alpha + 4 * row, job.outputs + 4 * row
-            for w in range(job.places // step):
-                here = job.taps + 8 * (s * job.places + w * step)
-                build(shorts, memory, step // 4, begin, here, zeros)
-                word = job.signs + row * job.row_bytes + w * step // 8
-                add_rows(shorts, memory, word, job.row_bytes, end - row, alpha, outputs, sums)
-        scale_lanes(job, memory, scales, t)
-        write_tile(job, tile, scales, image, t, block)
+    alpha, outputs, zeros = job.alpha + 4 * row, job.outputs + 4 * row, tables + TABLES
+    for w in range(job.places // step):
+        taps = job.taps + 8 * (s * job.places + w * step)
+        build(shorts, tables, step // 4, inputs, taps, zeros)
+        word = job.signs + row * job.row_bytes + w * step // 8
+        add_rows(shorts, tables, word, job.row_bytes, end - row, alpha, outputs, sums)

@@ -157,7 +157,6 @@ def cover(places: np.ndarray, numbers: np.ndarray, lanes: int) -> tuple[np.ndarr
     return np.array(starts, np.int64), np.array(targets, np.int64).reshape(-1, lanes)
 
 
-@lru_cache(REMEMBERED)
 def taps(
     geometry: Geometry, order: tuple[int, int, bool], channel_step: int, item: int
 ) -> np.ndarray:

@@ -9,7 +9,7 @@ takes other functions from. So the names that it keeps functions under have `SOU
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .jobs import FIELDS, LINE
+from .jobs import FIELDS
 
 F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 FLOATS, SHORTS = ir.VectorType(F32, 16), ir.VectorType(I16, 32)
@@ -76,6 +76,12 @@ def transposed(b: Any, rows: list) -> list:
     return rows
 
 
+def llvm(b: Any, name: str, kind: Any, *values: Any, **options: Any) -> Any:
+    """Return what LLVM's function `name`, whose results are of a kind, makes of the values."""
+    function = ir.FunctionType(kind, [value.type for value in values])
+    return b.call(cgutils.get_or_insert_function(b.module, function, name), values, **options)
+
+
 def first_lanes(b: Any, count: Any) -> Any:
     """Return flags that are set in the first `count` of 16 lanes."""
     numbers = ir.Constant(ir.VectorType(I64, 16), list(range(16)))
@@ -84,43 +90,63 @@ def first_lanes(b: Any, count: Any) -> Any:
 
 def load_lanes(b: Any, address: Any, flags: Any) -> Any:
     """Return the floats at the address in those lanes, 0 in the others, which are not read."""
-    name, pointer = "llvm.masked.load.v16f32.p0", FLOATS.as_pointer()
-    kind = ir.FunctionType(FLOATS, [pointer, I32, FLAGS, FLOATS])
-    load = cgutils.get_or_insert_function(b.module, kind, name)
-    zeros = ir.Constant(FLOATS, None)
-    return b.call(load, [b.inttoptr(address, pointer), ir.Constant(I32, 4), flags, zeros])
+    place = b.inttoptr(address, FLOATS.as_pointer())
+    align, zeros = ir.Constant(I32, 4), ir.Constant(FLOATS, None)
+    return llvm(b, "llvm.masked.load.v16f32.p0", FLOATS, place, align, flags, zeros)
 
 
 def fetch_ahead(b: Any, address: Any) -> None:
     """Bring what lies AHEAD of the address near, before it is asked for."""
-    name, pointer = "llvm.prefetch.p0", ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
-    fetch = cgutils.get_or_insert_function(b.module, kind, name)
-    place = b.inttoptr(b.add(address, constant(AHEAD)), pointer)
-    b.call(fetch, [place, *(ir.Constant(I32, number) for number in (0, 3, 1))])  # read, keep, data
+    place = b.inttoptr(b.add(address, constant(AHEAD)), ir.IntType(8).as_pointer())
+    read, keep, data = (ir.Constant(I32, number) for number in (0, 3, 1))
+    llvm(b, "llvm.prefetch.p0", ir.VoidType(), place, read, keep, data)
 
 
 def store_lanes(b: Any, value: Any, address: Any, flags: Any) -> None:
     """Store those lanes of 16 floats or shorts, and leave the memory of the others alone."""
-    floats = value.type.element is F32
-    name, pointer = f"llvm.masked.store.v16{'f32' if floats else 'i16'}.p0", value.type.as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [value.type, pointer, I32, FLAGS])
-    store = cgutils.get_or_insert_function(b.module, kind, name)
-    align = ir.Constant(I32, 4 if floats else 2)
-    b.call(store, [value, b.inttoptr(address, pointer), align, flags])
+    kind, align = ("f32", 4) if value.type.element is F32 else ("i16", 2)
+    place = b.inttoptr(address, value.type.as_pointer())
+    name = f"llvm.masked.store.v16{kind}.p0"
+    llvm(b, name, ir.VoidType(), value, place, ir.Constant(I32, align), flags)
 
 
 def as_floats(b: Any, shorts: Any) -> list:
     """Return the lower and the upper half of `shorts` as floats."""
-    order = [ir.Constant(ir.VectorType(I32, 16), list(range(k, k + 16))) for k in (0, 16)]
-    return [b.sitofp(b.shuffle_vector(shorts, shorts, half), FLOATS) for half in order]
+    halves = [shuffled(b, shorts, shorts, list(range(k, k + 16))) for k in (0, 16)]
+    return [b.sitofp(half, FLOATS) for half in halves]
+
+
+def sum_of_lanes(b: Any, floats: Any) -> Any:
+    """Return the sum of the 16 floats, added in any order."""
+    name, zero = "llvm.vector.reduce.fadd.v16f32", ir.Constant(F32, 0.0)
+    return llvm(b, name, F32, zero, floats, fastmath=("reassoc",))
 
 
 def ones(b: Any, value: Any) -> Any:
     """Return how many ones a 64-bit word has, or each lane of `LONGS`."""
-    name = "i64" if value.type is I64 else "v8i64"
-    kind = ir.FunctionType(value.type, [value.type])
-    return b.call(cgutils.get_or_insert_function(b.module, kind, f"llvm.ctpop.{name}"), [value])
+    kind = "i64" if value.type is I64 else "v8i64"
+    return llvm(b, f"llvm.ctpop.{kind}", value.type, value)
+
+
+def instructions(signature: Any) -> Callable:
+    """Return what makes of a function that writes instructions one that kernels can call.
+
+    It is written (b, *arguments), and returns its result, or nothing; its types, as numba has them,
+    are the `signature`.
+    """
+
+    def decorate(write: Callable) -> Any:
+        @wraps(write)
+        def described(typing: Any, *kinds: Any) -> Any:
+            def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+                result = write(b, *arguments)
+                return context.get_dummy_value() if result is None else result
+
+            return signature, generate
+
+        return intrinsic(described)
+
+    return decorate
 
 
 def compiled(function: Callable, compiler: Callable = numba.njit) -> Callable:
@@ -150,66 +176,16 @@ KEPT: list[Any] = []  # whose addresses are in use
 JOB = numba.from_dtype(np.dtype([(name, np.int64) for name in FIELDS]))
 
 
-def pointer(kind: Any) -> Callable:
-    """Return the intrinsic (address) that makes a pointer of it, for `numba.carray`."""
+def pointer(kind: Any, own: ir.Type) -> Callable:
+    """Return what makes a pointer of an address, for `numba.carray`; numba's kind and LLVM's."""
 
-    @intrinsic
-    def cast(typing: Any, address: Any) -> Any:
-        def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-            return b.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(kind)(i64), generate
+    @instructions(types.CPointer(kind)(i64))
+    def cast(b: Any, address: Any) -> Any:
+        return b.inttoptr(address, own.as_pointer())
 
     return cast
 
 
-as_bytes, as_ints, as_longs, as_floats_at = map(pointer, (types.uint8, types.int32, i64, f32))
-
-
-@compiled
-def job_at(address):
-    """Return the job at the address."""
-    return numba.carray(address, 1)[0]
-
-
-@intrinsic
-def count_up(typing: Any, address: Any) -> Any:
-    """Add 1 to the integer at the address, as if no other thread was there; return what it was."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        place = b.inttoptr(arguments[0], I64.as_pointer())
-        return b.atomic_rmw("add", place, constant(1), "monotonic")
-
-    return i64(i64), generate
-
-
-@intrinsic
-def called(typing: Any, address: Any) -> Any:
-    """Return what the C function `int f(void)` at the address returns."""
-
-    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(I32, [])
-        return b.sext(b.call(b.inttoptr(arguments[0], kind.as_pointer()), []), I64)
-
-    return i64(i64), generate
-
-
-@compiled
-def own_number(job):
-    """Return the number of this thread among those of the job."""
-    return called(job.number) if job.number else count_up(job.counters + LINE * job.threads)
-
-
-@compiled
-def next_unit(job, own):
-    """Return a unit that no thread has taken; -1 if there is none.
-
-    A thread takes those of its own share, and what is then left of others'. Layer after layer it so
-    has the same pictures, which lie in its own cache.
-    """
-    for k in range(job.threads):
-        share = (own + k) % job.threads
-        unit = job.units * share // job.threads + count_up(job.counters + LINE * share)
-        if unit < job.units * (share + 1) // job.threads:
-            return unit
-    return -1
+as_bytes = pointer(types.uint8, ir.IntType(8))
+as_ints, as_longs = pointer(types.int32, I32), pointer(i64, I64)
+as_floats_at = pointer(f32, F32)
