@@ -47,7 +47,6 @@ def decoder(request, monkeypatch) -> str:
     """With numba's kernels, and without."""
     if request.param == "torch":
         monkeypatch.setattr(compute, "kernels_work", lambda: False)
-        monkeypatch.setattr(layers, "kernels_work", lambda: False)
     return request.param
 
 

@@ -17,11 +17,11 @@ SCRIPT = Path(__file__).with_name("vector_instructions.py")
 # vectors of floats or of shorts there, nor to count ones.
 EXPECTED = {
     "NEON": {
-        "tiles": {"fadd", "add", "fmla"}, "count_tiles": {"cnt", "and", "fmla"},
+        "look_up_rows": {"fadd", "add", "fmla"}, "count_rows": {"cnt", "and", "fmla"},
         "dots": {"fadd", "and"}, "decode": {"fadd"},
     },
     "AVX2": {
-        "tiles": {"vaddps", "vpaddw"}, "count_tiles": {"vpshufb", "vpand"},
+        "look_up_rows": {"vaddps", "vpaddw"}, "count_rows": {"vpshufb", "vpand"},
         "dots": {"vaddps"}, "decode": {"vaddps"},
     },
 }  # fmt: skip

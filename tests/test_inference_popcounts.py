@@ -205,7 +205,6 @@ def test_inputs_are_put_on_the_levels_that_the_activation_puts_them_on(M, lowest
 
 def test_without_numba_and_unfitted_the_levels_are_the_same(monkeypatch) -> None:
     monkeypatch.setattr(compute, "kernels_work", lambda: False)
-    monkeypatch.setattr(layers, "kernels_work", lambda: False)
     layer, x = nn.Linear(100, 20), torch.randn(30, 100).relu()
     weight = quantized(layer, 2)
     place({"": layer}, {"": 2})

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import alq
 import lenet5
-from alq.inference import compute, jobs, layers, prepared, rows
+from alq.inference import compute, jobs, prepared, rows
 from alq.inference.plan import HELD_SHARE, held_layers
 from alq.inference.prepared import keep
 from alq.inference.tiles import strips
@@ -308,7 +308,7 @@ def test_arrays_are_int64_where_numpy_makes_others() -> None:
 
 @numba_works
 def test_compiled_functions_are_kept_under_the_sources_of_all(tmp_path) -> None:
-    from alq.inference import dots, vectors
+    from alq.inference import dots, kernels, vectors
 
     folder = Path(vectors.__file__).parent
     for path in folder.glob("*.py"):
@@ -316,7 +316,7 @@ def test_compiled_functions_are_kept_under_the_sources_of_all(tmp_path) -> None:
     assert vectors.digest(tmp_path) == vectors.SOURCES
     (tmp_path / "outputs.py").write_text((folder / "outputs.py").read_text() + "\n")
     assert vectors.digest(tmp_path) != vectors.SOURCES
-    assert all(made.__qualname__.endswith(vectors.SOURCES) for made in vectors.KEPT)
+    assert kernels.compute.__qualname__.endswith(vectors.SOURCES)
     layer = nn.Linear(40, 3)
     compute_by(alq.pack_for_inference(layer, [quantized(layer, 2)]), "decoded")(torch.randn(2, 40))
     kept = dots.decode.stats.cache_path
@@ -392,13 +392,13 @@ def test_a_loaded_state_brings_its_held_weights(monkeypatch) -> None:
     other = copy.deepcopy(other)
     other.load_state_dict(one.state_dict())
     assert torch.equal(other[3].dense, one[3].dense)
-    monkeypatch.setattr(layers, "kernels_work", lambda: False)
+    monkeypatch.setattr(compute, "kernels_work", lambda: False)
     assert difference(other(x), one(x)) < 1e-6
 
 
 @pytest.mark.parametrize("way", [None, "held"])
 def test_held_weights_follow_what_they_are_of(way, monkeypatch) -> None:
-    monkeypatch.setattr(layers, "kernels_work", lambda: False)
+    monkeypatch.setattr(compute, "kernels_work", lambda: False)
     layer, x = network(0)[3], torch.randn(2, 300)
     layer.way, y = way, layer(x)
     alpha, bias = layer.alpha.clone(), layer.bias

@@ -23,10 +23,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
-from alq.inference import dots, popcounts, tables, vectors
+from alq.inference import dots, popcounts, tables
 from alq.method.quantized_inputs import place
 
-KERNELS = {"tiles": tables, "count_tiles": popcounts, "dots": dots, "decode": dots}
+KERNELS = {"look_up_rows": tables, "count_rows": popcounts, "dots": dots, "decode": dots}
 # Target -> triple, processor, what an instruction on whole vectors has among its operands.
 TARGETS = {
     "NEON": ("aarch64-unknown-linux-gnu", "generic", r"v\d+\.(?:4s|8h|16b)"),
@@ -50,11 +50,8 @@ def compile_all() -> None:
 
 
 def handed_to_llvm(name: str) -> str:
-    """Return what numba made of a kernel. Of those known by address `vectors` keeps the rest."""
-    kept = {made.__name__: made for made in getattr(vectors, "KEPT", ())}
-    made = kept.get(name) or getattr(KERNELS[name], name)
-    ir = made.inspect_llvm()
-    return ir if isinstance(ir, str) else next(iter(ir.values()))
+    """Return what numba made of a kernel."""
+    return next(iter(getattr(KERNELS[name], name).inspect_llvm().values()))
 
 
 def for_target(ir: str, triple: str, cpu: str) -> str:

@@ -55,12 +55,17 @@ def kernels_work() -> bool:
     return True
 
 
+def kernels_take(x: Tensor) -> bool:
+    """Return whether the kernels compute with a tensor such as x."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and kernels_work()
+
+
 @cache
 def kernel() -> int:
     """Return the address of what all threads run; compile it first where that was not done."""
     from . import kernels
 
-    return kernels.compute
+    return kernels.compute.address
 
 
 def by_kernel(
@@ -143,7 +148,7 @@ def tell_of_rows(job: Job, rows: Rows) -> None:
 
 def decoded(rows: Rows, grouping: Grouping, start: int, stop: int) -> Tensor:
     """Return the weights of outputs `start` to `stop` in the layer's shape."""
-    if by_numba(rows):
+    if kernels_take(rows.alpha):
         plan = prepared_to_decode(grouping, start, stop, torch.get_num_threads())
         found, job = rows.alpha.new_empty_strided(plan.shape, plan.strides), filled(plan)
         tell_of_rows(job, rows)
@@ -156,17 +161,12 @@ def decoded(rows: Rows, grouping: Grouping, start: int, stop: int) -> Tensor:
     return weight_of_groups(grouping, groups)
 
 
-def by_numba(rows: Rows) -> bool:
-    """Return whether a kernel decodes these rows."""
-    alpha = rows.alpha
-    return alpha.device.type == "cpu" and alpha.dtype == torch.float32 and kernels_work()
-
-
 def blocks_to_decode(rows: Rows, grouping: Grouping) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of outputs that are decoded at a time."""
     O = grouping.by_outputs[0]
-    # PyTorch expands the signs, the kernel does not.
-    size = grouping.numel if by_numba(rows) else max(grouping.numel, rows.signs.numel() * 8)
+    size = grouping.numel
+    if not kernels_take(rows.alpha):  # PyTorch expands the signs
+        size = max(size, rows.signs.numel() * 8)
     step = outputs_at_a_time(O, size)
     for start in range(0, O, step):
         yield start, min(O, start + step)

@@ -19,6 +19,7 @@ from .vectors import (
     as_longs,
     compiled,
     constant,
+    element,
     f32,
     i64,
     instructions,
@@ -33,7 +34,7 @@ from .vectors import (
 
 def chosen_lanes(b: Any, signs: Any, place: Any) -> Any:
     """Return the 16 signs that lie `place` vectors on, as flags."""
-    return b.bitcast(load(b, b.add(signs, b.mul(place, constant(2))), I16), FLAGS)
+    return b.bitcast(element(b, signs, place, I16), FLAGS)
 
 
 @instructions(f32(i64, i64, i64))
@@ -78,11 +79,12 @@ def fetch_inputs(job, memory, position, s):
 @compiled
 def fetch_words(job, memory, place, s):
     """Put the words of segment s, for each plane, into the scratch, and return their sum."""
-    bits = carray(as_longs(memory), (job.planes, job.words))
-    flat = carray(as_longs(memory + job.flat), job.flat_bytes // 8)
+    words = job.row_bytes // 8
+    bits = carray(as_longs(memory), (job.planes, words))
+    flat = carray(as_longs(memory + job.flat), (job.steps - job.flat) // 8)
     betas = carray(as_floats_at(job.betas), job.planes)
-    total, place = np.float32(0), place + s * job.words * job.planes * job.channel_step
-    for w in range(job.words):
+    total, place = np.float32(0), place + s * words * job.planes * job.channel_step
+    for w in range(words):
         for m in range(job.planes):
             bits[m, w] = flat[place + (w * job.planes + m) * job.channel_step]
             total += betas[m] * np.float32(ones_of_word(bits[m, w]))
@@ -92,13 +94,14 @@ def fetch_words(job, memory, place, s):
 @compiled
 def count_positive(job, memory, r):
     """Return the sum of those inputs in binary bases whose sign in row r is 1."""
-    bits = carray(as_longs(memory), (job.planes, job.words))
-    signs = carray(as_longs(job.signs + job.row_bytes * r), job.words)
+    words = job.row_bytes // 8
+    bits = carray(as_longs(memory), (job.planes, words))
+    signs = carray(as_longs(job.signs + job.row_bytes * r), words)
     betas = carray(as_floats_at(job.betas), job.planes)
     found = np.float32(0)
     for m in range(job.planes):
         count = 0
-        for w in range(job.words):
+        for w in range(words):
             count += ones_of_word(signs[w] & bits[m, w])
         found += betas[m] * np.float32(count)
     return found

@@ -15,11 +15,11 @@ from .vectors import (
     I64,
     compiled,
     constant,
+    element,
     fetch_ahead,
     first_lanes,
     i64,
     instructions,
-    load,
     load_lanes,
     splat,
     store,
@@ -53,18 +53,15 @@ def encode_word(
         odd = b.or_(odd, part_of_word(b, b.fcmp_unordered("uno", nothing, nothing), k))
 
     def encode(planes: int) -> None:
-        words = [
-            cgutils.alloca_once_value(b, load(b, b.add(starting, constant(8 * m)), I64))
-            for m in range(planes)
-        ]
+        words = [cgutils.alloca_once_value(b, element(b, starting, m, I64)) for m in range(planes)]
         with cgutils.for_range(b, midpoints) as loop:
-            low = splat(b, load(b, b.add(middle, b.mul(loop.index, constant(4))), F32))
+            low = splat(b, element(b, middle, loop.index, F32))
             above = constant(0)
             for k, value in enumerate(values):
                 above = b.or_(above, part_of_word(b, b.fcmp_ordered(">", value, low), k))
             place = b.add(flips, b.mul(loop.index, constant(8 * planes)))
             for m, word in enumerate(words):
-                flip = load(b, b.add(place, constant(8 * m)), I64)
+                flip = element(b, place, m, I64)
                 b.store(b.xor(b.load(word), b.and_(above, flip)), word)
         for m, word in enumerate(words):
             found = b.and_(b.load(word), inside)
@@ -112,15 +109,14 @@ def to_levels(
     flags = [first_lanes(b, b.sub(count, constant(16 * k))) for k in range(4)]
     places = [constant(64 * k) for k in range(4)]
     values = [load_lanes(b, b.add(source, p), f) for p, f in zip(places, flags, strict=True)]
-    lowest = splat(b, load(b, levels, F32))
+    lowest = splat(b, element(b, levels, 0, F32))
     found = [
         cgutils.alloca_once_value(b, b.select(b.fcmp_unordered("uno", x, x), x, lowest))
         for x in values
     ]
     with cgutils.for_range(b, midpoints) as loop:
-        place = b.mul(loop.index, constant(4))
-        low = splat(b, load(b, b.add(middle, place), F32))
-        level = splat(b, load(b, b.add(levels, b.add(place, constant(4))), F32))
+        low = splat(b, element(b, middle, loop.index, F32))
+        level = splat(b, element(b, levels, b.add(loop.index, constant(1)), F32))
         for value, x in zip(found, values, strict=True):
             b.store(b.select(b.fcmp_ordered(">", x, low), level, b.load(value)), value)
     for value, p, f in zip(found, places, flags, strict=True):

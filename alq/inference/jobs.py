@@ -22,16 +22,16 @@ import torch
 
 LINE = 64  # bytes of a cache line, in which no two threads write
 CHUNK = 2**13  # values that are put on levels in a unit
-DECODE, LEVELS = 1, 2  # the tasks that are no layer's product
+DECODE, LEVELS = 1, 2  # tasks other than a layer's product
 FIELDS = (
-    # What to do: one of those above, or 0 for a layer's product.
+    # Which task: one of those above, or 0 for a layer's product.
     "task",
     # How many units, and threads that share them; address of the function that returns a thread's
     # number, 0 where they are to be counted; of the counters, one a thread and one for all.
     "units", "threads", "number", "counters",
     # Address of the first thread's memory, bytes from one thread's to the next; where in it what
-    # lies that follows the scratch: the input laid out, its bytes, pictures' steps and inverses.
-    "memory", "memory_bytes", "flat", "flat_bytes", "steps", "inverses",
+    # lies that follows the scratch: the input laid out, then the pictures' steps and inverses.
+    "memory", "memory_bytes", "flat", "steps", "inverses",
     # Addresses of the layer's rows (`alq.inference.rows`) and of its bias; what the rows are for.
     "signs", "alpha", "outputs", "first", "bias", "segments", "n", "row_bytes", "O",
     # Addresses of the input and of the output.
@@ -51,11 +51,9 @@ FIELDS = (
     "places", "taps",
     # Blocks of outputs: how many, addresses of where they end and where their inputs begin.
     "blocks", "edges", "shifts",
-    # Inputs in binary bases (`alq.inference.planes`): how many planes, words of 64 inputs of
-    # a group; addresses and number of the midpoints; whether one is not finite; the levels, how
-    # many values are put on them.
-    "planes", "words", "middle", "flips", "starting", "betas", "midpoints", "odd", "levels",
-    "values",
+    # Inputs in binary bases (`alq.inference.planes`): how many planes; addresses and number of the
+    # midpoints; whether one is not finite; the levels, how many values are put on them.
+    "planes", "middle", "flips", "starting", "betas", "midpoints", "odd", "levels", "values",
 )  # fmt: skip
 
 

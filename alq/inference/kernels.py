@@ -76,7 +76,7 @@ def feed(job, memory, number, before):
     image, strip = divmod(number, job.strips)
     begin = carray(as_longs(job.starts), job.tiles)[strip_of(job, strip)[0]]
     if before < 0 or strip != before % job.strips:  # zeros are elsewhere
-        carray(as_bytes(memory + job.flat), job.flat_bytes)[:] = 0
+        carray(as_bytes(memory + job.flat), job.steps - job.flat)[:] = 0
     if job.item == 2 and (job.pictures > 1 or before < 0 or image != before // job.strips):
         measure(job, memory, image, begin)
     if lay_out(job, memory, image, begin):

@@ -38,9 +38,8 @@ class PackedLinear(PackedLayer):
 
 
 class PackedConv(PackedLayer):
-    """What convolutions from bits share."""
+    """`nn.Conv1d` or `nn.Conv2d` from bits."""
 
-    product: Any
     in_channels: int
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -49,6 +48,7 @@ class PackedConv(PackedLayer):
 
     def __init__(self, layer: Any, *arguments: Any) -> None:
         super().__init__(layer, *arguments)
+        self.axes = len(self.kernel_size)
         # Last axis first, before and after, whatever the mode and also of "same".
         self.around = tuple(layer._reversed_padding_repeated_twice)
 
@@ -90,20 +90,9 @@ class PackedConv(PackedLayer):
             x, padding = F.pad(x, around), (0,) * self.axes
         if self.axes == 2:  # the layout that PyTorch's convolutions are faster in
             x = x.contiguous(memory_format=torch.channels_last)
+        product: Any = F.conv1d if self.axes == 1 else F.conv2d
         options = self.stride, padding, self.dilation, self.groups
-        return together([self.product(x, *part, *options) for part in self.parts()])
+        return together([product(x, *part, *options) for part in self.parts()])
 
 
-class PackedConv1d(PackedConv):
-    """`nn.Conv1d` from bits."""
-
-    axes, product = 1, staticmethod(F.conv1d)
-
-
-class PackedConv2d(PackedConv):
-    """`nn.Conv2d` from bits."""
-
-    axes, product = 2, staticmethod(F.conv2d)
-
-
-PACKED = {nn.Linear: PackedLinear, nn.Conv1d: PackedConv1d, nn.Conv2d: PackedConv2d}
+PACKED = {nn.Linear: PackedLinear, nn.Conv1d: PackedConv, nn.Conv2d: PackedConv}

@@ -13,8 +13,8 @@ from ..errors import InputError
 from ..method.activations import BinaryActivation
 from ..method.quantized_inputs import PLACE
 from ..method.structures import Grouping
-from .compute import blocks_to_decode, by_kernel, decoded, kernels_work, on_levels
-from .plan import COUNTED, COUNTED_LANES, LANES, OF_LINEAR, WAYS, choose
+from .compute import blocks_to_decode, by_kernel, decoded, kernels_take, on_levels
+from .plan import COUNTED, LANES, OF_LINEAR, WAYS, choose
 from .planes import countable, few, planes_of
 from .prepared import weight_of_groups
 from .rows import Rows, groups_of_rows
@@ -144,7 +144,7 @@ class PackedLayer(nn.Module):
         """Return the way to compute x."""
         if self.way is not None:
             self.check_way()
-        if x.device.type != "cpu" or x.dtype != torch.float32 or not kernels_work():
+        if not kernels_take(x):
             return "decoded"
         if self.way and (countable or self.way not in COUNTED):
             return self.way
@@ -154,7 +154,7 @@ class PackedLayer(nn.Module):
         if linear:
             return choose(*shape, countable, held)
         tiles = unused(geometry, LANES[self.tables])
-        counted = unused(geometry, COUNTED_LANES) if countable else tiles
+        counted = unused(geometry, LANES["popcounts"]) if countable else tiles
         return choose(*shape, countable, held, tiles, counted)
 
     def hold(self) -> None:
@@ -200,8 +200,9 @@ class PackedLayer(nn.Module):
         activation = self.binary_input
         if activation is None:
             return x
-        fits = x.device.type == "cpu" and x.dtype == torch.float32 and kernels_work()
-        return on_levels(x, planes_of(activation)) if fits and few(activation) else activation(x)
+        if few(activation) and kernels_take(x):
+            return on_levels(x, planes_of(activation))
+        return activation(x)
 
     def by_kernels(self, x: Tensor, geometry: Geometry) -> Tensor | None:
         """Return the outputs of x, as `by_kernel` does, or None where PyTorch's product does it."""

@@ -1,4 +1,4 @@
-"""Which rows are a block of outputs', how they add to a tile's sums, and these become outputs."""
+"""Which rows a block of outputs has, how they are added to a tile's sums, and these to outputs."""
 
 from typing import Any
 
@@ -19,6 +19,7 @@ from .vectors import (
     as_longs,
     compiled,
     constant,
+    element,
     first_lanes,
     i64,
     instructions,
@@ -49,10 +50,9 @@ def add_row(b: Any, parts: list, row: Any, alpha: Any, outputs: Any, sums: Any) 
 
     It is number `row` of those whose `alpha` and `outputs` lie at these addresses.
     """
-    place = b.mul(row, constant(4))
-    output = b.zext(load(b, b.add(outputs, place), I32), I64)
+    output = b.zext(element(b, outputs, row, I32), I64)
     y = b.add(sums, b.mul(output, constant(VECTOR * len(parts))))
-    factor = splat(b, load(b, b.add(alpha, place), F32))
+    factor = splat(b, element(b, alpha, row, F32))
     for part in parts:
         product = b.fmul(factor, part, flags=FUSED)
         store(b, b.fadd(load(b, y, FLOATS, VECTOR), product, flags=FUSED), y, VECTOR)
@@ -71,13 +71,13 @@ def write_part(
     scale, last, found = load(b, scales, FLOATS), b.sub(O, constant(1)), []
     for k in range(16):
         place = b.select(b.icmp_signed("<", constant(k), last), constant(k), last)
-        offset = splat(b, load(b, b.add(bias, b.mul(place, constant(4))), F32))
+        offset = splat(b, element(b, bias, place, F32))
         value = load(b, b.add(tile, b.mul(row, place)), FLOATS, VECTOR)
         product = b.fmul(value, scale, flags=FUSED)
         found.append(b.fadd(product, offset, flags=FUSED))
     some, none = first_lanes(b, O), ir.Constant(FLAGS, None)
     for k, column in enumerate(transposed(b, found)):
-        target = load(b, b.add(targets, constant(8 * k)), I64)
+        target = element(b, targets, k, I64)
         inside = b.icmp_signed(">=", target, constant(0))
         place = b.add(y, b.mul(b.select(inside, target, constant(0)), width))
         store_lanes(b, column, place, b.select(inside, some, none))

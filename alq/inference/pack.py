@@ -20,7 +20,7 @@ from .compute import blocks_to_decode
 from .folding import fold_batch_norms
 from .kinds import PACKED
 from .layers import PackedLayer
-from .plan import LANES, held_layers
+from .plan import KINDS, held_layers
 from .rows import Rows, groups_of_rows, rows_of_file, rows_of_weight
 
 
@@ -120,8 +120,8 @@ def replace_layers(
 
 
 def check_tables(tables: str) -> None:
-    if tables not in LANES:
-        raise InputError(f"tables: '{tables}' is none; choose from {', '.join(LANES)}", "tables")
+    if tables not in KINDS:
+        raise InputError(f"tables: '{tables}' is none; choose from {', '.join(KINDS)}", "tables")
 
 
 def users_of_parameters(model: nn.Module) -> dict[Tensor, list[tuple[str, str]]]:

@@ -12,8 +12,9 @@ from functools import lru_cache
 from ..method.structures import Grouping
 from .rows import SHORT, outputs_at_a_time, row_bytes
 
-LANES = {"float32": 16, "int16": 32}  # positions a tile of tables
-COUNTED_LANES = 16  # of popcounts
+KINDS = ("float32", "int16")  # of tables
+# Positions a tile, of each kind of tables and other way that is a kernel.
+LANES = {"float32": 16, "int16": 32, "dots": 1, "popcounts": 16, "popcount dots": 1}
 MOST_PLANES = 4  # of bits that inputs in binary bases are counted in
 COUNTED = ("popcounts", "popcount dots")  # the ways that count
 OF_LINEAR = ("dots", "popcount dots")  # those that compute linear layers only
@@ -89,7 +90,7 @@ def costs_of_counting(
     """Return what popcounts cost, in nanoseconds; arguments as for `choose`."""
     O, C = grouping.shape[:2]
     words = row_bytes(grouping.n) / 8  # of a row
-    tiles = math.ceil(positions / COUNTED_LANES) * unused
+    tiles = math.ceil(positions / LANES["popcounts"]) * unused
     a_row = COUNTED_ROW + planes * words * COUNT
     a_tile = grouping.G // O * words * MEET + R * a_row + O * COUNTED_WRITE
     found = {"popcounts": COUNTED_CALL + positions * C * ENCODE + tiles * a_tile}

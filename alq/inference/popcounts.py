@@ -31,6 +31,7 @@ from .vectors import (
     as_longs,
     compiled,
     constant,
+    element,
     i64,
     instructions,
     load,
@@ -110,14 +111,14 @@ def add_rows(
     """
 
     def add_all(planes: int, few: int) -> None:
-        beta = [splat(b, load(b, b.add(betas, constant(4 * m)), F32)) for m in range(planes)]
+        beta = [splat(b, element(b, betas, m, F32)) for m in range(planes)]
         count = counter(b, x, step, words, planes, few)
         total = weighted(b, count(lambda place: ALL), beta)
         with cgutils.for_range(b, rows) as row:
             own = b.add(signs, b.mul(b.mul(row.index, words), constant(8)))
 
             def word_at(place: Any) -> Any:
-                return splat(b, load(b, b.add(own, b.mul(place, constant(8))), I64), LONGS)
+                return splat(b, element(b, own, place, I64), LONGS)
 
             value = weighted(b, count(word_at), beta)
             value = b.fsub(b.fadd(value, value), total)
@@ -133,10 +134,11 @@ def add_rows(
 @compiled
 def count_rows(job, inputs, s, row, end, sums):
     """Do what `alq.inference.tables.look_up_rows` does, for inputs in binary bases."""
-    few = job.words if job.words in FEW else 0
+    words = job.row_bytes // 8
+    few = words if words in FEW else 0
     x = inputs + carray(as_longs(job.taps), job.segments)[s]
     signs, alpha, outputs = job.signs + row * job.row_bytes, job.alpha + 4 * row, job.outputs
     add_rows(
-        job.planes, few, x, 8 * job.channel_step, job.words, job.betas, signs, end - row, alpha,
+        job.planes, few, x, 8 * job.channel_step, words, job.betas, signs, end - row, alpha,
         outputs + 4 * row, sums,
     )  # fmt: skip

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ..method.structures import Grouping
 from .jobs import CHUNK, DECODE, LEVELS, LINE, Job
-from .plan import COUNTED, COUNTED_LANES, LANES, at_one_position
+from .plan import COUNTED, LANES, at_one_position
 from .rows import row_bytes
 from .tiles import REMEMBERED, Geometry, Tiling, overlap, strips, taps, tiling
 
+# Bytes of an input as each way has it laid out; 0 where it is read as it is.
+ITEM = {"float32": 4, "int16": 2, "dots": 0, "popcounts": 8, "popcount dots": 8}
 VECTOR = 64  # bytes
 TABLES = 16 * 16 * VECTOR  # bytes of the tables of a word
 CACHE = 2**19  # bytes of a strip's inputs that stay near while it is computed
@@ -48,18 +50,14 @@ def prepared(
 ) -> Prepared:
     """Return the job of one way, or kind of tables; `geometry` as `by_kernel` explains."""
     O, linear = grouping.shape[0], len(grouping.shape) == 2
-    counted, dots = way in COUNTED, way in ("dots", "popcount dots")
+    counted, n = way in COUNTED, grouping.n
     job, arrays = Job(), [np.zeros(O, np.float32)]
     tell(job, threads=threads, bias=arrays[0].ctypes.data)
     tell_of_layer(job, grouping, geometry)
-    n = grouping.n
     if counted:  # its channels are words, of each plane
-        words = row_bytes(grouping.n) // 8
-        tell(job, planes=planes, words=words)
-        n = words * planes
+        job.planes, n = planes, row_bytes(n) // 8 * planes
         geometry = replace(geometry, channels=job.channels // grouping.n * n)
-    cut = tiling(geometry, 1 if dots else COUNTED_LANES if counted else LANES[way])
-    item = 8 if counted else 0 if dots else 2 if way == "int16" else 4
+    cut, item = tiling(geometry, LANES[way]), ITEM[way]
     tell_of_tiles(job, arrays, geometry, cut, item, linear)
     tell_of_input(job, arrays, geometry, cut.joined, linear)
     order = grouping.G // O, n, grouping.structure == "pixelwise"
@@ -193,7 +191,6 @@ def tell_of_memory(job: Job, way: str, flat: int, tile: int) -> None:
     scratch, steps = own.get(way, TABLES + 3 * VECTOR + tile), 4 * job.pictures
     ends = np.cumsum([whole(size) for size in (scratch, flat, steps, steps)]).tolist()
     tell(job, flat=ends[0], steps=ends[1], inverses=ends[2], memory_bytes=ends[3])
-    job.flat_bytes = job.steps - job.flat
 
 
 def tell(job: Job, **numbers: int) -> None:

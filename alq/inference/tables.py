@@ -27,6 +27,7 @@ from .vectors import (
     as_floats,
     compiled,
     constant,
+    element,
     i64,
     instructions,
     load,
@@ -57,7 +58,7 @@ def build(b: Any, shorts: Any, tables: Any, count: Any, x: Any, taps: Any, zeros
     """
 
     def vector(place: Any, kind: ir.VectorType) -> Any:
-        tap = load(b, b.add(taps, b.mul(place, constant(8))), I64)
+        tap = element(b, taps, place, I64)
         inside = b.icmp_signed(">=", tap, constant(0))
         return load(b, b.select(inside, b.add(x, tap), zeros), kind)
 

@@ -16,6 +16,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from .rows import row_bytes
+
 REMEMBERED = 512  # shapes whose numbers are kept
 LARGE = 2**14  # output positions of a picture, from which on its tiles are all but full
 IDLE = 0.07  # share of the time of all threads but one that may be lost at the end
@@ -67,7 +69,8 @@ class Geometry:
     @cached_property
     def plane(self) -> tuple[int, int]:
         """Height and width of one phase of one channel."""
-        reach = (d * (k - 1) // s for k, s, d in zip(*self._walk, strict=True))
+        walk = zip(self.kernel, self.stride, self.dilation, strict=True)
+        reach = (d * (k - 1) // s for k, s, d in walk)
         return tuple(o + r for o, r in zip(self.output, reach, strict=True))  # type: ignore
 
     @cached_property
@@ -75,10 +78,6 @@ class Geometry:
         """From the first to the last place that an output position reads in a phase."""
         down, right = (p - o for p, o in zip(self.plane, self.output, strict=True))
         return down * self.plane[1] + right
-
-    @property
-    def _walk(self) -> tuple:
-        return self.kernel, self.stride, self.dilation
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,8 +177,7 @@ def taps(
     found = channel * channel_step + row * pictures
     found += (geometry.dilation[0] * y // geometry.stride[0]) * width
     found += geometry.dilation[1] * x // geometry.stride[1]
-    places = 32 if n <= 32 else -(-n // 64) * 64
-    padded = np.full((S, places), -1, np.int64)
+    padded = np.full((S, 8 * row_bytes(n)), -1, np.int64)
     padded[:, :n] = item * found
     return padded
 

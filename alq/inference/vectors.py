@@ -55,6 +55,13 @@ def store(b: Any, value: Any, address: Any, align: int = 1) -> None:
     b.store(value, b.inttoptr(address, value.type.as_pointer()), align=align)
 
 
+def element(b: Any, address: Any, index: Any, kind: ir.Type) -> Any:
+    """Return number `index` of the integers or floats of a kind that lie at the address."""
+    size = 4 if kind is F32 else kind.width // 8
+    place = constant(size * index) if isinstance(index, int) else b.mul(index, constant(size))
+    return load(b, b.add(address, place), kind)
+
+
 def splat(b: Any, value: Any, kind: ir.VectorType = FLOATS) -> Any:
     """Return `value` in all lanes."""
     one = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
@@ -162,18 +169,15 @@ def compiled(function: Callable, compiler: Callable = numba.njit) -> Callable:
         return compiler(**options)(function)
 
 
-def kernel(function: Callable[[int], None]) -> int:
-    """Return the address of `function`, compiled, which takes that of a job (`alq.inference.jobs`).
-
-    It runs without Python: it may neither raise nor make arrays.
-    """
-    made = compiled(function, partial(numba.cfunc, types.void(types.CPointer(JOB))))
-    KEPT.append(made)
-    return made.address
-
-
-KEPT: list[Any] = []  # whose addresses are in use
 JOB = numba.from_dtype(np.dtype([(name, np.int64) for name in FIELDS]))
+
+
+def kernel(function: Callable[[int], None]) -> Any:
+    """Return `function`, compiled, which takes the address of a job (`alq.inference.jobs`).
+
+    It has an `address` itself. It runs without Python: it may neither raise nor make arrays.
+    """
+    return compiled(function, partial(numba.cfunc, types.void(types.CPointer(JOB))))
 
 
 def pointer(kind: Any, own: ir.Type) -> Callable:
