@@ -183,24 +183,6 @@ def test_int16_tables_are_near_and_take_each_picture_by_itself() -> None:
         assert difference(packed(0 * x), layer(0 * x)) < 1e-5
 
 
-@numba_works
-def test_as_many_threads_as_torch_and_the_same_numbers() -> None:
-    def results() -> list[Tensor]:
-        y = [compute_by(convolution, "tables")(picture), compute_by(linear, "tables")(x)]
-        return [*y, compute_by(linear, "dots")(x[:1])]
-
-    layer = nn.Conv2d(20, 24, 3, groups=2)
-    convolution = alq.pack_for_inference(layer, [quantized(layer, 2)])
-    layer = nn.Linear(100, 50)
-    linear = alq.pack_for_inference(layer, [quantized(layer, 2)])
-    picture, x = torch.randn(3, 20, 8, 8), torch.randn(5, 100)
-    torch.set_num_threads(1)
-    alone = results()
-    torch.set_num_threads(3)
-    for one, several in zip(alone, results(), strict=True):
-        assert difference(several, one) < 1e-5
-
-
 # ---------------------------------------------------------------------------- refusals, the state
 
 

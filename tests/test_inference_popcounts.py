@@ -170,21 +170,6 @@ def test_what_is_not_finite_is_what_it_is_otherwise(value) -> None:
 
 
 @numba_works
-def test_several_threads_count_the_same() -> None:
-    conv, pictures = nn.Conv2d(80, 24, 3, groups=2), torch.randn(3, 80, 8, 8)
-    line, x = nn.Linear(100, 50), torch.randn(2, 100)
-    layers_of = [(fed(conv, pictures, 2), pictures, "popcounts")]
-    layers_of += [(fed(line, x, 2), x, way) for way in COUNTED]
-    results = []
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
-        results.append([compute_by(packed, way)(x) for packed, x, way in layers_of])
-    torch.set_num_threads(1)
-    for one, several in zip(*results, strict=True):
-        assert difference(several, one) < 1e-5
-
-
-@numba_works
 @pytest.mark.parametrize("M", [1, 2, 3, 4])
 @pytest.mark.parametrize("lowest", [0.0, -0.7])
 def test_inputs_are_put_on_the_levels_that_the_activation_puts_them_on(M, lowest) -> None:
@@ -200,7 +185,6 @@ def test_inputs_are_put_on_the_levels_that_the_activation_puts_them_on(M, lowest
             found = compute.on_levels(each, planes_of(activation))
             assert found.shape == each.shape
             torch.testing.assert_close(found, activation(each), rtol=0, atol=2e-6, equal_nan=True)
-    torch.set_num_threads(1)
 
 
 def test_without_numba_and_unfitted_the_levels_are_the_same(monkeypatch) -> None:

@@ -31,10 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def no_gradients() -> Iterator[None]:
-    threads = torch.get_num_threads()
     with torch.no_grad():
         yield
-    torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------------------- strips and threads
@@ -184,30 +182,6 @@ def test_several_threads_of_python_may_call_at_once(team, monkeypatch) -> None:
     with ThreadPoolExecutor(3) as python:
         for x, y in zip(inputs, python.map(call, inputs), strict=True):
             assert difference(y, layer(x)) < 1e-5
-
-
-FORK = """
-import os, torch, alq
-from torch import nn
-torch.set_num_threads(2)
-torch.manual_seed(0)
-layer, x = nn.Conv2d(40, 24, 3), torch.randn(2, 40, 12, 12)
-packed = alq.pack_for_inference(layer, alq.quantize(layer, max_bit=2))
-packed.way = "tables"
-with torch.no_grad():
-    y = packed(x)
-    child = os.fork()
-    if child == 0:
-        os._exit(int(not torch.equal(packed(x), y)))
-assert os.waitpid(child, 0)[1] == 0
-"""
-
-
-@numba_works
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_forked_process_computes_too() -> None:
-    command = [sys.executable, "-W", "ignore", "-c", FORK]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=120)
 
 
 FORKED = """

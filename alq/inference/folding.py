@@ -31,8 +31,7 @@ def fold_batch_norms(model: nn.Module) -> None:
         fold(layer, norm)  # type: ignore[arg-type]
         for name, module in [*model.named_modules(remove_duplicate=False)]:
             if module is norm:  # under each of its names
-                parent, _, own = name.rpartition(".")
-                setattr(model.get_submodule(parent), own, nn.Identity())
+                model.set_submodule(name, nn.Identity())
 
 
 def foldable(model: nn.Module) -> list[tuple[str, str]]:

@@ -45,14 +45,18 @@ def rows_of_block(job, segment, block):
     return begin + low, begin + high
 
 
-def add_row(b: Any, parts: list, row: Any, alpha: Any, outputs: Any, sums: Any) -> None:
-    """Add a row's alpha times the vectors `parts` to its output's, which lie side by side.
+def output_of_row(b: Any, row: Any, alpha: Any, outputs: Any, sums: Any, size: int) -> tuple:
+    """Return where the sums of row number `row`'s output lie, of `size` bytes, and its alpha.
 
-    It is number `row` of those whose `alpha` and `outputs` lie at these addresses.
+    It is asked before the row's own vectors are made. Asked after, VGG at batch 1 took 3% longer.
     """
     output = b.zext(element(b, outputs, row, I32), I64)
-    y = b.add(sums, b.mul(output, constant(VECTOR * len(parts))))
-    factor = splat(b, element(b, alpha, row, F32))
+    y = b.add(sums, b.mul(output, constant(size)))
+    return y, splat(b, element(b, alpha, row, F32))
+
+
+def add_row(b: Any, y: Any, factor: Any, parts: list) -> None:
+    """Add the factor times the vectors `parts` to those that lie side by side at y."""
     for part in parts:
         product = b.fmul(factor, part, flags=FUSED)
         store(b, b.fadd(load(b, y, FLOATS, VECTOR), product, flags=FUSED), y, VECTOR)

@@ -109,7 +109,7 @@ def replace_layers(
         if all(map(can_be_packed, modules)):
             made = {id(m): PACKED[type(m)](m, name, grouping, rows, tables) for m in modules}
             for (path, _), module in zip(places, modules, strict=True):
-                set_submodule(root, path, made[id(module)])
+                root.set_submodule(path, made[id(module)])
         else:
             blocks = blocks_to_decode(rows, grouping)
             groups = torch.cat([groups_of_rows(rows, grouping.n, *block) for block in blocks])
@@ -138,11 +138,6 @@ def can_be_packed(module: nn.Module) -> bool:
     """Return whether a packed layer does all that `module` does."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return type(module) in PACKED and all(hook is quantize_input for hook in hooks)
-
-
-def set_submodule(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, own = path.rpartition(".")
-    setattr(model.get_submodule(parent), own, module)
 
 
 def own_tensors(model: nn.Module, rest: dict[str, Tensor]) -> dict[str, Tensor]:

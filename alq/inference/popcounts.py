@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import carray
 from numba.core import cgutils
 
-from .outputs import add_row
+from .outputs import add_row, output_of_row
 from .plan import MOST_PLANES
 from .vectors import (
     F32,
@@ -122,7 +122,7 @@ def add_rows(
 
             value = weighted(b, count(word_at), beta)
             value = b.fsub(b.fadd(value, value), total)
-            add_row(b, [value], row.index, alpha, outputs, sums)
+            add_row(b, *output_of_row(b, row.index, alpha, outputs, sums, VECTOR), [value])
 
     for number in range(1, MOST_PLANES + 1):
         with b.if_then(b.icmp_signed("==", planes, constant(number))):

@@ -16,7 +16,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from .outputs import add_row
+from .outputs import add_row, output_of_row
 from .prepared import TABLES
 from .vectors import (
     FLOATS,
@@ -102,9 +102,10 @@ def add_rows(
         with cgutils.for_range(b, rows) as loop:
             word = load(b, b.add(signs, b.mul(loop.index, stride)), I64 if count == 16 else I32)
             word = word if count == 16 else b.zext(word, I64)
+            size = VECTOR if kind is FLOATS else 2 * VECTOR
+            y, factor = output_of_row(b, loop.index, alpha, outputs, sums, size)
             found = look_up(b, tables, word, count, kind)
-            parts = [found] if kind is FLOATS else as_floats(b, found)
-            add_row(b, parts, loop.index, alpha, outputs, sums)
+            add_row(b, y, factor, [found] if kind is FLOATS else as_floats(b, found))
 
     half = b.icmp_signed("==", stride, constant(4))
     for number, kind in enumerate((FLOATS, SHORTS)):
