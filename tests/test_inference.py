@@ -496,11 +496,11 @@ def test_the_plan_is_shown(capsys) -> None:
 def test_the_plan_takes_tables_where_bits_are_few_and_products_where_they_are_many() -> None:
     grouping = alq.quantize(nn.Conv2d(64, 64, 3))[0].grouping
     for kind in ("float32", "int16"):
-        assert choose(grouping, grouping.G // 2, 4096, kind, False) == "tables"
-        assert choose(grouping, grouping.G * 8, 4096, kind, False) == "decoded"
+        assert choose(grouping, grouping.G // 2, 4096, kind) == "tables"
+        assert choose(grouping, grouping.G * 8, 4096, kind) == "decoded"
     grouping = alq.quantize(nn.Linear(512, 512))[0].grouping
-    assert choose(grouping, grouping.G // 2, 1, "float32", True) == "dots"
-    assert choose(grouping, grouping.G // 2, 64, "float32", True) == "tables"
+    assert choose(grouping, grouping.G // 2, 1, "float32") == "dots"
+    assert choose(grouping, grouping.G // 2, 64, "float32") == "tables"
 
 
 # ---------------------------------------------------------------------------- other processors

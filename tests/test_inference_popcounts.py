@@ -209,13 +209,13 @@ def test_levels_fit_themselves_to_a_first_batch_that_is_counted(counted) -> None
 def test_the_plan_counts_where_it_may() -> None:
     wide = alq.quantize(nn.Conv2d(64, 64, 3))[0].grouping
     narrow = alq.quantize(nn.Conv2d(64, 64, 3), structure="kernelwise")[0].grouping
-    assert choose(wide, wide.G, 4096, "float32", False, 2) == "popcounts"
-    assert choose(wide, wide.G, 4096, "float32", False) == "tables"
-    assert choose(narrow, narrow.G, 4096, "float32", False, 2) not in COUNTED
+    assert choose(wide, wide.G, 4096, "float32", 2) == "popcounts"
+    assert choose(wide, wide.G, 4096, "float32") == "tables"
+    assert choose(narrow, narrow.G, 4096, "float32", 2) not in COUNTED
     assert can_count(wide, 4) and not can_count(wide, 5) and not can_count(wide, 0)
     line = alq.quantize(nn.Linear(512, 512))[0].grouping
-    assert choose(line, line.G, 1, "float32", True, 2) == "popcount dots"
-    assert choose(line, line.G, 1024, "float32", True, 2) == "popcounts"
+    assert choose(line, line.G, 1, "float32", 2) == "popcount dots"
+    assert choose(line, line.G, 1024, "float32", 2) == "popcounts"
 
 
 def test_the_plan_of_a_file_shows_who_counts(tmp_path, capsys) -> None:

@@ -142,12 +142,12 @@ def plan_text(path: str | Path) -> str:
         R, shape = len(layer.alpha), layer.grouping.shape
         ways = ["float32"] * len(POSITIONS)
         if can_be_packed(layer):
-            own, linear = layer.name.rpartition(".")[0], len(shape) == 2
+            own = layer.name.rpartition(".")[0]
             planes = bits_of_inputs.get(own, 0)
             if planes:  # a lowest level that is not 0 is one more: `alq.inference.planes`
                 planes += int(rest[f"{own}.{PLACE}.lowest".lstrip(".")] != 0)
             ways = [
-                choose(layer.grouping, R, count, "float32", linear, planes, layer.name in held)
+                choose(layer.grouping, R, count, "float32", planes, layer.name in held)
                 for count in POSITIONS
             ]
         bits = f"{R / layer.grouping.G:.3f}"

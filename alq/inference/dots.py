@@ -9,6 +9,7 @@ from numba.core import cgutils
 
 from .outputs import rows_of_block
 from .vectors import (
+    F32,
     FLAGS,
     FLOATS,
     I16,
@@ -29,7 +30,7 @@ from .vectors import (
     store,
     sum_of_lanes,
     types,
-)  # fmt: skip
+)
 
 
 def chosen_lanes(b: Any, signs: Any, place: Any) -> Any:
@@ -37,7 +38,7 @@ def chosen_lanes(b: Any, signs: Any, place: Any) -> Any:
     return b.bitcast(element(b, signs, place, I16), FLAGS)
 
 
-@instructions(f32(i64, i64, i64))
+@instructions(f32)
 def positive_sum(b: Any, signs: Any, x: Any, words: Any) -> Any:
     """Return the sum of the x whose sign is 1, of `words` times 32."""
     zero = ir.Constant(FLOATS, None)
@@ -51,10 +52,10 @@ def positive_sum(b: Any, signs: Any, x: Any, words: Any) -> Any:
     return sum_of_lanes(b, b.fadd(b.load(sums[0]), b.load(sums[1])))
 
 
-@instructions(types.void(i64, f32, i64, i64))
+@instructions(types.void)
 def add_signed(b: Any, signs: Any, alpha: Any, w: Any, words: Any) -> None:
-    """Add alpha with each sign to the floats at `w`, `words` times 32 of them."""
-    plus = splat(b, alpha)
+    """Add the float at `alpha` with each sign to those at `w`, `words` times 32 of them."""
+    plus = splat(b, element(b, alpha, 0, F32))
     minus = b.fsub(ir.Constant(FLOATS, None), plus)
     with cgutils.for_range(b, b.mul(words, constant(2))) as loop:
         place = b.add(w, b.mul(loop.index, constant(VECTOR)))
@@ -62,7 +63,7 @@ def add_signed(b: Any, signs: Any, alpha: Any, w: Any, words: Any) -> None:
         store(b, b.fadd(load(b, place, FLOATS), value), place)
 
 
-ones_of_word = instructions(i64(i64))(ones)
+ones_of_word = instructions(i64)(ones)
 
 
 @compiled
@@ -146,7 +147,7 @@ def decode(job, block):
     carray(as_floats_at(job.y + 4 * size * own), size * count)[:] = 0
     for s in range(S):
         row, end = rows_of_block(job, s, block)
-        alpha, outputs = carray(as_floats_at(job.alpha), end), carray(as_ints(job.outputs), end)
+        outputs = carray(as_ints(job.outputs), end)
         for r in range(row, end):
             weight = job.y + 4 * (size * (outputs[r] - edges[0]) + places * s)
-            add_signed(job.signs + job.row_bytes * r, alpha[r], weight, places // 32)
+            add_signed(job.signs + job.row_bytes * r, job.alpha + 4 * r, weight, places // 32)

@@ -25,10 +25,10 @@ from .vectors import (
     store,
     store_lanes,
     types,
-)  # fmt: skip
+)
 
 
-@instructions(i64(*[i64] * 9))
+@instructions(i64)
 def encode_word(
     b: Any, planes: Any, source: Any, count: Any, target: Any, step: Any, middle: Any, flips: Any,
     starting: Any, midpoints: Any,
@@ -97,7 +97,7 @@ def encode_run(job, source, step, count, target):
     return odd
 
 
-@instructions(types.void(*[i64] * 6))
+@instructions(types.void)
 def to_levels(
     b: Any, source: Any, count: Any, target: Any, middle: Any, levels: Any, midpoints: Any
 ) -> None:

@@ -35,14 +35,14 @@ from .vectors import (
 )
 
 
-@instructions(i64(i64))
+@instructions(i64)
 def count_up(b: Any, address: Any) -> Any:
     """Add 1 to the integer at the address, as if no other thread was there; return what it was."""
     place = b.inttoptr(address, I64.as_pointer())
     return b.atomic_rmw("add", place, constant(1), "monotonic")
 
 
-@instructions(i64(i64))
+@instructions(i64)
 def called(b: Any, address: Any) -> Any:
     """Return what the C function `int f(void)` at the address returns."""
     kind = ir.FunctionType(I32, [])

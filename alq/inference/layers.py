@@ -149,13 +149,13 @@ class PackedLayer(nn.Module):
         if self.way and (countable or self.way not in COUNTED):
             return self.way
         own: dict[str, Any] = self._buffers
-        R, held, linear = len(own["alpha"]), own["dense"] is not None, self.axes == 0
-        shape = self.grouping, R, geometry.positions, self.tables, linear
-        if linear:
-            return choose(*shape, countable, held)
+        R, held = len(own["alpha"]), own["dense"] is not None
+        asked = self.grouping, R, geometry.positions, self.tables, countable, held
+        if self.axes == 0:
+            return choose(*asked)
         tiles = unused(geometry, LANES[self.tables])
         counted = unused(geometry, LANES["popcounts"]) if countable else tiles
-        return choose(*shape, countable, held, tiles, counted)
+        return choose(*asked, tiles, counted)
 
     def hold(self) -> None:
         """Keep the weights in float32, too, for where that is as fast as it gets."""

@@ -36,7 +36,7 @@ from .vectors import (
     sum_of_lanes,
     transposed,
     types,
-)  # fmt: skip
+)
 
 INTS = ir.VectorType(I32, 16)
 # The largest int16, less what the rounding of 64 inputs may add to their sum.
@@ -45,7 +45,7 @@ SCALED = 2**-7  # a power of two, with which the sum of 64 inputs is finite wher
 LEAST = 1e-30  # a smaller step is this: its inverse is a number
 
 
-@instructions(types.void(*[i64] * 9))
+@instructions(types.void)
 def move(
     b: Any, shorts: Any, source: Any, step: Any, positions: Any, channels: Any, target: Any,
     channel_step: Any, inverses: Any, inverse_step: Any,
@@ -96,7 +96,7 @@ def move_run(job, source, step, count, target, inverses):
         move(shorts, own, step, count, some, to, channel_step, inverses, job.inverse_step)
 
 
-@instructions(i64(i64, i64, i64))
+@instructions(i64)
 def largest_sum(b: Any, source: Any, count: Any, together: Any) -> Any:
     """Return the bits of the most that up to 64 floats add up to with any signs, times SCALED.
 

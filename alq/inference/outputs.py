@@ -21,7 +21,6 @@ from .vectors import (
     constant,
     element,
     first_lanes,
-    i64,
     instructions,
     load,
     splat,
@@ -29,7 +28,7 @@ from .vectors import (
     store_lanes,
     transposed,
     types,
-)  # fmt: skip
+)
 
 
 @compiled
@@ -63,7 +62,7 @@ def add_row(b: Any, y: Any, factor: Any, parts: list) -> None:
         y = b.add(y, constant(VECTOR))
 
 
-@instructions(types.void(*[i64] * 8))
+@instructions(types.void)
 def write_part(
     b: Any, tile: Any, row: Any, scales: Any, bias: Any, O: Any, targets: Any, y: Any, width: Any
 ) -> None:

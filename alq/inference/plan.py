@@ -46,8 +46,8 @@ MULTIPLY = {True: 0.030, False: 0.0075}
 
 @lru_cache(512)
 def choose(
-    grouping: Grouping, R: int, positions: int, kind: str, linear: bool, planes: int = 0,
-    held: bool = False, unused: float = UNUSED, unused_counted: float = UNUSED,
+    grouping: Grouping, R: int, positions: int, kind: str, planes: int = 0, held: bool = False,
+    unused: float = UNUSED, unused_counted: float = UNUSED,
 ) -> str:  # fmt: skip
     """Return which way computes a layer of R rows (`alq.inference.compute`): what costs least.
 
@@ -56,16 +56,16 @@ def choose(
     `held` tells whether the float32 weights are there, too; `unused` how many tiles there are over
     those that the positions would fill, `unused_counted` likewise of popcounts.
     """
-    if linear:
+    if is_linear(grouping):
         unused = unused_counted = 1.0
-    found = costs(grouping, R, positions, kind, linear, unused)
+    found = costs(grouping, R, positions, kind, unused)
     if held:
-        found["held"] = HELD_CALL + product(grouping, positions, linear)
+        found["held"] = HELD_CALL + product(grouping, positions)
     if planes:
         feed = FEED_CALL + positions * grouping.shape[1] * FEED
         found = {way: cost + feed for way, cost in found.items()}
     if can_count(grouping, planes):
-        found |= costs_of_counting(grouping, R, positions, planes, linear, unused_counted)
+        found |= costs_of_counting(grouping, R, positions, planes, unused_counted)
     return min(found, key=found.__getitem__)
 
 
@@ -79,13 +79,17 @@ def can_count(grouping: Grouping, planes: int) -> bool:
     return 1 <= planes <= MOST_PLANES and grouping.n > SHORT and at_one_position(grouping)
 
 
+def is_linear(grouping: Grouping) -> bool:
+    return len(grouping.shape) == 2
+
+
 def at_one_position(grouping: Grouping) -> bool:
     """Return whether each group's weights meet inputs of one position, side by side."""
     return grouping.structure == "pixelwise" or math.prod(grouping.shape[2:]) == 1
 
 
 def costs_of_counting(
-    grouping: Grouping, R: int, positions: int, planes: int, linear: bool, unused: float
+    grouping: Grouping, R: int, positions: int, planes: int, unused: float
 ) -> dict[str, float]:
     """Return what popcounts cost, in nanoseconds; arguments as for `choose`."""
     O, C = grouping.shape[:2]
@@ -94,15 +98,16 @@ def costs_of_counting(
     a_row = COUNTED_ROW + planes * words * COUNT
     a_tile = grouping.G // O * words * MEET + R * a_row + O * COUNTED_WRITE
     found = {"popcounts": COUNTED_CALL + positions * C * ENCODE + tiles * a_tile}
-    if linear:
+    if is_linear(grouping):
         a_row = ONE_ROW + planes * (ONE_SUM + words * ONE_WORD)
         found["popcount dots"] = ONE_CALL + positions * (ONE_POSITION + R * a_row)
     return found
 
 
-def product(grouping: Grouping, positions: int, linear: bool) -> float:
+def product(grouping: Grouping, positions: int) -> float:
     """Return what PyTorch's product with the weights costs, in nanoseconds."""
-    O, at_once = grouping.shape[0], 1 if linear else PRODUCT_LANES
+    O, linear = grouping.shape[0], is_linear(grouping)
+    at_once = 1 if linear else PRODUCT_LANES
     used = math.ceil(O / at_once) * at_once / O
     a_weight = READ[linear] + MULTIPLY[linear] * positions * used
     return PRODUCT_CALL[linear] + grouping.numel * a_weight
@@ -121,9 +126,7 @@ def held_layers(sizes: Mapping[str, int]) -> list[str]:
     return found
 
 
-def costs(
-    grouping: Grouping, R: int, positions: int, kind: str, linear: bool, unused: float
-) -> dict[str, float]:
+def costs(grouping: Grouping, R: int, positions: int, kind: str, unused: float) -> dict[str, float]:
     """Return what each way costs, in nanoseconds; arguments as for `choose`."""
     O = grouping.shape[0]
     size = grouping.numel
@@ -139,9 +142,9 @@ def costs(
         + size * CLEAR
         + R * signs * SIGN
         + (blocks - 1) * O * positions * JOIN
-        + product(grouping, positions, linear),
+        + product(grouping, positions),
     }
-    if linear:
+    if is_linear(grouping):
         words = R * max(1, signs / 64)
         found["dots"] = DOTS_CALL + positions * (DOTS_POSITION + words * DOTS_WORD)
     return found

@@ -32,7 +32,6 @@ from .vectors import (
     compiled,
     constant,
     element,
-    i64,
     instructions,
     load,
     ones,
@@ -98,7 +97,7 @@ def weighted(b: Any, counts: list, betas: list) -> Any:
     return value
 
 
-@instructions(types.void(*[i64] * 11))
+@instructions(types.void)
 def add_rows(
     b: Any, planes: Any, few: Any, x: Any, step: Any, words: Any, betas: Any, signs: Any, rows: Any,
     alpha: Any, outputs: Any, sums: Any,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..method.structures import Grouping
 from .jobs import CHUNK, DECODE, LEVELS, LINE, Job
-from .plan import COUNTED, LANES, at_one_position
+from .plan import COUNTED, LANES, at_one_position, is_linear
 from .rows import row_bytes
 from .tiles import REMEMBERED, Geometry, Tiling, overlap, strips, taps, tiling
 
@@ -49,7 +49,7 @@ def prepared(
     grouping: Grouping, geometry: Geometry, way: str, threads: int, planes: int = 0
 ) -> Prepared:
     """Return the job of one way, or kind of tables; `geometry` as `by_kernel` explains."""
-    O, linear = grouping.shape[0], len(grouping.shape) == 2
+    O, linear = grouping.shape[0], is_linear(grouping)
     counted, n = way in COUNTED, grouping.n
     job, arrays = Job(), [np.zeros(O, np.float32)]
     tell(job, threads=threads, bias=arrays[0].ctypes.data)
@@ -122,7 +122,7 @@ def prepared_for_levels(values: int, threads: int) -> Prepared:
 
 def tell_of_layer(job: Job, grouping: Grouping, geometry: Geometry) -> None:
     """Tell the job of the layer's groups and of what they meet."""
-    C, O, linear = geometry.channels, grouping.shape[0], len(grouping.shape) == 2
+    C, O, linear = geometry.channels, grouping.shape[0], is_linear(grouping)
     picture = C if linear else C * geometry.size[0] * geometry.size[1]
     together = at_one_position(grouping)
     tell(

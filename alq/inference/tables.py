@@ -28,7 +28,6 @@ from .vectors import (
     compiled,
     constant,
     element,
-    i64,
     instructions,
     load,
     store,
@@ -49,7 +48,7 @@ def signed_sums(b: Any, x: list, floats: bool) -> list:
     return [add(low[c & 3], high[c >> 2]) for c in range(16)]
 
 
-@instructions(types.void(*[i64] * 6))
+@instructions(types.void)
 def build(b: Any, shorts: Any, tables: Any, count: Any, x: Any, taps: Any, zeros: Any) -> None:
     """Write `count` tables, of shorts or of floats.
 
@@ -87,7 +86,7 @@ def look_up(b: Any, tables: Any, word: Any, count: int, kind: ir.VectorType) -> 
     return add(*parts)
 
 
-@instructions(types.void(*[i64] * 8))
+@instructions(types.void)
 def add_rows(
     b: Any, shorts: Any, tables: Any, signs: Any, stride: Any, rows: Any, alpha: Any, outputs: Any,
     sums: Any,

@@ -135,11 +135,11 @@ def ones(b: Any, value: Any) -> Any:
     return llvm(b, f"llvm.ctpop.{kind}", value.type, value)
 
 
-def instructions(signature: Any) -> Callable:
+def instructions(kind: Any) -> Callable:
     """Return what makes of a function that writes instructions one that kernels can call.
 
-    It is written (b, *arguments), and returns its result, or nothing; its types, as numba has them,
-    are the `signature`.
+    It is written (b, *arguments), and called with the arguments alone, which are whole numbers and
+    addresses. What it returns is of a kind of numba's, `types.void` for nothing.
     """
 
     def decorate(write: Callable) -> Any:
@@ -149,7 +149,7 @@ def instructions(signature: Any) -> Callable:
                 result = write(b, *arguments)
                 return context.get_dummy_value() if result is None else result
 
-            return signature, generate
+            return kind(*[i64] * len(kinds)), generate
 
         return intrinsic(described)
 
@@ -183,7 +183,7 @@ def kernel(function: Callable[[int], None]) -> Any:
 def pointer(kind: Any, own: ir.Type) -> Callable:
     """Return what makes a pointer of an address, for `numba.carray`; numba's kind and LLVM's."""
 
-    @instructions(types.CPointer(kind)(i64))
+    @instructions(types.CPointer(kind))
     def cast(b: Any, address: Any) -> Any:
         return b.inttoptr(address, own.as_pointer())
 
