@@ -16,7 +16,7 @@ from .dots import decode, dots
 from .inputs import put_on_levels
 from .jobs import DECODE, LEVELS, LINE
 from .moves import lay_out, measure
-from .outputs import rows_of_block, scale_lanes, write_tile
+from .outputs import scale_lanes, write_tile
 from .popcounts import count_rows
 from .prepared import TABLES
 from .tables import look_up_rows
@@ -106,14 +106,10 @@ def tiles(job, memory, image, first, last, block):
     for t in range(first, last):
         carray(as_floats_at(tile), (edges[block + 1] - edges[block]) * job.lanes)[:] = 0
         inputs = flat + job.item * (starts[t] - starts[first])
-        for s in range(job.segments):
-            row, end = rows_of_block(job, s, block)
-            if row == end:
-                continue
-            if job.planes:
-                count_rows(job, inputs, s, row, end, sums)
-            else:
-                look_up_rows(job, memory, inputs, s, row, end, sums)
+        if job.planes:
+            count_rows(job, inputs, block, sums)
+        else:
+            look_up_rows(job, memory, inputs, block, sums)
         scale_lanes(job, memory, scales, t)
         write_tile(job, tile, scales, image, t, block)
 

@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import carray
 from numba.core import cgutils
 
-from .outputs import add_row, output_of_row
+from .outputs import add_row, output_of_row, rows_of_block
 from .plan import MOST_PLANES
 from .vectors import (
     F32,
@@ -131,13 +131,16 @@ def add_rows(
 
 
 @compiled
-def count_rows(job, inputs, s, row, end, sums):
+def count_rows(job, inputs, block, sums):
     """Do what `alq.inference.tables.look_up_rows` does, for inputs in binary bases."""
     words = job.row_bytes // 8
     few = words if words in FEW else 0
-    x = inputs + carray(as_longs(job.taps), job.segments)[s]
-    signs, alpha, outputs = job.signs + row * job.row_bytes, job.alpha + 4 * row, job.outputs
-    add_rows(
-        job.planes, few, x, 8 * job.channel_step, words, job.betas, signs, end - row, alpha,
-        outputs + 4 * row, sums,
-    )  # fmt: skip
+    taps = carray(as_longs(job.taps), job.segments)
+    for s in range(job.segments):
+        row, end = rows_of_block(job, s, block)
+        if row < end:
+            add_rows(
+                job.planes, few, inputs + taps[s], 8 * job.channel_step, words, job.betas,
+                job.signs + row * job.row_bytes, end - row, job.alpha + 4 * row,
+                job.outputs + 4 * row, sums,
+            )  # fmt: skip

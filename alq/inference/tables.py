@@ -16,7 +16,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from .outputs import add_row, output_of_row
+from .outputs import add_row, output_of_row, rows_of_block
 from .prepared import TABLES
 from .vectors import (
     FLOATS,
@@ -116,15 +116,19 @@ def add_rows(
 
 
 @compiled
-def look_up_rows(job, tables, inputs, s, row, end, sums):
-    """Add the rows `row` to `end` of segment s to their outputs' sums.
+def look_up_rows(job, tables, inputs, block, sums):
+    """Add all rows of a block to their outputs' sums, segment by segment.
 
     `inputs` is the address of those of the tile; `tables` that of the scratch.
     """
-    shorts, step = int(job.item == 2), min(64, 8 * job.row_bytes)
-    alpha, outputs, zeros = job.alpha + 4 * row, job.outputs + 4 * row, tables + TABLES
-    for w in range(job.places // step):
-        taps = job.taps + 8 * (s * job.places + w * step)
-        build(shorts, tables, step // 4, inputs, taps, zeros)
-        word = job.signs + row * job.row_bytes + w * step // 8
-        add_rows(shorts, tables, word, job.row_bytes, end - row, alpha, outputs, sums)
+    shorts, step, zeros = int(job.item == 2), min(64, 8 * job.row_bytes), tables + TABLES
+    for s in range(job.segments):
+        row, end = rows_of_block(job, s, block)
+        if row == end:
+            continue
+        alpha, outputs = job.alpha + 4 * row, job.outputs + 4 * row
+        for w in range(job.places // step):
+            taps = job.taps + 8 * (s * job.places + w * step)
+            build(shorts, tables, step // 4, inputs, taps, zeros)
+            word = job.signs + row * job.row_bytes + w * step // 8
+            add_rows(shorts, tables, word, job.row_bytes, end - row, alpha, outputs, sums)
