@@ -1,7 +1,7 @@
 """Adaptive quantization and post-training of any network, with any loss and any form of batch."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .command.report import expectation, layer_table, network_lines
 from .errors import InputError, NotFinite
 from .extras.compiled import quantizer_class
-from .extras.unit_sources import first_call, unit_sources
+from .extras.unit_sources import sources_to_fold
 from .files.floats import FLOATS
 from .files.runlog import RunLog
 from .files.scalars import Scalars
@@ -74,7 +74,7 @@ def fit(
     file = None
     if schedule.file_kb is not None:
         batch = next(iter(train_loader))
-        sources = unit_sources(model, weights, first_call(model, lambda: loss(model, batch)))
+        sources = sources_to_fold(model, weights, lambda: loss(model, batch))
         file = FileSize.of(model, weights, FLOATS["6bit"]).knowing(sources)
     plan = pruning_plan(schedule, weights, len(train_loader), rounded=False, file=file)
     write("plan", plan=str(plan), rounds=plan.rounds, expected=expected_size(plan, weights))
@@ -181,6 +181,9 @@ def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
 
     def on_device(model: nn.Module, batch: object) -> tuple[Tensor, Tensor | None, int]:
         batch = _moved(batch, device)
+        sizes = [tensor.numel() for tensor in _tensors(batch)]
+        if sizes and not any(sizes):
+            raise InputError("a loader gave a batch of no samples; let it leave such batches out")
         result = loss(model, batch)
         if not isinstance(result, (tuple, list)):
             result = result, None, _samples(batch)
@@ -198,8 +201,8 @@ def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
 
 
 def _moved(batch: object, device: torch.device) -> object:
-    if isinstance(batch, Tensor):
-        return batch.to(device)
+    if callable(move := getattr(batch, "to", None)):  # also packed sequences, and other libraries'
+        return move(device)
     if isinstance(batch, dict):
         return {key: _moved(value, device) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):
@@ -209,10 +212,14 @@ def _moved(batch: object, device: torch.device) -> object:
 
 
 def _samples(batch: object) -> int:
-    """Return the length of the batch's first tensor, 1 where there is none."""
+    """Return the length of the batch's first tensor that has one, 1 where there is none."""
+    return next((len(tensor) for tensor in _tensors(batch) if tensor.dim()), 1)
+
+
+def _tensors(batch: object) -> Iterator[Tensor]:
+    """Yield all tensors in nested dicts, lists and tuples."""
     if isinstance(batch, Tensor):
-        return len(batch) if batch.dim() else 1
-    parts = batch.values() if isinstance(batch, dict) else batch
-    nested = parts if isinstance(parts, Iterable) else ()
-    found = (_samples(part) for part in nested if isinstance(part, (Tensor, dict, tuple, list)))
-    return next(found, 1)
+        yield batch
+    elif isinstance(batch, (tuple, list, Mapping)):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(part)

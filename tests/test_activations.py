@@ -168,6 +168,24 @@ def test_inputs_of_few_values_are_met_and_nothing_becomes_nan(M, x) -> None:
     assert found.levels().isfinite().all() and (found.gamma >= 0).all()
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "first",
+    [torch.zeros(1, 9), torch.empty(0, 9), torch.ones(2, 9)],
+    ids=["zeros", "no values", "one value"],
+)  # fmt: skip
+def test_a_first_batch_that_tells_nothing_is_not_the_first(first, training) -> None:
+    """Such as zeros that are passed to see the shapes: else all inputs would become constant."""
+    ours, plain = (BinaryActivation(2, torch.empty(0)).train(training) for _ in range(2))
+    ours(first)
+    assert not ours.fitted
+    loaded = BinaryActivation(2, torch.empty(0))
+    loaded.load_state_dict(ours.state_dict())
+    x = behind_relu(8, 100, dtype=torch.float32)
+    assert torch.equal(ours(x), plain(x)) and torch.equal(loaded.train(training)(x), plain(x))
+    assert ours.fitted and ours.gamma.all()
+
+
 def test_a_dead_layer_comes_to_life() -> None:
     found = BinaryActivation(2, torch.empty(0))
     found(torch.zeros(8, 100))

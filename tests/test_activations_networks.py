@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import alq
 import lenet5
+from alq.command.report import network_lines
 from alq.errors import InputError
 from alq.method.activations import BinaryActivation
 from alq.method.quantized_inputs import activations_in, restore_activations
@@ -249,6 +250,36 @@ def test_a_layer_that_is_fed_no_tensor_says_so() -> None:
     packed = nn.utils.rnn.pack_sequence([torch.rand(3, 16), torch.rand(2, 16)])
     with pytest.raises(InputError, match=r"^GRU: its first argument is no tensor"):
         model.gru(packed)
+
+
+def test_nested_tensors_are_refused_with_the_way_out() -> None:
+    """Which an encoder makes of its input in evaluation, if that is padded."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    x, padding = torch.randn(4, 5, 8), torch.arange(5).expand(4, 5) > 2
+    for nested in (True, False):
+        model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
+        alq.quantize_activations(model, 2)
+        model(x, src_key_padding_mask=padding)
+        model.eval()
+        with torch.no_grad():
+            if nested:
+                with pytest.raises(InputError, match=r"nested tensor, .*enable_nested_tensor=Fals"):
+                    model(x, src_key_padding_mask=padding)
+            else:
+                assert model(x, src_key_padding_mask=padding).isfinite().all()
+
+
+def test_a_layer_that_is_never_called_is_said_to_have_a_float_input(tmp_path) -> None:
+    model = nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 9), nn.Linear(9, 9))
+    weights = alq.quantize(model, max_bit=1)
+    alq.quantize_activations(model, 2)
+    model[:3](torch.randn(8, 9))
+    assert "activations: 2 bit into 1 layers, float into 0, 3" in network_lines(model, weights)
+    alq.round_floats(model, weights, "6bit")
+    alq.save_packed(tmp_path / "net.alq", model, weights, "6bit", coded=True)
+    loaded = copy.deepcopy(model)
+    alq.load_packed(tmp_path / "net.alq", loaded)
+    assert not loaded[3].binary_input.fitted and loaded[2].binary_input.fitted
 
 
 def test_a_layer_that_is_called_twice_has_one_set_of_levels() -> None:

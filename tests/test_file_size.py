@@ -14,6 +14,7 @@ import alq
 import lenet5
 from alq.data import mnist, read_mnist
 from alq.errors import InputError
+from alq.extras.probing import without_bits
 from alq.extras.unit_sources import first_call, unit_sources
 from alq.files.floats import FLOATS
 from alq.method.steps import choose_pruned
@@ -375,3 +376,51 @@ def test_the_flag_gives_a_file_of_this_size(tmp_path, capsys, monkeypatch) -> No
     logged = json.loads((tmp_path / "net.jsonl").read_text().splitlines()[-1])
     size = (tmp_path / "net_posttrained.alq").stat().st_size
     assert 4800 < size == logged["file_bytes"] < 6300
+
+
+class Text(nn.Module):
+    """Takes whole numbers, which folding does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.rest = nn.Sequential(
+            nn.Linear(8, 90), nn.ReLU(), nn.Linear(90, 90), nn.ReLU(), nn.Linear(90, 4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.embedding(x).mean(1))
+
+
+def test_of_a_network_that_cannot_be_folded_the_whole_file_counts(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = Text()
+    x = torch.randint(20, (16, 5))
+    batches = [(part, part[:, 0] % 4) for part in x.split(4)]
+    weights = alq.quantize(model, max_bit=1)
+    schedule = alq.Schedule(
+        file_kb=0.7, pr=1.0, epoch_basis=0, epoch_coord=1, epoch_ste=0, epoch_post_coord=0
+    )
+    alq.fit(model, weights, batches, batches, schedule=schedule, progress=False)
+    assert without_bits(weights[1]).any()  # which a fold would gain by
+    with pytest.raises(InputError, match="fold: needs a model that takes a tensor of floats"):
+        alq.fold_constant_units(model, weights, x)
+    alq.round_floats(model, weights, "6bit")
+    alq.save_packed(tmp_path / "net.alq", model, weights, "6bit", coded=True)
+    assert 600 < (tmp_path / "net.alq").stat().st_size < 720
+
+
+def test_what_folding_refuses_is_refused_before_training() -> None:
+    model = nn.Sequential(nn.Linear(9, 9), nn.ReLU(), nn.Linear(9, 2))
+    batches = [(torch.randn(4, 9), torch.zeros(4, dtype=torch.long))]
+    weights = alq.quantize(model, max_bit=2)
+    schedule = alq.Schedule(file_kb=0.2)
+    with pytest.raises(ZeroDivisionError):  # the loss's own error is not taken for the model's
+
+        def loss(model: nn.Module, batch: tuple) -> Tensor:
+            raise ZeroDivisionError
+
+        alq.fit(model, weights, batches, batches, loss, schedule, progress=False)
+    alq.quantize_activations(model, 2)
+    with pytest.raises(InputError, match="file_kb: needs activations in float"):
+        alq.fit(model, weights, batches, batches, schedule=schedule, progress=False)

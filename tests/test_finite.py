@@ -122,3 +122,13 @@ def test_a_watch_takes_as_many_operations_for_many_layers_as_for_one(layers) -> 
         watch.note(2, torch.tensor(0.0))
     assert operations.count < 20
     watch.check()
+
+
+def test_a_loss_in_half_does_not_make_gradients_infinite() -> None:
+    """The square of 1000 is no float16."""
+    model = nn.Linear(2, 2)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 1000.0)
+    watch = Watch(model, "epoch", "stop")
+    watch.note(1, torch.tensor(1.0, dtype=torch.float16))
+    watch.check()

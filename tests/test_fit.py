@@ -343,6 +343,23 @@ def test_an_impossible_target_is_refused(options, message) -> None:
         pruning_plan(alq.Schedule(**options), network(), 10)
 
 
+@pytest.mark.parametrize(
+    ("options", "batches", "message"),
+    [
+        (
+            {"pr": 0.9, "R": 20},
+            10,
+            r"pr 0.9: of \d+ coordinates not one .* after 20 rounds; use less",
+        ),
+        ({"pr": 1.0, "R": 1}, 1, r"pr 1.0: of \d+ coordinates not one .* after 1 round; use less"),
+        ({"pr": 1e-17, "target_bit": 1.0}, 10, "pr 1e-17: prunes nothing, so target_bit is never"),
+    ],
+)
+def test_a_share_that_leaves_nothing_or_all_is_refused(options, batches, message) -> None:
+    with pytest.raises(InputError, match=message):
+        pruning_plan(alq.Schedule(**options), network(), batches, rounded=False)
+
+
 def test_pruning_stops_at_the_coordinate_that_frees_enough() -> None:
     costs = [torch.tensor([[5.0, 1.0], [9.0, 2.0]]), torch.tensor([[3.0, 0.0, 4.0]])]
     masks = [torch.tensor([[True, True], [True, True]]), torch.tensor([[True, False, True]])]

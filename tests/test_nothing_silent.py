@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import UserDict
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -90,6 +91,31 @@ def test_a_missing_gradient_has_a_reason() -> None:
         optimizer.basis_step()
     with pytest.raises(InputError, match=r"0\.weight: no gradient; its requires_grad is False; se"):
         fit(model, weights)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("step", ["basis_step", "ste_step", "coordinate_step", "prune_step"])
+def test_a_gradient_that_is_no_number_shows_in_the_weights(step: str, bad: float) -> None:
+    """As with any optimizer. The search for levels would make weights that look like others."""
+    model = small()
+    weights = alq.quantize(model, max_bit=2)
+    optimizer = alq.ALQ(weights)
+    shares = [0.5, 0.5] if step == "prune_step" else []
+    for number in (1.0, 1e30, bad):
+        good = number in (1.0, 1e30)
+        for weight in weights:
+            weight.parameter.grad = torch.randn_like(weight.parameter)
+        weights[1].parameter.grad[1, 5] = number
+        getattr(optimizer, step)(*shares)
+        assert weights[1].parameter.isfinite().all() == good
+
+
+def test_files_and_weights_of_other_names_are_told(tmp_path) -> None:
+    inside = small()
+    weights = alq.quantize(inside)
+    with pytest.raises(InputError, match=r"^0\.weight: is 1\.0\.weight in this model; give the"):
+        alq.save_packed(tmp_path / "net.alq", nn.Sequential(nn.Linear(6, 6), inside), weights)
+    alq.save_packed(tmp_path / "net.alq", inside, weights)
 
 
 # ---------------------------------------------------------------------------- numbers that are none
@@ -238,6 +264,58 @@ def test_a_loss_that_is_none(loss: Callable, message: str) -> None:
     model = small()
     with pytest.raises(InputError, match=message):
         fit(model, alq.quantize(model), loss=loss)
+
+
+def test_what_has_no_label_is_not_counted() -> None:
+    """Torch's cross entropy leaves out -100; accuracy and mean loss are of the others."""
+    model = small()
+    weights = alq.quantize(model)
+    x, y = batches(1)[0]
+    some = torch.where(torch.arange(10) < 3, y, -100)
+    loaders = [(x, some), (x, y)], [(x, some), (x, y)]
+    result = fit(model, weights, train_loader=loaders[0], val_loader=loaders[1])
+    with torch.no_grad():
+        logits = model(torch.cat([x[:3], x]))
+    labels = torch.cat([y[:3], y])
+    right = (logits.argmax(1) == labels).sum().item()
+    assert result["val_accuracy"] == pytest.approx(100 * right / 13)
+    assert result["val_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+class Encoding(UserDict):
+    """A batch as tokenizers give it: like a dict, but none, and it moves itself."""
+
+    def to(self, device: torch.device) -> Encoding:
+        return Encoding({key: value.to(device) for key, value in self.items()})
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x, y: {"epoch": torch.tensor(3), "x": x, "y": y},
+        lambda x, y: {"about": {"file": "a"}, "x": x, "y": y},
+        lambda x, y: Encoding(x=x, y=y),
+    ],
+    ids=["a number first", "no tensor first", "no dict"],
+)
+def test_a_batch_counts_for_its_samples(form: Callable) -> None:
+    model = small()
+    weights = alq.quantize(model)
+    (x, y), (rest, labels) = batches(2)
+    val = [form(x, y), form(rest[:2], labels[:2])]
+    loss = lambda model, batch: F.cross_entropy(model(batch["x"]), batch["y"])  # noqa: E731
+    result = fit(model, weights, train_loader=val, val_loader=val, loss=loss)
+    with torch.no_grad():
+        all_of_them = F.cross_entropy(model(torch.cat([x, rest[:2]])), torch.cat([y, labels[:2]]))
+    assert result["val_loss"] == pytest.approx(all_of_them.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("which", ["train_loader", "val_loader"])
+def test_a_batch_without_samples_is_refused(which: str) -> None:
+    model = small()
+    loader = [*batches(2), (torch.zeros(0, 6), torch.zeros(0, dtype=torch.long))]
+    with pytest.raises(InputError, match="a loader gave a batch of no samples; let it leave such"):
+        fit(model, alq.quantize(model), **{which: loader})
 
 
 class Stream(IterableDataset):

@@ -170,3 +170,22 @@ def test_a_second_ctrl_c_acts_at_once(ctrl_c_raises) -> None:
     with pytest.raises(KeyboardInterrupt):
         optimizer.basis_step()
     assert torch.equal(model[2].weight, before)
+
+
+def test_parameters_in_one_memory_are_refused() -> None:
+    """A step of either would change the other behind its back. Tied weights are one parameter."""
+    for weight in (lambda w: w.data, lambda w: w.data.T):
+        model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+        model[1].weight = nn.Parameter(weight(model[0].weight))
+        before = model[0].weight.clone()
+        for skip in ((), ["1.weight"]):
+            with pytest.raises(
+                InputError, match=r"1\.weight: lies in the memory of 0\.weight, but"
+            ):
+                alq.quantize(model, skip=skip)
+        assert torch.equal(model[0].weight, before)
+    model[1].weight = model[0].weight
+    assert len(alq.quantize(model)) == 1
+    flat = torch.randn(2, 6, 6)
+    model[0].weight, model[1].weight = nn.Parameter(flat[0]), nn.Parameter(flat[1])
+    assert len(alq.quantize(model)) == 2

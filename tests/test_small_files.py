@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import re
@@ -174,6 +175,30 @@ def test_running_statistics_keep_16_bits_and_coordinates_of_0_go() -> None:
     assert weight.live_total < live and weight.alpha[weight.mask].all()
     assert torch.equal(weight.w_hat(), model[0].weight)
     assert len(model[0].bias.abs().unique()) <= 4  # 3 bits: a sign, and 0 to 3 steps
+
+
+@pytest.mark.parametrize("floats", ["float16", "6bit"])
+def test_a_mask_of_infinities_is_a_buffer_like_others(floats, tmp_path) -> None:
+    """As attention adds it."""
+    model = nn.Sequential(nn.Linear(8, 4))
+    model.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+    weights = alq.quantize(model, max_bit=2)
+    alq.round_floats(model, weights, floats)
+    alq.save_packed(tmp_path / "net.alq", model, weights, floats, coded=True)
+    loaded = copy.deepcopy(model)
+    loaded.mask.zero_()
+    alq.load_packed(tmp_path / "net.alq", loaded)
+    assert torch.equal(loaded.mask, torch.full((4, 4), -torch.inf).triu(1))
+    model.mask[0, 0] = 1e9
+    with pytest.raises(InputError, match=r"mask: has values .* too large for float16; pack it"):
+        alq.round_floats(model, weights, floats)
+    model.mask[0, 0] = 0
+    model[0].bias.data[0] = torch.inf
+    if floats == "6bit":
+        with pytest.raises(
+            InputError, match=r"0\.bias: has values not finite, or too large for 6b"
+        ):
+            alq.round_floats(model, weights, floats)
 
 
 # ---------------------------------------------------------------------------- older files

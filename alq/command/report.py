@@ -86,7 +86,7 @@ def network_lines(model: nn.Module, weights: Sequence[MultiBitWeight]) -> str:
 
 def activations_line(model: nn.Module, weights: Sequence[MultiBitWeight]) -> str:
     """Return a further line: the bits of activations, and what float ones are fed into."""
-    fed = activations_in(model)
+    fed = [name for name, activation in activations_in(model).items() if activation.fitted]
     if not fed:
         return ""
     layers = [weight.name.rpartition(".")[0] for weight in weights]

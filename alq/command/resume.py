@@ -177,14 +177,15 @@ class ResumePoints:
 def training_state(training: Training) -> dict:
     """Return tensors and plain values on the CPU, of the stage and of the epoch under way."""
     totals = training.epoch.totals
-    sums = [x.cpu() if isinstance(x, Tensor) else x for x in (totals.loss, totals.correct)]
+    sums = [totals.loss, totals.correct, totals.count]
+    sums = [x.cpu() if isinstance(x, Tensor) else x for x in sums]
     return {
         "epochs_done": training.epochs_done,
         "seconds": training.seconds,
         "best": training.best,
         "batches": training.epoch.batches,
         "epoch_seconds": training.epoch.elapsed() if training.epoch.batches else 0.0,
-        "sums": processes.gather_from_all([*sums, totals.count]),  # of each process
+        "sums": processes.gather_from_all(sums),  # of each process
         "model": plain_state(training.model),
         "optimizers": [optimizer.state_dict() for optimizer in training.optimizers],
     }
@@ -199,8 +200,8 @@ def load_training(training: Training, state: dict) -> None:
     training.best = state["best"]
     training.epoch = EpochSoFar(batches=state["batches"], seconds=state["epoch_seconds"])
     totals, device = training.epoch.totals, next(training.model.parameters()).device
-    *sums, totals.count = state["sums"][processes.rank()]
-    totals.loss, totals.correct = (x.to(device) if isinstance(x, Tensor) else x for x in sums)
+    sums = (x.to(device) if isinstance(x, Tensor) else x for x in state["sums"][processes.rank()])
+    totals.loss, totals.correct, totals.count = sums
 
 
 def generator_states(device: torch.device) -> dict[str, Tensor]:

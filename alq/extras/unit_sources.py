@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..method.network import uncompiled
+from ..method.quantized_inputs import activations_in
 from ..method.weight import MultiBitWeight
 from ..training.file_size import Sources
 from .probing import (
@@ -29,6 +30,32 @@ from .probing import (
 )
 
 Call = tuple[Sequence, Mapping[str, object]]  # what a model is called with
+
+
+def sources_to_fold(
+    model: nn.Module, weights: Sequence[MultiBitWeight], run: Callable[[], object]
+) -> Sources:
+    """Return `unit_sources`, none where `fold_constant_units` refuses such a model.
+
+    `run` runs the model as it is used. Raises: InputError as `unit_sources` does, and where
+    activations are in binary bases.
+    """
+    if activations_in(model):
+        raise InputError("file_kb: needs activations in float, as folding does", "file_kb")
+    call = first_call(model, run)
+    if takes_tensor_gives_tensor(model, call):
+        return unit_sources(model, weights, call)
+    return Sources.of(weights, [nowhere(weight) for weight in weights], [False] * len(weights))
+
+
+@torch.no_grad()
+def takes_tensor_gives_tensor(model: nn.Module, call: Call) -> bool:
+    """Return whether the model takes nothing but a tensor of floats, and returns a tensor."""
+    args, named = call
+    if named or len(args) != 1 or not isinstance(args[0], Tensor):
+        return False
+    with evaluation(model), restored(model):
+        return args[0].is_floating_point() and isinstance(model(*args), Tensor)
 
 
 @torch.no_grad()
@@ -55,7 +82,7 @@ def unit_sources(model: nn.Module, weights: Sequence[MultiBitWeight], call: Call
     def arriving(of_units: Callable) -> dict[MultiBitWeight, Tensor]:
         return arrivals(layers, lambda: model(*args, **named), of_units)
 
-    with evaluation(model), restored(model):
+    with evaluation(model), restored(model), failures_on_nan():
         quiet = arriving(lambda weight, unit: torch.ones_like(unit))
         found = {weight: torch.zeros_like(x, dtype=torch.int64) for weight, x in quiet.items()}
         alone = {weight: ~x.isnan() & moves(layers[weight]) for weight, x in quiet.items()}
@@ -107,16 +134,23 @@ def restored(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     try:
         yield
-    except (InputError, torch.OutOfMemoryError):
-        raise
-    except (LookupError, RuntimeError, TypeError, ValueError, AssertionError) as error:
-        why = str(error).partition("\n")[0]
-        raise InputError(f"file_kb: the model does not run on NaN: {why}", "file_kb") from error
     finally:
         for buffer, value in buffers.items():
             buffer.copy_(value)
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def failures_on_nan() -> Iterator[None]:
+    """Turn what a model raises within `with` into an InputError."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (LookupError, RuntimeError, TypeError, ValueError, AssertionError) as error:
+        why = str(error).partition("\n")[0]
+        raise InputError(f"file_kb: the model does not run on NaN: {why}", "file_kb") from error
 
 
 def digits(digit: int, value: int, first: dict[MultiBitWeight, int]) -> Callable:

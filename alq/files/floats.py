@@ -60,9 +60,13 @@ def form_named(floats: str) -> int:
 def rounded(name: str, x: Tensor, form: int) -> Tensor:
     """Return the float32 values x of tensor `name` as `form` holds them; InputError if none."""
     found = in_form(x, form)
-    if not found.isfinite().all():
+    # Floats hold infinities and NaN, as masks have them, and levels that saw no batch.
+    lost = ~found.isfinite() & (x.isfinite() | (form <= MOST_STEPS))
+    if lost.any():
         floats = {form: name for name, form in FLOATS.items()}[form]
-        raise InputError(f"{name}: has values too large for {floats}; pack it as float32")
+        raise InputError(
+            f"{name}: has values not finite, or too large for {floats}; pack it as float32"
+        )
     return found
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..method.checks import check_of_model
+from ..method.checks import check_named
 from ..method.network import matrix_names, restore, uncompiled
 from ..method.quantized_inputs import (
     layers_of_activations,
@@ -98,7 +98,7 @@ def save_packed(
     check_floats(floats, coded)
     state = untied_state(model)
     for weight in weights:
-        check_of_model(weight, [state.get(weight.name)])
+        check_named(weight, state)
         if weight.parameter.dtype != torch.float32:
             kind = dtype_name(weight.parameter)
             raise InputError(f"{weight.name}: is {kind}, and packed files are float32")

@@ -26,7 +26,7 @@ class Watch:
 
     def note(self, batch: int, loss: Tensor) -> None:
         """Note what is not finite after the backward pass of `batch`."""
-        loss = loss.detach()
+        loss = loss.detach().to(torch.promote_types(loss.dtype, torch.float32))
         gradients = [p.grad for _, p in self.parameters if p.grad is not None]
         # One call for all, as each operation of its own costs a device's host some microseconds.
         norms = iter(torch._foreach_norm(gradients, torch.inf) if gradients else ())

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import InputError
-from ..machine.processes import sum_over_processes
+from ..machine.processes import process_count, sum_over_processes
 
 DECAY = 0.9  # of the running average, once a training batch
 RIDGE = 1e-4  # of the fit, relative to the number of values
@@ -158,14 +158,14 @@ def start(x: Tensor, low: Tensor, high: Tensor, M: int) -> Tensor:
 class BinaryActivation(nn.Module):
     """Puts the levels of M bits in the place of an input.
 
-    It fits itself to the first batch that it sees. From then on every batch in training mode moves
-    the levels a little, and takes them so moved; in eval mode they stay. Several processes fit to
-    the batches of all, so that training takes equally many in each.
+    It fits itself to the first batch that it sees of values that differ. From then on every batch
+    in training mode moves the levels a little, and takes them so moved; in eval mode they stay.
+    Several processes fit to the batches of all, so that training takes equally many in each.
 
     Attributes:
         gamma: (M,), not negative.
         lowest: (), the lowest level; x_ref is `lowest + gamma.sum()`.
-        fitted: whether it has seen a batch, or was loaded from one that had.
+        fitted: whether it has seen such a batch, or was loaded from one that had.
     """
 
     gamma: Tensor
@@ -214,10 +214,11 @@ class BinaryActivation(nn.Module):
         x = self.values(x if x.numel() else x.new_zeros(1))
         low, high, from_zero = extent(x, len(self.gamma))
         theta = start(x := x.clamp(low, high), low, high, len(self.gamma))
-        for _ in range(FIRST_FITS):
+        # Else all are one value, and tell nothing. Several processes fit together, so in training.
+        self.fitted = process_count() > 1 or bool((theta[1:] != 0).any())
+        for _ in range(FIRST_FITS if self.fitted else 0):
             theta = self.refitted(x, theta, from_zero, 1.0)
         self.put(theta)
-        self.fitted = True
 
     def values(self, x: Tensor) -> Tensor:
         """Return the values of x that are fitted to, in the type of the fit."""
@@ -243,7 +244,7 @@ class BinaryActivation(nn.Module):
     def _load_from_state_dict(self, state: Mapping, prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state, prefix, *rest)
         saved = state.get(f"{prefix}gamma", self.gamma)
-        self.fitted = not saved.is_meta and not bool(saved.isnan().any())
+        self.fitted = not saved.is_meta and bool((saved > 0).any())
 
     def extra_repr(self) -> str:
         return f"act_bit={len(self.gamma)}"

@@ -1,6 +1,6 @@
 """What callers can get wrong about multi-bit weights: InputError, in one line."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,18 @@ def check_type(weight: MultiBitWeight) -> None:
             f"{weight.name}: was {then[0]} on {then[1]} when it was quantized and is {now[0]} on "
             f"{now[1]}; convert and move the model before alq.quantize"
         )
+
+
+def check_named(weight: MultiBitWeight, state: Mapping[str, Tensor]) -> None:
+    """Check that a model's `state` has the weight's parameter by its name, which holds w_hat."""
+    own = state.get(weight.name)
+    others = [name for name, value in state.items() if value is weight.parameter]
+    if others and own is not weight.parameter:
+        raise InputError(
+            f"{weight.name}: is {others[0]} in this model; give the model that alq.quantize was "
+            "given (of DistributedDataParallel its .module)"
+        )
+    check_of_model(weight, [own])
 
 
 def check_of_model(weight: MultiBitWeight, parameters: Iterable[Tensor | None]) -> None:

@@ -84,6 +84,18 @@ class Family:
         pairs = zip(self.weights, parts, strict=True)
         return {weight: part.view_as(weight.mask) for weight, part in pairs}
 
+    def spoil_if_not_finite(self) -> None:
+        """Make all coordinates NaN if a gradient is not finite, so that the weights become NaN.
+
+        The search for the nearest level would else make weights of it that look like others. On an
+        accelerator, whose steps wait for memory, this pass over the gradients is left out.
+        """
+        if on_accelerator(self.alpha):
+            return
+        gradients = [weight.parameter.grad.to_dense() for weight in self.weights]
+        largest = torch.stack(torch._foreach_norm(gradients, torch.inf)).max()
+        self.alpha.add_(largest, alpha=0)  # what is not finite is NaN, times 0
+
     def prune(self, dead: Mapping[MultiBitWeight, Tensor]) -> None:
         """Remove the coordinates that `dead` flags, (G, I) bool of each layer.
 

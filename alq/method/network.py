@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Number
 from typing import Any
 
@@ -111,6 +111,7 @@ def quantize(
     Raises: InputError names the layer that a value does not fit.
     """
     parameters = quantizable(model, skip)
+    _check_memory(model, parameters)
     weights = [
         MultiBitWeight.from_parameter(name, parameters[name], grouping, bit)
         for name, (grouping, bit) in groupings(model, structure, subc, max_bit, skip).items()
@@ -119,6 +120,20 @@ def quantize(
         weight.write()
         _warn_if_larger(weight)
     return weights
+
+
+def _check_memory(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """InputError if another parameter lies in the memory of one of `parameters`."""
+    quantized, first = set(parameters.values()), {}
+    for name, own in uncompiled(model).named_parameters():
+        if isinstance(own, UninitializedParameter) or not own.data_ptr():  # as on "meta"
+            continue
+        other, parameter = first.setdefault((own.device, own.data_ptr()), (name, own))
+        if parameter is not own and not quantized.isdisjoint((own, parameter)):
+            raise InputError(
+                f"{name}: lies in the memory of {other}, but is another parameter; make them one "
+                "(b.weight = a.weight), or give it memory of its own (.clone())"
+            )
 
 
 def _warn_if_larger(weight: MultiBitWeight) -> None:

@@ -24,7 +24,9 @@ class ALQ(Optimizer):
     """Adaptive loss-aware quantization: four steps on multi-bit weights.
 
     Each step reads the parameters' `.grad` (g below, reshaped to (G, n)), updates AMSGrad moments
-    and leaves w_hat in the parameters. p and h are those of `alq.method.loss_model`.
+    and leaves w_hat in the parameters. p and h are those of `alq.method.loss_model`. A gradient
+    that is not finite makes the weights NaN, as in torch's optimizers, but on an accelerator basis
+    and STE steps can hide it. To skip such a batch, as `GradScaler` does, look before the step.
 
     Arguments:
         weights: what `alq.quantize` returned.
@@ -172,7 +174,10 @@ class ALQ(Optimizer):
         for weight in self.weights:
             self.state[weight.parameter]["step"] += 1
             self.state[weight.parameter]["step_a"] += 1
-        return self._arranged()
+        arranged = self._arranged()
+        for family in arranged:
+            family.spoil_if_not_finite()
+        return arranged
 
     def arithmetic(self, weight: MultiBitWeight) -> Any:
         """Return the module whose BLOCK and four functions (`alq.method.steps`) a step takes.

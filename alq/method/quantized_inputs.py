@@ -112,6 +112,11 @@ def quantize_input(layer: nn.Module, inputs: tuple) -> tuple:
             f"{type(layer).__name__}: its first argument is no tensor, so its input cannot be "
             "quantized; leave it out with skip="
         )
+    if inputs[0].is_nested:
+        raise InputError(
+            f"{type(layer).__name__}: its input is a nested tensor, which cannot be quantized; "
+            "make the nn.TransformerEncoder with enable_nested_tensor=False"
+        )
     activation, count = getattr(layer, PLACE), 3 if isinstance(layer, nn.MultiheadAttention) else 1
     done: dict[int, Tensor] = {}  # attention to itself is fed one tensor three times
     for x in inputs[:count]:

@@ -14,20 +14,21 @@ from ..machine.finite import Watch
 from ..machine.processes import combine_over_processes
 
 # (model, batch) -> mean loss, number of correct answers (None: nothing to count), number of samples
-LossFunction = Callable[[nn.Module, Any], tuple[Tensor, "Tensor | None", int]]
+LossFunction = Callable[[nn.Module, Any], tuple[Tensor, "Tensor | None", "Tensor | int"]]
+NO_LABEL = -100  # what F.cross_entropy leaves out
 
 
-def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
+def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean cross entropy, number of correct answers and of labels of one batch (x, y).
 
     The logits are (batch, classes, ...); y holds classes (batch, ...), or their probabilities in
-    the logits' shape. Each place of a picture that has a label counts.
+    the logits' shape. Each place of a picture that has a label counts; -100 is none, as in torch.
     """
     x, y = batch
     logits = model(x)
     labels = y.argmax(dim=1) if y.is_floating_point() else y
     correct = (logits.argmax(dim=1) == labels).sum()
-    return F.cross_entropy(logits, y), correct, labels.numel()
+    return F.cross_entropy(logits, y), correct, (labels != NO_LABEL).sum()
 
 
 def compute_in_bfloat16(model: nn.Module, device: torch.device) -> None:
@@ -79,7 +80,7 @@ class Totals:
     def __init__(self) -> None:
         self.loss, self.correct, self.count = 0.0, 0, 0
 
-    def add(self, loss: Tensor, correct: Tensor | None, count: int) -> None:
+    def add(self, loss: Tensor, correct: Tensor | None, count: Tensor | int) -> None:
         """Count in a batch of `count` samples: its mean loss, its number of correct answers."""
         wide = torch.float32 if loss.device.type == "mps" else torch.float64  # mps has no float64
         self.loss = self.loss + loss.to(wide) * count

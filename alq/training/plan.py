@@ -11,7 +11,7 @@ from argparse import Namespace
 
 from ..errors import InputError
 from .file_size import FileSize
-from .pruning import PruneByRatio, PruneToFile, PruneToTarget, PruningPlan
+from .pruning import PruneByRatio, PruneToFile, PruneToTarget, PruningPlan, counted_rounds
 from .schedule import Schedule
 from .sizes import Layers, Unit, bits_of_one, coordinate_prices, size_in
 
@@ -30,7 +30,8 @@ def pruning_plan(
     Rounds at ratio `pr` round each batch's count down, as published, unless `rounded` is False.
     A `file_kb` needs the network's `file`.
 
-    Raises: InputError for a target that cannot be had, for too small a `top_k`.
+    Raises: InputError for a target that cannot be had, for too small a `top_k`, and for a `pr` that
+    leaves nothing.
     """
     R, pr, top_k, b = schedule.R, schedule.pr, schedule.top_k, schedule.epoch_prune * batches
     if top_k is None:
@@ -40,6 +41,8 @@ def pruning_plan(
         unit, value, start = target
         fixed = file.fixed / 1e3 if file and unit == "file_kb" else 0.0
         left = math.log((value - fixed) / (start - fixed))
+        if factor == 1:
+            raise InputError(f"pr {pr}: prunes nothing, so {unit} is never reached; use more", "pr")
         R = max(1, math.ceil(left / math.log(factor) - 1e-9)) if factor else 1
     else:
         M_p = removed_share(pr, top_k, b)
@@ -47,6 +50,12 @@ def pruning_plan(
             return PruneByRatio(R, pr, top_k, M_p, b)
         unit, start = "coordinates", size_in("coordinates", weights)
         value, fixed = start * factor**R, 0.0
+        if value < 1:
+            raise InputError(
+                f"pr {pr}: of {start:.0f} coordinates not one would be left after "
+                f"{counted_rounds(R)}; use less, or fewer rounds (R)",
+                "pr",
+            )
     plan = unit, value, start, R, pr, factor, top_k, b, fixed
     return PruneToFile(*plan, file=file) if unit == "file_kb" else PruneToTarget(*plan)
 

@@ -38,8 +38,9 @@ class Schedule:
 
     The scripts pass their flags where a `Schedule` is asked for. Defaults: LeNet5's of the paper;
     without a `top_k` its 0.005, or more where `pr` and the number of batches need it. `file_kb` is
-    of the file that `alq.fold_constant_units`, `alq.round_floats(model, weights, "6bit")` and
-    `alq.save_packed(..., "6bit", coded=True)` make of the result.
+    of the file that `alq.fold_constant_units`, where it takes such a model,
+    `alq.round_floats(model, weights, "6bit")` and `alq.save_packed(..., "6bit", coded=True)` make
+    of the result.
     """
 
     lr: float = 1e-3
