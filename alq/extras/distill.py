@@ -19,7 +19,7 @@ def distillation(teacher: nn.Module, weight: float, temperature: float) -> LossF
     """
     teacher.eval().requires_grad_(False)
 
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, int]:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor | int]:
         if not torch.is_grad_enabled():
             return classification(model, batch)
         x, y = batch

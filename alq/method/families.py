@@ -87,12 +87,10 @@ class Family:
     def spoil_if_not_finite(self) -> None:
         """Make all coordinates NaN if a gradient is not finite, so that the weights become NaN.
 
-        The search for the nearest level would else make weights of it that look like others. On an
-        accelerator, whose steps wait for memory, this pass over the gradients is left out.
+        The search for the nearest level would else make weights of it that look like others.
         """
-        if on_accelerator(self.alpha):
-            return
-        gradients = [weight.parameter.grad.to_dense() for weight in self.weights]
+        found = (weight.parameter.grad for weight in self.weights)
+        gradients = [gradient.to_dense() for gradient in found if gradient is not None]
         largest = torch.stack(torch._foreach_norm(gradients, torch.inf)).max()
         self.alpha.add_(largest, alpha=0)  # what is not finite is NaN, times 0
 

@@ -124,7 +124,8 @@ def quantize(
 
 def _check_memory(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     """InputError if another parameter lies in the memory of one of `parameters`."""
-    quantized, first = set(parameters.values()), {}
+    quantized = set(parameters.values())
+    first: dict[tuple, tuple[str, nn.Parameter]] = {}
     for name, own in uncompiled(model).named_parameters():
         if isinstance(own, UninitializedParameter) or not own.data_ptr():  # as on "meta"
             continue

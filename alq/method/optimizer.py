@@ -25,8 +25,8 @@ class ALQ(Optimizer):
 
     Each step reads the parameters' `.grad` (g below, reshaped to (G, n)), updates AMSGrad moments
     and leaves w_hat in the parameters. p and h are those of `alq.method.loss_model`. A gradient
-    that is not finite makes the weights NaN, as in torch's optimizers, but on an accelerator basis
-    and STE steps can hide it. To skip such a batch, as `GradScaler` does, look before the step.
+    that is not finite makes the weights NaN, as in torch's optimizers. To skip such a batch, as
+    `GradScaler` does, look before the step.
 
     Arguments:
         weights: what `alq.quantize` returned.
