@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import groupby, product
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
@@ -61,21 +61,6 @@ def layers_table(logs: Path) -> str:
     ]
     rounds = (f"round {k}" for k in range(1, len(columns)))
     return table(["bits of layer", "sketch", *rounds], rows)
-
-
-def one_rate_table(logs: Path) -> str:
-    """Show the training loss and the accuracy of the older runs at one rate for all arms."""
-    rows = []
-    for bits, (arm, title) in product((1, 2), sweep_report.TITLES.items()):
-        log = logs / "ablations" / f"loss_aware_{bits}bit_{arm}.jsonl"
-        if not log.exists():
-            return ""
-        losses = [f"{epoch['loss']:.3f}" for epoch in events(log, "epoch")]
-        (end,) = events(log, "result")
-        accuracies = (f"{end[key]:.2f}" for key in ("val_accuracy", "top1"))
-        rows.append([str(bits), title, losses[0], losses[3], losses[-1], *accuracies])
-    heads = (f"loss, epoch {k}" for k in (1, 4, 6))
-    return table(["bits", "steps", *heads, "validation %", "test %"], rows)
 
 
 def runs_of(logs: Path, arms: list[str]) -> Iterator[tuple[str, dict[str, list[list[dict]]]]]:
@@ -181,7 +166,6 @@ def evidence_tables(logs: Path) -> dict[str, str]:
         "layers": layers_table(logs),
         "sweep_rates": sweep_report.rates_table(logs / "sweep"),
         "sweep_best": sweep_report.best_table(logs / "sweep"),
-        "one_rate": one_rate_table(logs),
         "sweep_coordinate": sweep_report.coordinate_table(logs / "sweep"),
         **{claim: compared_table(logs, arms) for claim, arms in COMPARED.items()},
         "structures": structures_table(logs),
