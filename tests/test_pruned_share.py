@@ -81,7 +81,7 @@ def test_a_script_says_so_before_any_work(sliver, tmp_path, capsys) -> None:
 @pytest.mark.parametrize("count", [1, 3, 40, 1000])
 def test_the_share_of_candidates_is_chosen_where_none_is_given(count: int) -> None:
     _, weights = few_coordinates()
-    plan = pruning_plan(alq.Schedule(), weights, count, rounded=False)
+    plan = pruning_plan(alq.Schedule(R=1), weights, count, rounded=False)
     assert plan.top_k == {1: 1.0, 3: pytest.approx(1.6 / 3), 40: 0.04, 1000: 0.005}[count]
     assert pruning_plan(alq.Schedule(top_k=0.9), weights, count).top_k == 0.9
 
