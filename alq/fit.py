@@ -73,9 +73,7 @@ def fit(
     loss = _loss_function(loss, weights[0].parameter.device)
     file = None
     if schedule.file_kb is not None:
-        batch = next(iter(train_loader))
-        sources = sources_to_fold(model, weights, lambda: loss(model, batch))
-        file = FileSize.of(model, weights, FLOATS["6bit"]).knowing(sources)
+        file = _file_size(model, weights, loss, next(iter(train_loader)))
     plan = pruning_plan(schedule, weights, len(train_loader), rounded=False, file=file)
     write("plan", plan=str(plan), rounds=plan.rounds, expected=expected_size(plan, weights))
     bars = Progress(None if progress else False)  # None: on a terminal
@@ -114,6 +112,14 @@ def fit(
         print(layer_table(weights), network_lines(model, weights), sep="\n\n")
         print(f"validation {describe(val)}")
     return result
+
+
+def _file_size(
+    model: nn.Module, weights: list[MultiBitWeight], loss: LossFunction, batch: object
+) -> FileSize:
+    """Return how large the packed file will be, of which `loss` on a batch shows the layers."""
+    sources = sources_to_fold(model, weights, lambda: loss(model, batch))
+    return FileSize.of(model, weights, FLOATS["6bit"]).knowing(sources)
 
 
 def _writer(log: str | Path | None, tensorboard: str | Path | None) -> Callable[..., None]:

@@ -94,7 +94,9 @@ def test_a_process_of_its_own_holds_one_way_and_nothing_else(tmp_path) -> None:
         for way in ("contiguous", "from bits")
     }
     floats = 4 * 430_500
-    assert found["contiguous"]["loaded"] > floats > 3 * found["from bits"]["loaded"]
+    # Only about: some of what is loaded finds room in pages that the process holds already.
+    assert 1.5 * floats > found["contiguous"]["loaded"] > 0.75 * floats
+    assert found["from bits"]["loaded"] < floats / 3
     for one in found.values():  # a picture's activations are small, and those of 256 are not
         assert one["peaks"]["1"] < one["loaded"] + 8e6 < one["peaks"]["256"]
 

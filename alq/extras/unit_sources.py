@@ -23,6 +23,7 @@ from .probing import (
     channel,
     constants,
     evaluation,
+    first_outputs,
     fits,
     hooked,
     layers_of,
@@ -52,10 +53,14 @@ def sources_to_fold(
 def takes_tensor_gives_tensor(model: nn.Module, call: Call) -> bool:
     """Return whether the model takes nothing but a tensor of floats, and returns a tensor."""
     args, named = call
-    if named or len(args) != 1 or not isinstance(args[0], Tensor):
+    if named or len(args) != 1:
         return False
     with evaluation(model), restored(model):
-        return args[0].is_floating_point() and isinstance(model(*args), Tensor)
+        try:
+            first_outputs(model, *args)
+        except InputError:
+            return False
+    return True
 
 
 @torch.no_grad()

@@ -218,9 +218,9 @@ def check_same(state: object, when: str) -> None:
     """
     if process_count() == 1:
         return
-    values = (tensor.detach().flatten() for tensor in _tensors_in(state))
-    flat = (x.contiguous().view(torch.uint8) for x in values)  # of a column no view
-    own = torch.stack([x.sum(dtype=torch.int64).cpu() for x in flat]).tolist()
+    flat = (tensor.detach().flatten().contiguous() for tensor in _tensors_in(state))
+    sums_of_bytes = [x.view(torch.uint8).sum(dtype=torch.int64).cpu() for x in flat]
+    own = torch.stack(sums_of_bytes).tolist()
     for other, sums in enumerate(gather_from_all(own)):
         if sums != own:
             different = sum(a != b for a, b in zip(own, sums, strict=True))
