@@ -10,6 +10,7 @@ from statistics import mean
 
 import smallest
 import sweep_report
+from alq.command.report import format_bytes
 from alq.data.mnist import SETS
 from alq.files.history import History, read_events
 from networks import NETWORKS
@@ -160,6 +161,19 @@ def checks_table(logs: Path) -> str:
     return table(["network", "activations", *heads], rows)
 
 
+def wide_table(logs: Path) -> str:
+    """Show the runs of wide networks on real pictures, each log named NETWORK_fashion_IMAGES."""
+    rows = []
+    for log in sorted((logs / "wide").glob("*_fashion_*.jsonl")):
+        run, images = read_run(log), log.stem.split("_")[-1]
+        (sketched, *_), final = quantized_epochs(log), run.final
+        bits = (f"{bits:.2f}" for bits in (sketched["bitwidth"], final["bitwidth"]))
+        rows.append([NETWORKS[run.net].title, images, *bits, format_bytes(final["file_bytes"])])
+        rows[-1] += [f"{final['top1_fp']:.2f}", f"{final['top1']:.2f}"]
+    heads = ["network", "training images", "bits, sketched", "bits, pruned", "file"]
+    return table([*heads, "full precision %", "quantized %"], rows) if rows else ""
+
+
 def evidence_tables(logs: Path) -> dict[str, str]:
     """Return the table of each claim that there are logs of."""
     found = {
@@ -172,6 +186,7 @@ def evidence_tables(logs: Path) -> dict[str, str]:
         "size": size_table(logs),
         "smallest": smallest.results_table(logs / "smallest"),
         "path_checks": checks_table(logs),
+        "wide": wide_table(logs),
     }
     return {claim: rows for claim, rows in found.items() if rows}
 

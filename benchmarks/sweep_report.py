@@ -66,6 +66,12 @@ def working(setting: Setting, arm: str, logs: Path) -> list[float]:
     return [rate for rate, error in errors(setting, arm, logs).items() if error <= bar]
 
 
+def least_loss(setting: Setting, arm: str, epoch: int, logs: Path) -> float:
+    """Return the least training loss of the arm after an epoch, at any of its rates, seed 0."""
+    runs = (losses(cell.events(logs)) for cell in rates_of(Cell(*setting, arm, RATES[0])))
+    return min(run[epoch - 1] for run in runs if len(run) >= epoch)
+
+
 def title(setting: Setting) -> str:
     net, dataset, bits = setting
     return f"{SMALL_NETWORKS[net].title}, {SETS[dataset].title}, {bits} bit"
@@ -90,12 +96,14 @@ def best_table(logs: Path) -> str:
     for setting, arm in product(settings(logs), ARMS):
         cell = best(setting, arm, logs)
         runs = seeds_of(cell, logs)
-        speed = [f"{mean(losses(run)[epoch - 1] for run in runs):.4f}" for epoch in SHOWN]
+        speed = [least_loss(setting, arm, 1, logs)]
+        speed += [mean(losses(run)[epoch - 1] for run in runs) for epoch in SHOWN]
         works = working(setting, arm, logs)
         span = f"{len(works)}: {works[0]:g} to {works[-1]:g}" if works else "0"
-        end = [f"{cell.rate:g}", *speed, spread([run[-1]["top1"] for run in runs])]
+        end = [f"{cell.rate:g}", *(f"{loss:.4f}" for loss in speed)]
+        end.append(spread([run[-1]["top1"] for run in runs]))
         rows.append([title(setting), TITLES[arm], *end, str(len(runs)), span])
-    heads = [f"loss, epoch {epoch}" for epoch in SHOWN]
+    heads = ["loss, epoch 1, any rate", *(f"loss, epoch {epoch}" for epoch in SHOWN)]
     heads = ["setting", "steps", "best rate", *heads, "test %", "seeds", "rates that work"]
     return table(heads, rows) if rows else ""
 

@@ -160,9 +160,11 @@ def test_tables_say_what_the_logs_say(logs) -> None:
     assert len(rows) == len(ARMS)
     assert "| 97.00 | **98.00** | 97.00 | 96.00 | 95.00 | 94.00 | fails |" in rows[0]
     write_log(logs, Cell(*SETTING, "reconstruction", RATES[1], seed=1), *[90.0] * 11, 96.0)
+    faster_at_first = Cell(*SETTING, "reconstruction", RATES[3])
+    write_log(logs, faster_at_first, 92.0, *[90.0] * 10, 96.0)
     row = sweep_report.best_table(logs).splitlines()[2]
     span = f"3: {RATES[0]:g} to {RATES[2]:g}"
-    assert f"| {RATES[1]:g} | 1.0000 | 0.3333 | 0.0250 | 96.00 ± 1.41 | 2 | {span} |" in row
+    assert f"| {RATES[1]:g} | 0.8000 | 1.0000 | 0.3333 | 0.0250 | 96.00 ± 1.41 | 2 | {span} |" in row
 
 
 def test_other_rates_of_the_coordinate_epochs_stand_beside_the_sweeps_own(logs) -> None:
