@@ -164,7 +164,8 @@ def test_tables_say_what_the_logs_say(logs) -> None:
     write_log(logs, faster_at_first, 92.0, *[90.0] * 10, 96.0)
     row = sweep_report.best_table(logs).splitlines()[2]
     span = f"3: {RATES[0]:g} to {RATES[2]:g}"
-    assert f"| {RATES[1]:g} | 0.8000 | 1.0000 | 0.3333 | 0.0250 | 96.00 ± 1.41 | 2 | {span} |" in row
+    losses = "0.8000 | 1.0000 | 0.3333 | 0.0250"
+    assert f"| {RATES[1]:g} | {losses} | 96.00 ± 1.41 | 2 | {span} |" in row
 
 
 def test_other_rates_of_the_coordinate_epochs_stand_beside_the_sweeps_own(logs) -> None:
