@@ -6,14 +6,13 @@
     python benchmarks/ablations.py ridge          # the relative ridge / the published one
     python benchmarks/ablations.py structures     # sketches of the trained weights, no training
     python benchmarks/ablations.py size           # file size against accuracy, lenet5.py's flags
-    python benchmarks/ablations.py recipe         # what each extra gains at 10 KB, likewise
     python benchmarks/ablations.py adaptive --dataset fashion_mnist --seed 0 1      # a part
 
 The first five run on MNIST and Fashion-MNIST with three seeds each. All arms of a claim start from
 the same full-precision network, which is trained first where it is missing, and share schedule and
 seed. Each writes its own log, DATASET_CLAIM_ARM_seedN.jsonl; one whose log has its result is not
-run again. `size` and `recipe` are whole commands on MNIST, one seed, from --model_ori; their logs
-are CLAIM_ARM.jsonl. `benchmarks/figures.py` draws the logs. Whether steps that know the loss train
+run again. `size` are whole commands on MNIST, one seed, from --model_ori; their logs are
+size_ARM.jsonl. `benchmarks/figures.py` draws the logs. Whether steps that know the loss train
 better is asked by `benchmarks/sweep.py`.
 
 Time, on one core of an x86-64 CPU: an arm has 19 epochs of 157 batches at 21 to 28 ms a step, and
@@ -124,21 +123,21 @@ def run_claim(claim: str, start: Start, args: argparse.Namespace) -> None:
 # ---------------------------------------------------------------------------- whole commands
 
 
-def run_command(claim: str, arm: str, args: argparse.Namespace) -> None:
+def run_command(arm: str, args: argparse.Namespace) -> None:
     """Run `lenet5.py` with the arm's flags; log and files are named for the arm."""
-    model = args.out / f"{claim}_{arm}.pth"
+    model = args.out / f"size_{arm}.pth"
     own = ["--model_ori", args.model_ori, "--model", model, "--data", args.data]
     own += ["--seed", args.seed[0], "--threads", args.threads]
     model.with_suffix(".jsonl").unlink(missing_ok=True)
-    lenet5.main([*arms.COMMANDS[claim][arm].split(), *map(str, own)])
+    lenet5.main([*arms.SIZES[arm].split(), *map(str, own)])
 
 
-def run_commands(claim: str, args: argparse.Namespace) -> None:
-    """Run the commands of a claim that have no result yet."""
-    for name in arms.COMMANDS[claim]:
-        done = finished(args.out / f"{claim}_{name}.jsonl")
+def run_commands(args: argparse.Namespace) -> None:
+    """Run the commands that have no result yet."""
+    for name in arms.SIZES:
+        done = finished(args.out / f"size_{name}.jsonl")
         if not done and (not args.arm or name in args.arm):
-            run_command(claim, name, args)
+            run_command(name, args)
 
 
 def finished(log: Path) -> bool:
@@ -155,9 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     trained = [*arms.CLAIMS, "structures"]
-    parser.add_argument("claim", nargs="*", choices=[[], *trained, *arms.COMMANDS])
+    parser.add_argument("claim", nargs="*", choices=[[], *trained, "size"])
     parser.add_argument("--arm", nargs="+", help="only these arms")
-    parser.add_argument("--model_ori", type=Path, default=TRAINED, help="of size and recipe")
+    parser.add_argument("--model_ori", type=Path, default=TRAINED, help="of size")
     short_runs.add_flags(parser, LOGS, 20000)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -166,9 +165,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed, dataset, claim in product(args.seed, args.dataset, claims):
         if claim in trained:
             run_claim(claim, Start("lenet5", dataset, seed), args)
-    for claim in claims:
-        if claim in arms.COMMANDS:
-            run_commands(claim, args)
+    if "size" in claims:
+        run_commands(args)
 
 
 if __name__ == "__main__":

@@ -129,21 +129,11 @@ SHORT = (
     "--ALQ --POSTTRAIN --epoch_basis 1 --epoch_coord 1 --pr 1 "
     "--epoch_ste 4 --ld_ste 0.7 --epoch_post_coord 1 --ld_post_coord 0.7"
 )
-TEN_KB = f"{SHORT} --max_bit 3 --target_kb 9.4"
-COMMANDS = {
-    "size": {
-        "6bit": f"{SHORT} --R 1 --pr 1e-6",
-        **{f"{bits:g}bit": f"{SHORT} --target_bit {bits}" for bits in (3, 1.5)},
-        **{
-            f"{bits:g}bit": f"{SHORT} --max_bit 3 --target_bit {bits}"
-            for bits in (0.8, 0.41, 0.2, 0.1, 0.055)
-        },
-    },
-    "recipe": {
-        "plain": TEN_KB,
-        "distill": f"{TEN_KB} --distill 0.7",
-        "augment": f"{TEN_KB} --augment 2",
-        "finer": f"{TEN_KB} --subc 0 0 8 5",
-        "longer": f"{TEN_KB} --epoch_ste 12 --ld_ste 0.9",
+SIZES = {
+    "6bit": f"{SHORT} --R 1 --pr 1e-6",
+    **{f"{bits:g}bit": f"{SHORT} --target_bit {bits}" for bits in (3, 1.5)},
+    **{
+        f"{bits:g}bit": f"{SHORT} --max_bit 3 --target_bit {bits}"
+        for bits in (0.8, 0.41, 0.2, 0.1, 0.055)
     },
 }

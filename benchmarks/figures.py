@@ -171,12 +171,11 @@ def size(logs: Path) -> Figure:
     for ax in panels:
         plot_sizes(ax, short, "short schedule, 6 bit down, one seed", STYLES[0])
         plot_sizes(ax, seeds, f"default schedule, {len(seeds)} seeds", {**STYLES[1], **alone})
-        plot_sizes(ax, [logs / "lenet5_10kb.jsonl"], "first recipe, 10 KB", {**STYLES[2], **alone})
         smallest = [found for _, _, found in results(logs / "smallest", ["recipe"])]
         if smallest:
             kb = [mean(result["file_bytes"] / 1e3 for result in found) for found in smallest]
             errors = [[100 - result["top1"] for result in found] for found in smallest]
-            plot_spread(ax, kb, errors, "recipe of the smallest", STYLES[3])
+            plot_spread(ax, kb, errors, "recipe of the smallest", STYLES[2])
         ax.plot(1722, 100 - full, "k*", markersize=10, label="full precision, mean of the seeds")
         for name, (marker, points) in CITED.items():
             kb, top1 = zip(*points, strict=True)

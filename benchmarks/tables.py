@@ -3,7 +3,7 @@
     python benchmarks/tables.py [FOLDER]      # or: python -m alq table [FOLDER]
 
 FOLDER holds logs (default: checkpoints/published). Prints the results beside the published rows,
-when and where each stage was computed, and what the extras gain.
+and when and where each stage was computed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from alq.command.arguments import OneLineParser
 from alq.command.report import format_bytes
 from alq.errors import InputError
 from networks import NETWORKS
-from published_runs import STAGES, Run, Stage, read_events, read_runs
+from published_runs import STAGES, Run, Stage, read_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED_RUNS = ROOT / "checkpoints" / "published"
@@ -120,32 +120,6 @@ def seeds_table(runs: Sequence[Run]) -> str:
     return table(head, [*rows, ["mean", *figures(list(runs), statistics.mean)]])
 
 
-def recipe_table(folder: Path) -> str:
-    """Show what each extra gains over the run without any, from `folder`/recipe_*.jsonl."""
-    rows: list[list[str]] = []
-    logs = sorted(folder.glob("recipe_*.jsonl"), key=lambda log: log.stem != "recipe_plain")
-    plain: dict = {}
-    for log in logs:
-        found = {event["event"]: event for event in read_events(log)}
-        if lacking := {"start", "result"} - set(found):
-            raise InputError(f"{log}: has no '{min(lacking)}' event; the run is not finished")
-        flags, result = found["start"]["flags"], found["result"]
-        plain = plain or {"flags": flags, "top1": result["top1"]}
-        own = [f"--{k} {plain_text(v)}" for k, v in flags.items() if v != plain["flags"].get(k)]
-        title = ", ".join(f"`{flag.strip()}`" for flag in own if not flag.startswith("--model "))
-        gain = f"{result['top1'] - plain['top1']:+.2f}" if rows else ""
-        bits, size = f"{result['bitwidth']:.3f}", str(result["file_bytes"])
-        rows.append([title or "none", bits, size, f"{result['top1']:.2f}", gain])
-    return table(["flags", "bits", "file, bytes", "test %", "gain"], rows)
-
-
-def plain_text(value: object) -> str:
-    """Return a flag's value as it is typed."""
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is True else str(value)
-
-
 def print_tables(folder: Path | None = None) -> None:
     """Print the tables of a folder of logs; by default of the published ones.
 
@@ -154,8 +128,6 @@ def print_tables(folder: Path | None = None) -> None:
     folder = folder or PUBLISHED_RUNS
     runs = read_runs(folder)
     print(results_table(runs), stages_table(runs), sep="\n\n")
-    if any((folder / "ablations").glob("recipe_*.jsonl")):
-        print("", recipe_table(folder / "ablations"), sep="\n")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -73,12 +73,11 @@ def last_point(logs: Path, name: str) -> dict:
     return [event for event in events if event["event"] == "point"][-1]
 
 
-@pytest.mark.parametrize("claim", ["size", "recipe"])
-def test_commands_run(few, tmp_path, monkeypatch, claim) -> None:
-    name, flags = list(arms.COMMANDS[claim].items())[-1]
-    monkeypatch.setitem(arms.COMMANDS[claim], name, flags + " --R 1 --top_k 0.5 --val_size 88")
-    ablations.main([claim, "--arm", name, "--out", str(tmp_path), *few])
-    assert ablations.finished(tmp_path / f"{claim}_{name}.jsonl")
+def test_whole_commands_run(few, tmp_path, monkeypatch) -> None:
+    name, flags = list(arms.SIZES.items())[-1]
+    monkeypatch.setitem(arms.SIZES, name, flags + " --R 1 --top_k 0.5 --val_size 88")
+    ablations.main(["size", "--arm", name, "--out", str(tmp_path), *few])
+    assert ablations.finished(tmp_path / f"size_{name}.jsonl")
 
 
 # ---------------------------------------------------------------------------- pruning

@@ -171,12 +171,6 @@ def test_a_network_without_them_gives_the_file_it_gave(tmp_path) -> None:
     assert abs(sum(again.sizes.values()) - sum(before.sizes.values())) < 16  # zlibs differ
 
 
-def test_distillation_from_a_network_with_activations(sliver, tmp_path) -> None:
-    flags = ["--act_bit", "2", "--act_from", "pretrain", "--distill", "0.5"]
-    run(tmp_path, "--PRETRAIN", "--ALQ", *flags)
-    assert list(activations_of(tmp_path / "model.pth")) == FED
-
-
 def test_floats_of_16_bit_hold_the_levels_too(quantized, tmp_path) -> None:
     model = lenet5.LeNet5().eval()
     weights = alq.load_packed(quantized / "model_posttrained.alq", model)

@@ -304,7 +304,7 @@ def test_help_explains_the_published_flags_first(script, own, more, capsys) -> N
         *("beyond the paper", "machine"),
     ]
     assert flags["published flags"] == PUBLISHED + own
-    assert {"EVAL", "target_bit", "target_kb", "distill", *more} <= set(flags["beyond the paper"])
+    assert {"EVAL", "target_bit", "target_kb", "file_kb", *more} <= set(flags["beyond the paper"])
 
 
 def test_post_training_of_no_epochs_keeps_the_model(finished, tmp_path) -> None:

@@ -390,16 +390,6 @@ def test_a_point_of_another_full_precision_network_is_refused(other, finished, t
     assert (moved / "ori.pth").read_bytes() == (finished / "ori.pth").read_bytes()
 
 
-def test_a_distilled_run_goes_on_with_the_same_teacher(finished, tmp_path) -> None:
-    folder = tmp_path / "run"
-    before("--POSTTRAIN", finished, folder)
-    content = load_checkpoint(folder / "ori.pth", "lenet5")
-    save_checkpoint(folder / "other.pth", {**content, "top1_fp": 1.0})
-    interrupt(folder, "--POSTTRAIN", 3, "--distill", "0.5")
-    flags = "--POSTTRAIN", "--distill", "0.5", "--resume", "--model_ori", "other.pth"
-    assert "other.pth is not the file that the run to resume" in refuse(folder, *flags)
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_there_is_nothing_to_resume_after_the_end(stage, finished, tmp_path) -> None:
     folder = tmp_path / "run"

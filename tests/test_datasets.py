@@ -240,15 +240,6 @@ def test_files_of_another_data_set_are_refused(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == before
 
 
-def test_a_teacher_of_another_data_set_is_refused(finished, fashion, tmp_path, capsys) -> None:
-    """The published network's file is older than the record, and so it is of MNIST."""
-    teacher = PUBLISHED / "lenet5_model_ori.pth"
-    shutil.copy(finished / "lenet5_fashion_mnist_model.pth", tmp_path / "model.pth")
-    flags = ["--POSTTRAIN", "--distill", "0.5", "--model", tmp_path / "model.pth"]
-    said = refusal(capsys, lenet5, *flags, "--model_ori", teacher, *FASHION_FLAGS)
-    assert f"--model_ori {teacher}: is of data set mnist, not fashion_mnist; give" in said
-
-
 def test_an_interrupted_run_goes_on_with_its_own_data_alone(
     finished, fashion, tmp_path, monkeypatch, capsys
 ) -> None:

@@ -1,4 +1,4 @@
-"""Beyond the paper: float16 and coded packed files, distillation, shifts."""
+"""Beyond the paper: float16 and coded packed files, shifts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ import lenet5
 from alq.data import mnist, read_mnist
 from alq.data.loaders import CropFlip
 from alq.errors import InputError
-from alq.extras.distill import distillation
 from alq.files.entropy import decode, encode
 from alq.files.packed import read_packed
 from alq.method.weight import prune
-from alq.training.epoch import classification
 
 # ---------------------------------------------------------------------------- entropy coding
 
@@ -111,7 +109,7 @@ def test_all_extras_on_the_command_line(tmp_path, capsys, monkeypatch) -> None:
     files = ["--model_ori", f"{tmp_path}/ori.pth", "--model", f"{tmp_path}/net.pth"]
     short = "--val_size 44 --epoch_pretrain 1 --epoch_basis 1 --epoch_coord 1 --R 1 --top_k 1"
     post = "--epoch_ste 1 --epoch_post_coord 1"
-    extras = "--distill 0.5 --augment 2 --floats 6bit --coded --fold"
+    extras = "--augment 2 --floats 6bit --coded --fold"
     flags = f"--PRETRAIN --ALQ --POSTTRAIN --threads 1 {short} {post} {extras}".split()
     lenet5.main([*flags, *files])
     capsys.readouterr()
@@ -122,23 +120,6 @@ def test_all_extras_on_the_command_line(tmp_path, capsys, monkeypatch) -> None:
 
 
 # ---------------------------------------------------------------------------- training
-
-
-def test_distillation_is_its_formula_and_plain_in_evaluations() -> None:
-    torch.manual_seed(0)
-    teacher, model = nn.Linear(5, 3), nn.Linear(5, 3)
-    x, y, T = torch.randn(7, 5), torch.randint(3, (7,)), 3.0
-    loss = distillation(teacher, 0.3, T)
-    soft, own = (torch.softmax(net(x) / T, 1) for net in (teacher, model))
-    apart = (soft * (soft / own).log()).sum(1).mean()
-    expected = 0.7 * F.cross_entropy(model(x), y) + 0.3 * T * T * apart
-    found, *_ = loss(model, (x, y))
-    torch.testing.assert_close(found, expected)
-    found.backward()
-    assert teacher.weight.grad is None and model.weight.grad is not None
-    with torch.no_grad():
-        for a, b in zip(loss(model, (x, y)), classification(model, (x, y)), strict=True):
-            assert a == b
 
 
 def test_shifts_do_not_mirror() -> None:

@@ -91,8 +91,8 @@ def test_a_lock_that_its_run_has_just_removed_is_not_taken(tmp_path, monkeypatch
 def test_a_download_is_not_gone_on_with_as_training() -> None:
     """Its resume point holds the downloaded network, which training would start from."""
     files = RunFiles(Path("ori.pth"), Path("net.pth"))
-    args = Namespace(DOWNLOAD=False, distill=0.0, file_kb=None)
-    saved = {"flags": {"DOWNLOAD": True, "distill": 0.0, "processes": 1}}
+    args = Namespace(DOWNLOAD=False, file_kb=None)
+    saved = {"flags": {"DOWNLOAD": True, "processes": 1}}
     with pytest.raises(InputError, match="--DOWNLOAD False: that run had True; give that, or"):
         check_same_run({"stage": "pretrain", **saved}, files, args, "that run", ())
     check_same_run({"stage": "alq", **saved}, files, args, "that run", ())  # it is done

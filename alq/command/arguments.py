@@ -87,5 +87,4 @@ seed = bounded(int, 0, 10**12)  # times a million, with the epoch's number, it f
 threads = bounded(int, 1, 4096)
 rate = bounded(float, 0, open_low=True)
 factor = share = bounded(float, 0, 1, open_low=True)
-weight = bounded(float, 0, 1)
 at_least_0 = bounded(float, 0)

@@ -128,12 +128,6 @@ BEYOND = {
         "--ALQ prunes until the packed file has this size, what costs the loss least per byte of "
         "it first; takes --coded --fold, and the --floats that it is to have",
     ),
-    "distill": number(
-        a.weight, "WEIGHT", "share of the loss that compares with the answers of --model_ori", 0.0
-    ),
-    "temperature": number(
-        a.rate, "T", "what --distill divides the logits by, which softens the answers", 4.0
-    ),
     "act_bit": number(
         a.bits_or_none, "M",
         "the input of every layer but the first in M binary bases, 1 to 8; 0 for float", 0,

@@ -81,7 +81,7 @@ def check_same_run(
         theirs = flags.get(flag, OFF.get(flag))
         if flag not in but and value != theirs:
             raise or_anew(f"--{flag} {value}: {whose} had {theirs}; give that")
-    sources = files.sources(stage, args.distill)
+    sources = files.sources(stage)
     for path, checksum in zip(sources, saved.get("sources", ()), strict=False):
         if path.exists() and read_checksum(path) != checksum:
             raise or_anew(f"{path} is not the file that {whose} started from; put that back")
@@ -107,14 +107,13 @@ class ResumePoints:
     """Saves the resume points of one stage, and puts it back to one.
 
     Attributes:
-        sources: the checksums of the checkpoints that the stage reads.
+        sources: the checksum of the checkpoint that the stage reads, if it reads one.
     """
 
     def __init__(self, run: Run, training: Training) -> None:
         self.run, self.training = run, training
         self.part = part(run.files.target(training.stage))
-        paths = run.files.sources(training.stage, run.args.distill)
-        self.sources = [read_checksum(path) for path in paths]
+        self.sources = [read_checksum(path) for path in run.files.sources(training.stage)]
         self.saved = time.monotonic()
 
     def save_if_due(self, between_epochs: bool) -> None:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from ..data.loaders import Split, memory_format
 from ..errors import InputError
-from ..extras.distill import distillation
 from ..files.checkpoint import load_checkpoint, load_model, save_checkpoint, tensors_of
 from ..files.packed import save_packed
 from ..files.paths import RunFiles, packed, part
@@ -21,7 +20,7 @@ from ..method.quantized_inputs import (
     quantize_activations,
     restore_activations,
 )
-from ..training.epoch import LossFunction, classification, compute_in_bfloat16, score
+from ..training.epoch import compute_in_bfloat16, score
 from ..training.loop import Training, size_of
 from ..training.progress import Progress
 from ..training.schedule import alq_schedule, posttrain_schedule, pretrain_schedule
@@ -132,16 +131,6 @@ class Run:
             stages["posttrain"] = posttrain_schedule(args)
         if is_main() and not self.point:
             print(self.progress, *lines, sep="\n")
-
-    def loss(self, teacher: dict | None = None) -> LossFunction:
-        """Return the training loss; --distill reads its teacher from --model_ori if none given."""
-        if not self.args.distill:
-            return classification
-        path = self.files.model_ori
-        if teacher is None:
-            teacher = self.require(path, "PRETRAIN", "model_ori")["model"]
-        model = self.saved_network(teacher, f"--model_ori {path}")
-        return distillation(model, self.args.distill, self.args.temperature)
 
     def save(self, path: Path, training: Training, finished: bool, **more: object) -> None:
         """Save the network, its multi-bit weights and what the next stage needs to know.

@@ -72,8 +72,8 @@ def alq(run: Run) -> dict:
         call = [same_pictures(data.val).to(args.device)], {}
         file = file.knowing(unit_sources(model, weights, call))
     plan = pruning_plan(args, weights, len(data.train), file=file)
-    loss, optimizer = run.loss(source["model"]), quantizer_class(args.compile)
-    training = quantized_training("alq", model, weights, args, loss, plan, optimizer)
+    optimizer = quantizer_class(args.compile)
+    training = quantized_training("alq", model, weights, args, plan=plan, optimizer=optimizer)
     points, epochs = ResumePoints(run, training), alq_schedule(args, plan.rounds)
     top1_fp = source.get("top1_fp")
     kept = {"val_indices": val_indices, "top1_fp": top1_fp, "sources": points.sources}
@@ -112,9 +112,7 @@ def posttrain(run: Run) -> dict:
     data, val_indices = run.load_data(model, source.get("val_indices"))
     run.announce(len(data.train))
     weights, optimizer = restore(model, states), quantizer_class(args.compile)
-    training = quantized_training(
-        "posttrain", model, weights, args, run.loss(), optimizer=optimizer
-    )
+    training = quantized_training("posttrain", model, weights, args, optimizer=optimizer)
     points = ResumePoints(run, training)
     top1_fp = source.get("top1_fp")
     kept = {"val_indices": val_indices, "top1_fp": top1_fp, "sources": points.sources}

@@ -38,10 +38,9 @@ class RunFiles:
         """Return the checkpoint that `stage` (pretrain, alq, posttrain) writes."""
         return {"pretrain": self.model_ori, "alq": self.model}.get(stage, self.posttrained)
 
-    def sources(self, stage: str, distill: bool) -> list[Path]:
-        """Return the checkpoints that `stage` reads."""
-        teacher = [self.model_ori] if distill else []
-        return {"alq": [self.model_ori], "posttrain": [self.model, *teacher]}.get(stage, [])
+    def sources(self, stage: str) -> list[Path]:
+        """Return the checkpoints that `stage` reads: one, or none."""
+        return {"alq": [self.model_ori], "posttrain": [self.model]}.get(stage, [])
 
 
 def beside(checkpoint: Path, more: str = "", ending: str | None = None) -> Path:
