@@ -184,7 +184,8 @@ def evidence_tables(logs: Path) -> dict[str, str]:
         **{claim: compared_table(logs, arms) for claim, arms in COMPARED.items()},
         "structures": structures_table(logs),
         "size": size_table(logs),
-        "smallest": smallest.results_table(logs / "smallest"),
+        "smallest": smallest.results_table(logs / "smallest", ["recipe"]),
+        "extras": smallest.results_table(logs / "smallest", smallest.MEASURED, [5.0]),
         "path_checks": checks_table(logs),
         "wide": wide_table(logs),
     }

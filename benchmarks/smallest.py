@@ -48,7 +48,7 @@ ARMS: dict[str, dict[str, str | None]] = {
 }
 # Run, too, with a flag that gained nothing and is gone: 0.7 of the loss compared with the answers
 # of the full-precision network, softened by 4.
-GONE = ("distilled",)
+MEASURED = (*ARMS, "distilled")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def run(cells: Iterator[Cell], args: argparse.Namespace) -> None:
 
 
 def results(
-    folder: Path, names: Sequence[str] = (*ARMS, *GONE), sizes: Sequence[float] = SIZES
+    folder: Path, names: Sequence[str] = MEASURED, sizes: Sequence[float] = SIZES
 ) -> Iterator[tuple[str, float, list[dict]]]:
     """Yield (arm, KB asked for, the results of its seeds) of what has been run."""
     for arm, kb in product(names, sizes):
@@ -109,11 +109,14 @@ def results(
             yield arm, kb, found
 
 
-def results_table(folder: Path) -> str:
-    """Show each arm's files and test accuracy in percent, mean and deviation over the seeds."""
+def results_table(folder: Path, *which: Sequence) -> str:
+    """Show each arm's files and test accuracy in percent, mean and deviation over the seeds.
+
+    `which` are names and sizes as in `results`.
+    """
     head = ["run", "KB asked for", "largest file, bytes", "test %", "full precision %", "seeds"]
     rows = []
-    for arm, kb, found in results(folder):
+    for arm, kb, found in results(folder, *which):
         top1, full = ([result[key] for result in found] for key in ("top1", "top1_fp"))
         largest = max(result["file_bytes"] for result in found)
         rows.append([arm, f"{kb:g}", str(largest), spread(top1), spread(full), str(len(found))])
