@@ -39,7 +39,7 @@ COMPARED = {
         "ridge_published": "published ridge",
     },
 }
-DEFAULT_RUN = "lenet5_seed0.jsonl"
+DEFAULT_RUN, WIDE_RUN = "lenet5_seed0.jsonl", "wide/vgg_fashion_10000.jsonl"
 BUDGET = 6.0  # bits a weight, coordinates included, in `structures_table`
 
 
@@ -65,18 +65,11 @@ def layers_table(logs: Path) -> str:
 
 
 def runs_of(logs: Path, arms: list[str]) -> Iterator[tuple[str, dict[str, list[list[dict]]]]]:
-    """Yield the data sets on which all arms were run, with the events of each arm's seeds.
-
-    Where there are none, the runs of one seed on MNIST that are older.
-    """
-    folder, any_found = logs / "ablations", False
+    """Yield the data sets on which all arms were run, with the events of each arm's seeds."""
     for dataset in SETS:
-        found = {arm: list(seeds_of(folder, f"{dataset}_{arm}")) for arm in arms}
+        found = {arm: list(seeds_of(logs / "ablations", f"{dataset}_{arm}")) for arm in arms}
         if all(found.values()):
-            any_found = True
             yield dataset, found
-    if not any_found and all((folder / f"{arm}.jsonl").exists() for arm in arms):
-        yield "mnist", {arm: [read_events(folder / f"{arm}.jsonl")] for arm in arms}
 
 
 def rounds_of(seeds: list[list[dict]], after: str) -> list[list[dict]]:

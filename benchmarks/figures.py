@@ -29,6 +29,7 @@ from alq.files.history import History
 from evidence_tables import (
     COMPARED,
     DEFAULT_RUN,
+    WIDE_RUN,
     bits_a_weight,
     events,
     evidence_tables,
@@ -59,6 +60,11 @@ SMALL = 12  # KB, where the second panel of sizes ends
 def run(logs: Path) -> Figure:
     """Draw the default run."""
     return draw([History(logs / DEFAULT_RUN)])
+
+
+def wide(logs: Path) -> Figure | None:
+    """Draw the run of the full-width VGG."""
+    return draw([History(logs / WIDE_RUN)]) if (logs / WIDE_RUN).exists() else None
 
 
 # ---------------------------------------------------------------------------- the sweep of rates
@@ -198,7 +204,7 @@ def plot_sizes(ax: Axes, logs: Iterable[Path], label: str, style: dict) -> None:
 
 # Each draws nothing where there are no logs of its claim.
 FIGURES: dict[str, Callable[[Path], Figure | None]] = {
-    **{draw.__name__: draw for draw in (run, structures, size)},
+    **{draw.__name__: draw for draw in (run, wide, structures, size)},
     **{f"sweep_{net}": partial(sweep, net=net) for net in SMALL_NETWORKS},
     **{name: partial(against_bits, arms=arms) for name, arms in COMPARED.items()},
 }

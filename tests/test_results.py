@@ -249,7 +249,7 @@ def test_a_stage_that_is_run_again_voids_what_followed_from_it(tmp_path) -> None
 
 
 def test_logs_of_other_programs_make_no_row() -> None:
-    assert not read_run(RUNS / "ablations" / "adaptive_uniform.jsonl").stages
+    assert not read_run(RUNS / "ablations" / "mnist_adaptive_uniform_seed0.jsonl").stages
 
 
 # ---------------------------------------------------------------------------- the command
