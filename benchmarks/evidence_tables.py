@@ -161,10 +161,12 @@ def wide_table(logs: Path) -> str:
         run, images = read_run(log), log.stem.split("_")[-1]
         (sketched, *_), final = quantized_epochs(log), run.final
         bits = (f"{bits:.2f}" for bits in (sketched["bitwidth"], final["bitwidth"]))
-        rows.append([NETWORKS[run.net].title, images, *bits, format_bytes(final["file_bytes"])])
+        sizes = (format_bytes(final[key]) for key in ("storage_bytes", "file_bytes"))
+        rows.append([NETWORKS[run.net].title, images, *bits, *sizes])
         rows[-1] += [f"{final['top1_fp']:.2f}", f"{final['top1']:.2f}"]
-    heads = ["network", "training images", "bits, sketched", "bits, pruned", "file"]
-    return table([*heads, "full precision %", "quantized %"], rows) if rows else ""
+    heads = ["network", "training images", "bits, sketched", "bits, pruned"]
+    heads += ["weights", "file", "full precision %", "quantized %"]
+    return table(heads, rows) if rows else ""
 
 
 def evidence_tables(logs: Path) -> dict[str, str]:
