@@ -18,8 +18,8 @@ MAY_DIFFER = {
     "seed", "device", "threads", "workers", "channels_last", "cudnn_benchmark", "deterministic",
     "resume", "save_every", "tensorboard",
 }  # fmt: skip
-# What flags that are gone were by default, where that is not false.
-GONE = {"distill": 0.0, "temperature": 4.0}
+# Flags that are gone, and what they were by default.
+GONE = {"distill": 0.0, "temperature": 4.0, "per_byte": False}
 NEEDED = {
     "start": ("net", "stages", "flags", "device", "threads", "time"),
     "result": ("bitwidth", "storage_bytes", "top1", "top1_fp", "seconds"),
@@ -139,13 +139,14 @@ def read_runs(folder: Path) -> list[Run]:
 def has_default_flags(net: str, flags: dict) -> bool:
     """Tell whether a command's flags are its script's defaults, but for those that MAY_DIFFER.
 
-    One that the log does not know came later, and is off unless it is given.
+    One that neither the script nor GONE knows may be off. One that the log does not know came
+    later, and is off unless it is given.
     """
     if net not in NETWORKS:
         return False
-    defaults, gone = plain_flags(NETWORKS[net].default_flags()), GONE.items()
+    defaults = {**GONE, **plain_flags(NETWORKS[net].default_flags())}
     return all(
-        value == defaults[name] if name in defaults else value is False or (name, value) in gone
+        value == defaults[name] if name in defaults else value is False
         for name, value in flags.items()
         if name not in MAY_DIFFER
     )
