@@ -77,27 +77,17 @@ def fit(
     plan = pruning_plan(schedule, weights, len(train_loader), rounded=False, file=file)
     write("plan", plan=str(plan), rounds=plan.rounds, expected=expected_size(plan, weights))
     bars = Progress(None if progress else False)  # None: on a terminal
-    alq_epochs, posttrain_epochs = alq_schedule(schedule, plan.rounds), posttrain_schedule(schedule)
-    bars.stages = {"alq": alq_epochs, "posttrain": posttrain_epochs}
+    bars.stages = {
+        "alq": alq_schedule(schedule, plan.rounds),
+        "posttrain": posttrain_schedule(schedule),
+    }
     if progress:
         print(bars, expectation(plan, weights), sep="\n")
 
     quantizer = quantizer_class(compile)
     adaptive = quantized_training("alq", model, weights, schedule, loss, plan, quantizer)
     last = quantized_training("posttrain", model, weights, schedule, loss, None, quantizer)
-    kept, loaders = _Kept(model, weights), (train_loader, val_loader)
-    try:
-        calibrate(adaptive, train_loader)
-        train(adaptive, alq_epochs, *loaders, write, kept.after(adaptive), progress=bars)
-        if posttrain_epochs:
-            calibrate(last, train_loader)
-        rate_start(last, val_loader, write)
-        kept.copy(kept.when)  # with its levels as they were rated
-        train(last, posttrain_epochs, *loaders, write, kept.after(last), progress=bars)
-    except NotFinite as error:
-        raise NotFinite(f"{error}. Model and weights are as they were {kept.when}") from error
-    finally:
-        kept.put_back()
+    _train_both(adaptive, last, train_loader, val_loader, write, bars)
 
     val = evaluate(model, val_loader, loss)
     result = {
@@ -112,6 +102,30 @@ def fit(
         print(layer_table(weights), network_lines(model, weights), sep="\n\n")
         print(f"validation {describe(val)}")
     return result
+
+
+def _train_both(
+    adaptive: Training, last: Training, train_loader: Iterable, val_loader: Iterable,
+    write: Callable[..., None], bars: Progress,
+) -> None:  # fmt: skip
+    """Train through the epochs of both stages, which `bars` holds.
+
+    However it ends, model and weights are as they were last good.
+    """
+    kept, loaders = _Kept(adaptive.model, adaptive.weights), (train_loader, val_loader)
+    alq_epochs, posttrain_epochs = bars.stages["alq"], bars.stages["posttrain"]
+    try:
+        calibrate(adaptive, train_loader)
+        train(adaptive, alq_epochs, *loaders, write, kept.after(adaptive), progress=bars)
+        if posttrain_epochs:
+            calibrate(last, train_loader)
+        rate_start(last, val_loader, write)
+        kept.copy(kept.when)  # with its levels as they were rated
+        train(last, posttrain_epochs, *loaders, write, kept.after(last), progress=bars)
+    except NotFinite as error:
+        raise NotFinite(f"{error}. Model and weights are as they were {kept.when}") from error
+    finally:
+        kept.put_back()
 
 
 def _file_size(
