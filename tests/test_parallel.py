@@ -94,17 +94,21 @@ def test_two_processes_give_the_result_of_one(tmp_path, capfd) -> None:
         assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-6)
 
 
-def test_fit_in_two_processes_gives_the_result_of_one(tmp_path) -> None:
+@pytest.mark.parametrize("loop", ["fit", "own"])
+def test_training_in_two_processes_gives_the_result_of_one(tmp_path, loop) -> None:
     alone, both = tmp_path / "alone", tmp_path / "both"
-    fit_on_shares.main(alone)
-    torchrun("fit_on_shares.py", str(both))
+    fit_on_shares.main(alone, loop)
+    torchrun("fit_on_shares.py", str(both), loop)
     one, first, second = (
         torch.load(path, weights_only=True)
         for path in (alone / "0.pth", both / "0.pth", both / "1.pth")
     )
+    assert any(not weight["mask"].all() for weight in one)
     for a, b, c in zip(one, first, second, strict=True):
         assert all(torch.equal(b[key], c[key]) for key in ("codes", "alpha", "mask"))
         assert_same_levels(a, b, atol=1e-8)
+    if loop == "own":
+        return
     logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (alone, both)]
     results = [json.loads(lines[-1]) for lines in logs]
     assert len(logs[0]) == len(logs[1])
