@@ -42,7 +42,8 @@ OUT = Path("checkpoints/wide")
 # Rounds of two basis epochs, a coordinate and a pruning epoch; rates as in the defaults.
 SHORT = (
     "--epoch_pretrain 15 --milestones_pretrain 6 10 13 --epoch_basis 2 --epoch_coord 1 --pr 0.4 "
-    "--top_k 0.02 --epoch_ste 10 --ld_ste 0.8 --epoch_post_coord 2 --val_size 1000 --resume"
+    "--top_k 0.02 --epoch_ste 10 --ld_ste 0.8 --epoch_post_coord 2 --val_size 1000 --data data "
+    "--resume"
 ).split()
 OWN = {
     "vgg": "--target_bit 0.66".split(),

@@ -41,6 +41,7 @@ def test_the_flags_are_the_scripts_own_and_the_network_has_ten_classes(net: str)
     recipe, parser = wide_networks.recipe(net, 100)
     args = parser.parse_args([*wide_networks.SHORT, *wide_networks.OWN[net]])
     assert args.target_bit and args.resume
+    assert str(args.data) == "data"  # not where resnet.py looks for ILSVRC12
     with torch.device("meta"):
         network = recipe.network()
     assert [m.out_features for m in network.modules() if hasattr(m, "out_features")][-1] == 10
