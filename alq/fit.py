@@ -17,7 +17,14 @@ from .files.scalars import Scalars
 from .method.checks import check_of_model, check_weights
 from .method.weight import MultiBitWeight
 from .training.calibration import calibrate
-from .training.epoch import LossFunction, classification, describe, evaluate, score
+from .training.epoch import (
+    LossFunction,
+    check_probabilities,
+    classification,
+    describe,
+    evaluate,
+    score,
+)
 from .training.file_size import FileSize
 from .training.loop import Training, quantized_training, rate_start, size_of, train
 from .training.plan import expected_size, pruning_plan
@@ -97,7 +104,7 @@ def fit(
         "rounds": plan.rounds,
         "seconds": round(adaptive.seconds + last.seconds, 1),
     }
-    write("result", **result)
+    write("result", stage="posttrain", **result)
     if progress:
         print(layer_table(weights), network_lines(model, weights), sep="\n\n")
         print(f"validation {describe(val)}")
@@ -198,13 +205,18 @@ def _check(
 
 def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
     """Return `loss` as the training loop calls it, on batches moved to `device`."""
+    seen = False
 
     def on_device(model: nn.Module, batch: object) -> tuple[Tensor, Tensor | None, int]:
+        nonlocal seen
         batch = _moved(batch, device)
         sizes = [tensor.numel() for tensor in _tensors(batch)]
         if sizes and not any(sizes):
             raise InputError("a loader gave a batch of no samples; let it leave such batches out")
         result = loss(model, batch)
+        if loss is classification and not seen:
+            check_probabilities(batch[1])  # of the first batch alone: it waits for the device
+        seen = True
         if not isinstance(result, (tuple, list)):
             result = result, None, _samples(batch)
         fits = len(result) == 3 and isinstance(result[0], Tensor) and result[2] is not None

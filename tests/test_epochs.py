@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import alq
 import lenet5
+from alq.errors import InputError
 from alq.training.epoch import Totals, classification, evaluate
 
 SHORT = alq.Schedule(
@@ -43,6 +44,20 @@ def test_labels_may_be_probabilities() -> None:
     _, right, _ = classification(nn.Identity(), (logits, y))
     loss, correct, count = classification(nn.Identity(), (logits, soft))
     assert (correct, count) == (right, 3) and loss == F.cross_entropy(logits, soft)
+
+
+@pytest.mark.parametrize(
+    "y",
+    [torch.rand(8, 1), torch.rand(8), torch.tensor([[1.0, 1, 0], [0, 1, 0]]).repeat(4, 1)],
+    ids=["regression", "regression in one dimension", "several labels"],
+)
+def test_numbers_in_the_place_of_classes_are_refused(y: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, y.shape[1] if y.dim() > 1 else 1)
+    batches = [(torch.randn(8, 4), y)]
+    weights = alq.quantize(model, max_bit=2)
+    with pytest.raises(InputError, match="loss: cross entropy takes classes"):
+        alq.fit(model, weights, batches, batches, schedule=SHORT, progress=False)
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -67,8 +67,10 @@ PUBLISHED = {
     "ld_basis": number(a.factor, "FACTOR", "rate factor before each basis epoch"),
     "epoch_coord": number(a.some_epochs, "N", "epochs a round that optimise the coordinates alpha"),
     "ld_coord": number(a.factor, "FACTOR", "rate factor before each coordinate epoch"),
-    "wd": number(a.at_least_0, "WD", "weight decay of the coordinates (coordinate epochs)", 0.0),
-    "pr": number(a.share, "SHARE", "share of the coordinates to prune a round"),
+    "wd": number(
+        a.at_least_0, "WD", "weight decay of the coordinates (coordinate and pruning epochs)", 0.0
+    ),
+    "pr": number(a.share, "PR", "pruning ratio: a round leaves about exp(-PR) of the coordinates"),
     "top_k": number(a.share, "SHARE", "share of a layer that is a candidate at a batch"),
     "structure": {
         "nargs": "+", "choices": STRUCTURES,
@@ -134,7 +136,8 @@ BEYOND = {
     ),
     "act_from": {
         "choices": list(ACT_FROM),
-        "help": f"the stage from which --act_bit holds (default: {ACT_FROM[0]}); later ones go on",
+        "help": f"the stage from which --act_bit holds (default: {ACT_FROM[0]}); give it to all "
+        "later ones, too",
     },
     "floats": {
         "choices": list(FLOATS), "default": "float32",

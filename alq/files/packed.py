@@ -1,4 +1,4 @@
-"""The small file: a quantized network in the bytes that the paper counts.
+"""The packed file: a quantized network in the bytes that the paper counts.
 
 A safetensors file (nothing in it is executed) of a few flat tensors, layer after layer in each:
 

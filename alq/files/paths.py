@@ -51,7 +51,7 @@ def beside(checkpoint: Path, more: str = "", ending: str | None = None) -> Path:
 
 
 def packed(checkpoint: Path) -> Path:
-    """Return the small file beside `checkpoint`, of the same network."""
+    """Return the packed file beside `checkpoint`, of the same network."""
     return beside(checkpoint, ending=PACKED_ENDING)
 
 

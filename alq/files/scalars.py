@@ -36,7 +36,7 @@ class Scalars:
 
     def __call__(self, event: str, **fields: Any) -> None:
         """Write what `RunLog.write` is called with."""
-        stage = fields.get("stage", "posttrain")  # what alq.fit ends with
+        stage = fields.get("stage", "alq")  # a plan and a round have none
         numbers = {key: x for key, x in fields.items() if isinstance(x, (int, float))}
         layers = fields.get("bitwidths", {})
         numbers |= {f"bits/{name}": bits for name, bits in layers.items()}

@@ -31,7 +31,7 @@ class ALQ(Optimizer):
     Arguments:
         weights: what `alq.quantize` returned.
         lr: learning rate.  betas, eps: of AMSGrad.
-        weight_decay: wd of `coordinate_step`.
+        weight_decay: wd of `coordinate_step` and `prune_step`.
         generator: of the random rounding in `prune_step`, on the CPU; None takes torch's own.
         ridge: of the solve for alpha. None pulls what the bases do not determine to the present
             alpha, by a share of the group's own h; a number is the published ridge, towards 0.

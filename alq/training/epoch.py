@@ -23,12 +23,32 @@ def classification(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tens
 
     The logits are (batch, classes, ...); y holds classes (batch, ...), or their probabilities in
     the logits' shape. Each place of a picture that has a label counts; -100 is none, as in torch.
+
+    Raises: InputError for numbers in the place of classes, as of a regression, where it can tell.
     """
     x, y = batch
     logits = model(x)
+    if y.is_floating_point() and (y.shape != logits.shape or logits.shape[1:2] == (1,)):
+        raise no_classes(y)
     labels = y.argmax(dim=1) if y.is_floating_point() else y
     correct = (logits.argmax(dim=1) == labels).sum()
     return F.cross_entropy(logits, y), correct, (labels != NO_LABEL).sum()
+
+
+def check_probabilities(y: Tensor) -> None:
+    """Raise InputError if y are numbers that do not add up to 1 over classes; waits for them."""
+    if y.is_floating_point() and not bool(((y.sum(dim=1) - 1).abs() < 1e-2).all()):
+        raise no_classes(y)
+
+
+def no_classes(y: Tensor) -> InputError:
+    """Return the error for y (batch, ...) that cross entropy would misread."""
+    return InputError(
+        "loss: cross entropy takes classes, or probabilities of two or more that add up to 1 for "
+        f"each sample; y is {y.dtype} of shape {tuple(y.shape)}. For a regression, or for several "
+        "labels a sample, give alq.fit a loss",
+        "loss",
+    )
 
 
 def compute_in_bfloat16(model: nn.Module, device: torch.device) -> None:

@@ -34,13 +34,31 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The numbers of quantization and post-training, named as the scripts' flags (-h).
+    """The numbers of quantization and post-training; the defaults are LeNet5's of the paper.
 
-    The scripts pass their flags where a `Schedule` is asked for. Defaults: LeNet5's of the paper;
-    without a `top_k` its 0.005, or more where `pr` and the number of batches need it. `file_kb` is
-    of the file that `alq.fold_constant_units`, where it takes such a model,
-    `alq.round_floats(model, weights, "6bit")` and `alq.save_packed(..., "6bit", coded=True)` make
-    of the result.
+    The scripts' flags have the same names, and they are passed where a `Schedule` is asked for.
+
+    Attributes:
+        lr: learning rate at the start of each round, and of post-training; Adam has the same on
+            all parameters that are not quantized.
+        R: rounds of basis, coordinate and pruning epochs; not used with a target.
+        epoch_basis, ld_basis: epochs a round that optimise the bases; the rate is multiplied by
+            `ld_basis` before each.
+        epoch_coord, ld_coord: likewise of the coordinates.
+        wd: weight decay of the coordinates, in coordinate and pruning epochs.
+        epoch_prune: pruning epochs a round, at the rate reached.
+        pr: pruning ratio; a round leaves about exp(-pr) of the coordinates.
+        top_k: share of a layer's coordinates that are candidates at a batch; None takes 0.005, or
+            more where `pr` and the number of batches need it.
+        epoch_ste, ld_ste: post-training epochs of straight-through steps.
+        epoch_post_coord, ld_post_coord: coordinate epochs after them.
+        lr_post_coord: the rate that those start from; None goes on from the last.
+        seed: of the rounding in pruning.
+        target_bit: prune to this average bitwidth of the quantized weights; or
+        target_kb: to this storage of theirs, in 1e3 bytes; or
+        file_kb: to a packed file of 1e3 bytes, which `alq.fold_constant_units`, where it takes such
+            a model, `alq.round_floats(model, weights, "6bit")` and
+            `alq.save_packed(..., "6bit", coded=True)` make of the result.
     """
 
     lr: float = 1e-3
