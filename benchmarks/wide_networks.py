@@ -5,8 +5,8 @@
     python benchmarks/wide_networks.py vgg --images 50000 --flags --epoch_pretrain 30
 
 The networks, groups, rates and flags are those of vgg.py and resnet.py, but for what stands below:
-epochs are fewer, and ResNet18 is pretrained at a lower rate, as its batches are
-smaller and few. --flags ends in more flags of these scripts. One command runs the three stages; started again it
+epochs are fewer, and ResNet18 is pretrained at a lower rate, as its batches are smaller and few.
+--flags ends in more flags of these scripts. One command runs the three stages; started again it
 goes on where it stopped. Logs and files go to --out, as NETWORK_fashion_IMAGES.jsonl and so on.
 
 On one core of an x86-64 CPU with AVX-512 VGG takes 19 ms an image, forward and backward, and 9 ms
