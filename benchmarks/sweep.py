@@ -8,6 +8,7 @@
 Three arms train the same sketched network at a fixed bitwidth: straight-through with the
 reconstruction error, straight-through with the loss-aware step, and ALQ's basis steps, which end
 with two coordinate epochs at a rate of their own. Rates go from 3e-4 to 3e-2 in thirds of a decade,
+and higher where the highest is an arm's best,
 at 1 and 2 bits, on MNIST and Fashion-MNIST, with LeNet5 and a narrow VGG with batch norm. Data,
 their order, epochs, batches and decay are the same for all. The phases, in the order in which they
 are run:
@@ -54,6 +55,7 @@ from small_networks import SMALL_NETWORKS
 LOGS = Path("checkpoints/published/sweep")
 ARMS = ("reconstruction", "ste", "alq")
 RATES = (3e-4, 6.5e-4, 1.4e-3, 3e-3, 6.5e-3, 1.4e-2, 3e-2)
+HIGHER = (6.5e-2, 1.4e-1)  # go on to these while the highest rate is the best
 MIDDLE_FIRST = sorted(RATES, key=lambda rate: abs(RATES.index(rate) - RATES.index(3e-3)))
 BITS = (1, 2)
 EPOCHS, COORDINATE_EPOCHS = 12, 2
@@ -116,9 +118,18 @@ def best_of(cells: Sequence[Cell], logs: Path) -> Cell | None:
     return max(trained, key=lambda cell: results[cell]["val_accuracy"], default=None)
 
 
-def rates_of(cell: Cell) -> list[Cell]:
-    """Return the cells among which the best rate of `cell`'s arm is chosen."""
-    return [replace(cell, rate=rate, seed=0, coordinate=COORDINATE) for rate in RATES]
+def rates_of(cell: Cell, logs: Path) -> list[Cell]:
+    """Return the cells among which the best rate of `cell`'s arm is chosen, as far as is known."""
+    cells = [replace(cell, rate=rate, seed=0, coordinate=COORDINATE) for rate in RATES]
+    for rate in HIGHER:
+        if best_of(cells, logs) == cells[-1]:
+            cells.append(replace(cells[-1], rate=rate))
+    return cells
+
+
+def best_rate(cell: Cell, logs: Path) -> Cell | None:
+    """Return the run at the best rate of `cell`'s arm, of seed 0; None while that is not known."""
+    return best_of(rates_of(cell, logs), logs)
 
 
 def planned(args: argparse.Namespace) -> Iterator[Cell]:
@@ -127,14 +138,18 @@ def planned(args: argparse.Namespace) -> Iterator[Cell]:
     if "rates" in args.phase and 0 in args.seed:
         for setting, rate, arm in product(settings, MIDDLE_FIRST, args.arm):
             yield Cell(*setting, arm, rate)
+        for setting, arm, rate in product(settings, args.arm, HIGHER):
+            highest = rates_of(Cell(*setting, arm, RATES[0]), args.out)[-1]
+            if highest.rate == rate:
+                yield highest
     if "coordinate" in args.phase and 0 in args.seed and "alq" in args.arm:
         for setting, coordinate in product(settings, COORDINATES):
-            best = best_of(rates_of(Cell(*setting, "alq", RATES[0])), args.out)
+            best = best_rate(Cell(*setting, "alq", RATES[0]), args.out)
             if best and best.net == "lenet5":
                 yield replace(best, coordinate=coordinate)
     if "seeds" in args.phase:
         for seed, setting, arm in product(args.seed, settings, args.arm):
-            best = best_of(rates_of(Cell(*setting, arm, RATES[0])), args.out)
+            best = best_rate(Cell(*setting, arm, RATES[0]), args.out)
             if best and seed:
                 yield replace(best, seed=seed)
 

@@ -12,7 +12,17 @@ from statistics import mean
 from alq.data.mnist import SETS
 from short_runs import SEEDS
 from small_networks import SMALL_NETWORKS
-from sweep import ARMS, BITS, COORDINATE, COORDINATES, RATES, Cell, best_of, rates_of
+from sweep import (
+    ARMS,
+    BITS,
+    COORDINATE,
+    COORDINATES,
+    HIGHER,
+    RATES,
+    Cell,
+    best_rate,
+    rates_of,
+)  # fmt: skip
 from tables import spread, table
 
 TITLES = {
@@ -34,7 +44,7 @@ def settings(logs: Path, net: str | None = None) -> Iterator[Setting]:
 
 def best(setting: Setting, arm: str, logs: Path) -> Cell | None:
     """Return the run at the arm's best rate, of seed 0."""
-    return best_of(rates_of(Cell(*setting, arm, RATES[0])), logs)
+    return best_rate(Cell(*setting, arm, RATES[0]), logs)
 
 
 def seeds_of(cell: Cell, logs: Path) -> list[list[dict]]:
@@ -50,7 +60,7 @@ def losses(events: list[dict]) -> list[float]:
 
 def accuracies(setting: Setting, arm: str, logs: Path) -> dict[float, float | None]:
     """Return the validation accuracy at each rate that was run, seed 0; None where it failed."""
-    results = ((c.rate, c.result(logs)) for c in rates_of(Cell(*setting, arm, RATES[0])))
+    results = ((c.rate, c.result(logs)) for c in rates_of(Cell(*setting, arm, RATES[0]), logs))
     return {rate: None if r["failed"] else r["val_accuracy"] for rate, r in results if r}
 
 
@@ -68,7 +78,7 @@ def working(setting: Setting, arm: str, logs: Path) -> list[float]:
 
 def least_loss(setting: Setting, arm: str, epoch: int, logs: Path) -> float:
     """Return the least training loss of the arm after an epoch, at any of its rates, seed 0."""
-    runs = (losses(cell.events(logs)) for cell in rates_of(Cell(*setting, arm, RATES[0])))
+    runs = (losses(cell.events(logs)) for cell in rates_of(Cell(*setting, arm, RATES[0]), logs))
     return min(run[epoch - 1] for run in runs if len(run) >= epoch)
 
 
@@ -80,14 +90,15 @@ def title(setting: Setting) -> str:
 def rates_table(logs: Path) -> str:
     """Show the validation accuracy of each arm at each rate, its best in bold when all are done."""
     rows = []
+    rates = [*RATES, *HIGHER]
     for setting, arm in product(product(SMALL_NETWORKS, SETS, BITS), ARMS):
         found, chosen = accuracies(setting, arm, logs), best(setting, arm, logs)
         texts = {r: "fails" if a is None else f"{a:.2f}" for r, a in found.items()}
         if chosen:
             texts[chosen.rate] = f"**{texts[chosen.rate]}**"
         if found:
-            rows.append([title(setting), TITLES[arm], *(texts.get(rate, "") for rate in RATES)])
-    return table(["setting", "steps", *(f"{rate:g}" for rate in RATES)], rows) if rows else ""
+            rows.append([title(setting), TITLES[arm], *(texts.get(rate, "") for rate in rates)])
+    return table(["setting", "steps", *(f"{rate:g}" for rate in rates)], rows) if rows else ""
 
 
 def best_table(logs: Path) -> str:

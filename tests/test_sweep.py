@@ -141,6 +141,22 @@ def test_no_best_rate_before_all_rates_are_done(logs) -> None:
     assert list(sweep_report.settings(logs)) == []
 
 
+def test_while_the_highest_rate_is_the_best_higher_ones_are_tried(logs) -> None:
+    flags = ["plan", "--out", str(logs), "--net", "lenet5", "--dataset", "mnist", "--bits", "1"]
+    args = sweep.parse(flags)
+    best = Cell(*SETTING, "alq", RATES[-1])
+    for rate in (*sweep.HIGHER, 0.0):
+        write_log(logs, best, *[90.0] * 11, 98.0 + best.rate)
+        to_do = [cell for cell in sweep.planned(args) if cell.result(logs) is None]
+        higher = [cell for cell in to_do if cell.arm == "alq" and not cell.seed]
+        higher = [cell for cell in higher if cell.coordinate == sweep.COORDINATE]
+        if rate:
+            assert [cell.rate for cell in higher] == [rate]
+            assert sweep_report.best(SETTING, "alq", logs) is None
+            best = higher[0]
+    assert not higher and sweep_report.best(SETTING, "alq", logs) == best
+
+
 def test_seeds_follow_the_best_rates_and_a_killed_run_counts_for_nothing(logs) -> None:
     args = sweep.parse(["plan", "--out", str(logs), "--net", "lenet5", "--dataset", "mnist"])
     later = [cell for cell in sweep.planned(args) if cell.seed]
@@ -158,7 +174,7 @@ def test_seeds_follow_the_best_rates_and_a_killed_run_counts_for_nothing(logs) -
 def test_tables_say_what_the_logs_say(logs) -> None:
     rows = sweep_report.rates_table(logs).splitlines()[2:]
     assert len(rows) == len(ARMS)
-    assert "| 97.00 | **98.00** | 97.00 | 96.00 | 95.00 | 94.00 | fails |" in rows[0]
+    assert "| 97.00 | **98.00** | 97.00 | 96.00 | 95.00 | 94.00 | fails |  |  |" in rows[0]
     write_log(logs, Cell(*SETTING, "reconstruction", RATES[1], seed=1), *[90.0] * 11, 96.0)
     faster_at_first = Cell(*SETTING, "reconstruction", RATES[3])
     write_log(logs, faster_at_first, 92.0, *[90.0] * 10, 96.0)
@@ -194,6 +210,7 @@ def few(tmp_path, monkeypatch) -> list[str]:
     )
     monkeypatch.setattr(sweep, "RATES", (3e-3,))
     monkeypatch.setattr(sweep, "MIDDLE_FIRST", (3e-3,))
+    monkeypatch.setattr(sweep, "HIGHER", ())
     monkeypatch.setattr(sweep, "EPOCHS", 3)
     short_runs.read_pictures.cache_clear()
     places = ["--out", str(tmp_path / "logs"), "--sources", str(tmp_path / "sources")]
@@ -240,7 +257,7 @@ def test_the_published_sweep_was_run_as_the_script_says() -> None:
     published = ROOT / sweep.LOGS
     for setting in sweep_report.settings(published):
         for arm in ARMS:
-            for cell in sweep.rates_of(Cell(*setting, arm, RATES[0])):
+            for cell in sweep.rates_of(Cell(*setting, arm, RATES[0]), published):
                 start, *_ = cell.events(published)
                 assert start["flags"]["train_size"] == sweep.TRAIN_SIZE
                 assert {key: start[key] for key in vars(cell)} == vars(cell)
