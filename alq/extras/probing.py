@@ -19,6 +19,7 @@ from ..method.weight import MultiBitWeight
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Layers = dict[MultiBitWeight, Layer]
+NEEDS = "fold: needs a model that takes a tensor of floats and returns a tensor"
 
 
 def layers_of(model: nn.Module, weights: Sequence[MultiBitWeight]) -> Layers:
@@ -149,23 +150,25 @@ def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return what the model gives; InputError if that is no tensor."""
     found = model(inputs)
     if not isinstance(found, Tensor):
-        raise InputError("fold: needs a model that takes a tensor of floats and returns a tensor")
+        raise InputError(NEEDS, "fold")
     return found
 
 
 def first_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return `outputs`; InputError if the model cannot take `inputs`, too."""
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        raise InputError("fold: needs a model that takes a tensor of floats and returns a tensor")
+        raise InputError(NEEDS, "fold")
     if not inputs.numel():
-        raise InputError("fold: the batch to compare outputs on is empty")
+        raise InputError("fold: the batch to compare outputs on is empty", "fold")
     try:
         return outputs(model, inputs)
     except (InputError, torch.OutOfMemoryError):
         raise
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         why = str(error).partition("\n")[0]
-        raise InputError(f"fold: the model takes no {tuple(inputs.shape)}: {why}") from error
+        raise InputError(
+            f"fold: the model takes no {tuple(inputs.shape)}: {why}", "fold"
+        ) from error
 
 
 @contextmanager

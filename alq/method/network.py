@@ -82,7 +82,7 @@ def _predicate(skip: Skip, names: set[str]) -> Callable[[str, nn.Parameter], boo
         return skip
     wanted = {skip} if isinstance(skip, str) else set(skip)
     if unknown := sorted(wanted - names):
-        raise InputError(f"skip: the model has no parameter '{unknown[0]}'")
+        raise InputError(f"skip: the model has no parameter '{unknown[0]}'", "skip")
     return lambda name, parameter: name in wanted
 
 
@@ -218,7 +218,8 @@ def per_layer(option: str, value: Any, names: Sequence[str]) -> list:
     if not isinstance(value, Sequence):
         raise InputError(
             f"{option}: is a {type(value).__name__}; give one value for all layers or a list, in "
-            f"the order {', '.join(names)}"
+            f"the order {', '.join(names)}",
+            option,
         )
     if len(value) != len(names):
         raise InputError(
