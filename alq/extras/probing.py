@@ -4,14 +4,14 @@ It is run on inputs that are no numbers (NaN), and every unit that has bits give
 arrives at a layer as a number, the same for all of a batch, is constant.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..machine.modes import eagerly, eval_mode
 from ..method.network import uncompiled
 from ..method.quantized_inputs import owners
 from ..method.weight import MultiBitWeight
@@ -174,12 +174,5 @@ def first_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
     """Put the model into eval mode, uncompiled, within `with`."""
-    trained = [module for module in model.modules() if module.training]
-    model.eval()
-    compiled = "torch._dynamo" in sys.modules  # else nothing is, and its import takes seconds
-    try:
-        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-            yield
-    finally:
-        for module in trained:
-            module.training = True
+    with eval_mode(model), eagerly():
+        yield
