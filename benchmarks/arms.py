@@ -75,7 +75,10 @@ def across_layers(batches: int) -> PruneToTarget:
     """
     left = (1 - PR / batches) ** batches
     aim = MAX_BIT * left**ROUNDS
-    return PruneToTarget("target_bit", aim, MAX_BIT, ROUNDS, PR, left, TOP_K, batches)
+    return PruneToTarget(
+        "target_bit", aim, MAX_BIT, rounds=ROUNDS, pr=PR, factor=left, top_k=TOP_K,
+        prune_batches=batches,
+    )  # fmt: skip
 
 
 def pruned(name: str, kind: type[alq.ALQ] = alq.ALQ) -> Arm:
