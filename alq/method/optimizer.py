@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from ..errors import InputError
 from ..machine.arithmetic import optimizer_step
 from . import steps
-from .checks import check_weights, read_gradients
+from .checks import check_gradients, check_weights
 from .families import Family, families
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .stacks import Stack
@@ -170,7 +170,7 @@ class ALQ(Optimizer):
 
     def _advance(self) -> list[Family]:
         """Count a step and return the layers; InputError if any has no gradient."""
-        read_gradients(self.weights)
+        check_gradients(self.weights)
         for weight in self.weights:
             self.state[weight.parameter]["step"] += 1
             self.state[weight.parameter]["step_a"] += 1
