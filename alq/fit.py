@@ -57,7 +57,8 @@ def fit(
         schedule: epochs, rates, pruning and targets; None takes the paper's for LeNet5.
         log: a file that gets one JSON line per epoch.
         progress: shows bars and prints the result.
-        compile: the quantizer's steps (`CompiledALQ`); the model is yours.
+        compile: compile the quantizer's steps (`CompiledALQ`); to compile the model too, do so
+            before the call.
         tensorboard: a folder that gets the log's numbers for TensorBoard.
 
     Returns: bitwidth, storage_bytes, val_loss, val_accuracy (percent, None if not counted), rounds,

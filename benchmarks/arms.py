@@ -14,9 +14,7 @@ from alq.training.pruning import PruneToTarget
 from alq.training.schedule import Epoch, Schedule
 from small_networks import SmallNetwork
 
-LR, LD = 1e-3, 0.8  # of all arms: the paper's rate and factor for LeNet5
-
-
+LR, LD = 1e-3, 0.8  # the paper's rate and factor for LeNet5; the sweep's arms bring their own rates
 MAX_BIT = 6  # of the sketches that are pruned
 
 

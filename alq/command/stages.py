@@ -101,7 +101,7 @@ def alq(run: Run) -> dict:
 def posttrain(run: Run) -> dict:
     """Train --model by STE epochs, then coordinate epochs; save the best by validation accuracy.
 
-    The start is one of those it is the best of.
+    The network as --ALQ left it competes, too: it is kept if no epoch is better.
     """
     args, target = run.args, run.files.posttrained
     source = run.require(run.files.model, "ALQ", "model")

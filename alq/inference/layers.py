@@ -34,7 +34,7 @@ class PackedLayer(nn.Module):
         name: of the weight in the network.
         grouping: which of its weights share coordinates.
         tables: "float32", exact to rounding, or "int16", faster.
-        way: one of `alq.inference.compute`; None for what `alq.inference.plan` chooses.
+        way: one of `alq.inference.plan.WAYS`; None for what that module chooses.
         binary_input: the activation that its input passes first, or None.
         normalised: whether a batch norm was folded into it.
         weight: the weights in float32, decoded anew whenever asked for.

@@ -2,7 +2,7 @@
 
 Every process holds the whole network and quantizer. Of each batch it computes its share;
 DistributedDataParallel averages the gradients; then all processes take the same step. Without
-torchrun there is one process, and everything here does nothing.
+torchrun there is one process, and everything here computes as if alone.
 """
 
 import os

@@ -132,8 +132,8 @@ def make_grouping(
 ) -> Grouping:
     """Return the grouping of layer `name`; InputError names it when the request does not fit.
 
-    `shape` is the parameter's; `transposed` as in `Grouping`. None takes the paper's structure for
-    such a layer.
+    `shape` is the parameter's; `transposed` as in `Grouping`. For None `structure` is the paper's
+    for such a layer, `subc` is `default_subc`.
     """
     _, inputs, *kernel = Grouping("", shape, transposed=transposed).by_outputs
     if structure is None:

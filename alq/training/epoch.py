@@ -70,9 +70,10 @@ def describe(means: dict) -> str:
 
 
 class Totals:
-    """Running sums of loss and correct answers, kept on the device, over all processes.
+    """Running sums of loss and correct answers, kept on the device.
 
-    The losses are summed in float64, whatever type they come in.
+    They are this process's; `means` are over all processes. The losses are summed in float64,
+    whatever type they come in.
     """
 
     def __init__(self) -> None:
