@@ -24,6 +24,8 @@ from .training.plan import expected_size, pruning_plan
 from .training.progress import Progress
 from .training.schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
 
+FILE_FLOATS = "6bit"  # of the file that `Schedule.file_kb` is about
+
 
 def fit(
     model: nn.Module,
@@ -134,7 +136,7 @@ def _file_size(
 ) -> FileSize:
     """Return how large the packed file will be, of which `loss` on a batch shows the layers."""
     sources = sources_to_fold(model, weights, lambda: loss(model, batch))
-    return FileSize.of(model, weights, FLOATS["6bit"]).knowing(sources)
+    return FileSize.of(model, weights, FLOATS[FILE_FLOATS]).knowing(sources)
 
 
 def _writer(log: str | Path | None, tensorboard: str | Path | None) -> Callable[..., None]:
