@@ -1,7 +1,7 @@
 """Adaptive quantization and post-training of any network, with any loss and any form of batch."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from .extras.unit_sources import sources_to_fold
 from .files.floats import FLOATS
 from .files.runlog import RunLog
 from .files.scalars import Scalars
+from .machine.processes import tensors_in
 from .method.checks import check_of_model, check_weights
 from .method.weight import MultiBitWeight
 from .training.calibration import calibrate
@@ -204,7 +205,7 @@ def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
 
     def on_device(model: nn.Module, batch: object) -> tuple[Tensor, Tensor | None, int]:
         batch = _moved(batch, device)
-        sizes = [tensor.numel() for tensor in _tensors(batch)]
+        sizes = [tensor.numel() for tensor in tensors_in(batch)]
         if sizes and not any(sizes):
             raise InputError("a loader gave a batch of no samples; let it leave such batches out")
         result = loss(model, batch)
@@ -236,13 +237,4 @@ def _moved(batch: object, device: torch.device) -> object:
 
 def _samples(batch: object) -> int:
     """Return the length of the batch's first tensor that has one, 1 where there is none."""
-    return next((len(tensor) for tensor in _tensors(batch) if tensor.dim()), 1)
-
-
-def _tensors(batch: object) -> Iterator[Tensor]:
-    """Yield all tensors in nested dicts, lists and tuples."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, (tuple, list, Mapping)):
-        for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors(part)
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 1)
