@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import InputError
 
 STRUCTURES = ("channelwise", "kernelwise", "pixelwise", "subchannelwise")
+PIXELWISE_FROM = 16  # inputs of a convolution: with fewer such groups would be small
 
 
 def coordinate_bytes(n: int) -> float:
@@ -137,7 +138,7 @@ def make_grouping(
     """
     _, inputs, *kernel = Grouping("", shape, transposed=transposed).by_outputs
     if structure is None:
-        convolution = "pixelwise" if inputs >= 16 else "channelwise"
+        convolution = "pixelwise" if inputs >= PIXELWISE_FROM else "channelwise"
         structure = convolution if kernel else "subchannelwise"
     if structure not in STRUCTURES:
         raise InputError(
