@@ -119,7 +119,10 @@ def check_same_layers(args: Namespace, recipe: Recipe, states: list[dict], held_
     for state in states:
         name, (grouping, max_bit) = state["name"], layers.get(state["name"], (None, None))
         if grouping is None:
-            raise InputError(f"--model {args.model}: holds another network: it has {name}")
+            raise InputError(
+                f"--model {args.model}: holds another network: it has {name}; give a checkpoint "
+                f"of {recipe.net}"
+            )
         found = (state["structure"], state["subc"], state["mask"].shape[1])
         asked = (grouping.structure, grouping.subc, max_bit)
         for flag, there, here in zip(("structure", "subc", "max_bit"), found, asked, strict=True):

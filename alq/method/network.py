@@ -189,8 +189,14 @@ def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
     """
     parameters = quantizable(model)
     saved = [state["name"] for state in states]
-    if not set(saved) <= set(parameters) or len(set(saved)) < len(saved):
-        raise InputError(f"the saved weights are {saved}, the network's {list(parameters)}")
+    for name in saved:
+        if name not in parameters:
+            raise InputError(
+                f"{name}: is in the saved weights, but not in this network; give the network that "
+                "was saved"
+            )
+        if saved.count(name) > 1:
+            raise InputError(f"{name}: is in the saved weights twice; give each once")
     weights = []
     for state in states:
         parameter = parameters[state["name"]]
