@@ -94,7 +94,7 @@ class PackedLayer(nn.Module):
             )
         return self
 
-    def check(self, x: Tensor, dimensions: int | None) -> None:
+    def check(self, x: Tensor, dimensions: int) -> None:
         """Raise InputError if x does not fit the layer, or a gradient or training is wanted."""
         alpha: Any = self._buffers["alpha"]  # at once: `nn.Module` looks for attributes long
         if x.dtype != alpha.dtype:
