@@ -47,6 +47,7 @@ DEFAULTS = {
     "ld_post_coord": 0.9,
 }
 PUBLISHED = {"bitwidth": 0.40, "storage_bytes": 22.7e3, "top1": 99.1}  # the paper's row
+MOMENTUM = 0.5  # of the full-precision training
 # The one flag that the defaults of others depend on.
 DATASET_FLAG = dataset_flag(mnist.SETS)
 
@@ -72,7 +73,7 @@ class LeNet5(nn.Module):
 def pretrain_optimizer(
     parameters: Iterable[nn.Parameter], args: Namespace
 ) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=args.lr_pretrain, momentum=0.5)
+    return torch.optim.SGD(parameters, lr=args.lr_pretrain, momentum=MOMENTUM)
 
 
 RECIPE = Recipe(

@@ -5,9 +5,9 @@ class InputError(ValueError):
     """Bad input: the message is one line that names the flag, file or layer and the fix.
 
     Attributes:
-        argument: name of the function's argument or `Schedule`'s number that was wrong, None where
-            it was something else. The message begins with it; the scripts, whose flags have the
-            same names, put the dashes before it.
+        argument: name of the function's argument or `Schedule`'s number that was wrong, "fold"
+            where folding is impossible, None where it was something else. The message begins with
+            it; the scripts, whose flags have the same names, put the dashes before it.
     """
 
     code = 2

@@ -1,7 +1,7 @@
 """Adaptive quantization and post-training of any network, with any loss and any form of batch."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from .extras.unit_sources import sources_to_fold
 from .files.floats import FLOATS
 from .files.runlog import RunLog
 from .files.scalars import Scalars
+from .machine.processes import tensors_in
 from .method.checks import check_of_model, check_weights
 from .method.weight import MultiBitWeight
 from .training.calibration import calibrate
@@ -30,6 +31,8 @@ from .training.loop import Training, quantized_training, rate_start, size_of, tr
 from .training.plan import expected_size, pruning_plan
 from .training.progress import Progress
 from .training.schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
+
+FILE_FLOATS = "6bit"  # of the file that `Schedule.file_kb` is about
 
 
 def fit(
@@ -64,7 +67,8 @@ def fit(
         schedule: epochs, rates, pruning and targets; None takes the paper's for LeNet5.
         log: a file that gets one JSON line per epoch.
         progress: shows bars and prints the result.
-        compile: the quantizer's steps (`CompiledALQ`); the model is yours.
+        compile: compile the quantizer's steps (`CompiledALQ`); to compile the model too, do so
+            before the call.
         tensorboard: a folder that gets the log's numbers for TensorBoard.
 
     Returns: bitwidth, storage_bytes, val_loss, val_accuracy (percent, None if not counted), rounds,
@@ -140,7 +144,7 @@ def _file_size(
 ) -> FileSize:
     """Return how large the packed file will be, of which `loss` on a batch shows the layers."""
     sources = sources_to_fold(model, weights, lambda: loss(model, batch))
-    return FileSize.of(model, weights, FLOATS["6bit"]).knowing(sources)
+    return FileSize.of(model, weights, FLOATS[FILE_FLOATS]).knowing(sources)
 
 
 def _writer(log: str | Path | None, tensorboard: str | Path | None) -> Callable[..., None]:
@@ -210,7 +214,7 @@ def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
     def on_device(model: nn.Module, batch: object) -> tuple[Tensor, Tensor | None, int]:
         nonlocal seen
         batch = _moved(batch, device)
-        sizes = [tensor.numel() for tensor in _tensors(batch)]
+        sizes = [tensor.numel() for tensor in tensors_in(batch)]
         if sizes and not any(sizes):
             raise InputError("a loader gave a batch of no samples; let it leave such batches out")
         result = loss(model, batch)
@@ -245,13 +249,4 @@ def _moved(batch: object, device: torch.device) -> object:
 
 def _samples(batch: object) -> int:
     """Return the length of the batch's first tensor that has one, 1 where there is none."""
-    return next((len(tensor) for tensor in _tensors(batch) if tensor.dim()), 1)
-
-
-def _tensors(batch: object) -> Iterator[Tensor]:
-    """Yield all tensors in nested dicts, lists and tuples."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, (tuple, list, Mapping)):
-        for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors(part)
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 1)

@@ -41,7 +41,7 @@ from alq.method.structures import make_grouping
 from alq.training.epoch import evaluate
 from alq.training.loop import size_of, train
 from alq.training.schedule import Epoch
-from published_runs import read_events
+from published_runs import result_of
 from short_runs import Start
 from small_networks import SMALL_NETWORKS
 
@@ -135,15 +135,9 @@ def run_command(arm: str, args: argparse.Namespace) -> None:
 def run_commands(args: argparse.Namespace) -> None:
     """Run the commands that have no result yet."""
     for name in arms.SIZES:
-        done = finished(args.out / f"size_{name}.jsonl")
+        done = result_of(args.out / f"size_{name}.jsonl", "posttrain") is not None
         if not done and (not args.arm or name in args.arm):
             run_command(name, args)
-
-
-def finished(log: Path) -> bool:
-    """Return whether the run that wrote `log` came to its end."""
-    last = read_events(log)[-1] if log.exists() else {"event": None}
-    return last["event"] == "result" and last.get("stage") != "alq"  # a command goes on from there
 
 
 # ---------------------------------------------------------------------------- command line

@@ -14,9 +14,7 @@ from alq.training.pruning import PruneToTarget
 from alq.training.schedule import Epoch, Schedule
 from small_networks import SmallNetwork
 
-LR, LD = 1e-3, 0.8  # of all arms: the paper's rate and factor for LeNet5
-
-
+LR, LD = 1e-3, 0.8  # the paper's rate and factor for LeNet5; the sweep's arms bring their own rates
 MAX_BIT = 6  # of the sketches that are pruned
 
 
@@ -75,7 +73,10 @@ def across_layers(batches: int) -> PruneToTarget:
     """
     left = (1 - PR / batches) ** batches
     aim = MAX_BIT * left**ROUNDS
-    return PruneToTarget("target_bit", aim, MAX_BIT, ROUNDS, PR, left, TOP_K, batches)
+    return PruneToTarget(
+        "target_bit", aim, MAX_BIT, rounds=ROUNDS, pr=PR, factor=left, top_k=TOP_K,
+        prune_batches=batches,
+    )  # fmt: skip
 
 
 def pruned(name: str, kind: type[alq.ALQ] = alq.ALQ) -> Arm:

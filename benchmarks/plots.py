@@ -21,9 +21,7 @@ from alq.command.plot import line_style
 STYLES = [line_style(number) for number in range(4)]
 
 
-def axes(
-    rows: int = 1, columns: int = 1, height: float = 3.2, width: float = 7.2, **more: object
-) -> tuple:
+def axes(rows: int, columns: int, height: float, width: float = 7.2, **more: object) -> tuple:
     return plt.subplots(
         rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained", **more
     )

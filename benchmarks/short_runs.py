@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -108,9 +108,9 @@ def finished(log: Path) -> list[dict]:
     return found if found and found[-1]["event"] == "result" else []
 
 
-def seeds_of(folder: Path, name: str, seeds: Sequence[int] = SEEDS) -> Iterator[list[dict]]:
+def seeds_of(folder: Path, name: str) -> Iterator[list[dict]]:
     """Yield the events of a run's seeds that have come to their end."""
-    for seed in seeds:
+    for seed in SEEDS:
         if events := finished(folder / f"{name}_seed{seed}.jsonl"):
             yield events
 

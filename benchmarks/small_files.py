@@ -20,8 +20,11 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import alq
-from alq.data.mnist import read_mnist
+from alq.data.loaders import EVAL_BATCH, TensorLoader
+from alq.data.mnist import SETS, read_mnist
+from alq.training.epoch import evaluate
 from lenet5 import LeNet5, command_line
+from tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("lenet5.alq", "lenet5_10kb.alq")
@@ -49,29 +52,24 @@ def packed(file: str, flags: str, folder: Path, pictures: Tensor) -> tuple[nn.Mo
     return again, path.stat().st_size
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, pictures: Tensor, labels: Tensor) -> float:
-    """Return the percentage of right answers."""
-    batches = zip(pictures.split(500), labels.split(500), strict=True)
-    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in batches)
-    return 100 * right / len(labels)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT / "data", metavar="DIR")
     torch.set_num_threads(1)
-    _, (images, labels) = read_mnist(parser.parse_args().data)
-    pictures = (images / 255 - 0.1307) / 0.3081
-    names = (f"`{file}`, bytes | test %" for file in FILES)
-    print("| flags |", " | ".join(names), "|\n| --- | --- | --- | --- | --- |")
+    _, test = read_mnist(parser.parse_args().data)
+    kind = SETS["mnist"]
+    batches = TensorLoader(*test, EVAL_BATCH, kind.mean, kind.std)
+    pictures, _ = next(iter(batches))
+    head, rows = ["flags"], []
+    for file in FILES:
+        head += [f"`{file}`, bytes", "test %"]
     with tempfile.TemporaryDirectory() as folder:
         for flags in ROWS:
-            cells = [f"`{flags}`" if flags else "none"]
+            rows.append([f"`{flags}`" if flags else "none"])
             for file in FILES:
                 model, size = packed(file, flags, Path(folder), pictures[:64])
-                cells += [str(size), f"{accuracy(model, pictures, labels):.2f}"]
-            print("|", " | ".join(cells), "|", flush=True)
+                rows[-1] += [str(size), f"{evaluate(model, batches)['accuracy']:.2f}"]
+    print(table(head, rows))
 
 
 if __name__ == "__main__":

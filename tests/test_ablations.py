@@ -16,6 +16,7 @@ import short_runs
 from alq.data import mnist, read_mnist
 from alq.files.checkpoint import load_checkpoint, save_checkpoint
 from alq.method.steps import choose_pruned, optimise_bases
+from published_runs import result_of
 from small_networks import SMALL_NETWORKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +56,7 @@ def test_every_claim_runs_and_runs_once(few, tmp_path, claim) -> None:
     flags = [*claim.split(), "--seed", "0", "--out", str(tmp_path), *few]
     ablations.main(flags)
     logs = sorted(tmp_path.glob("mnist_*_seed0.jsonl"))
-    assert logs and all(ablations.finished(log) for log in logs)
+    assert logs and all(short_runs.finished(log) for log in logs)
     before = [log.stat().st_mtime_ns for log in logs]
     ablations.main(flags)
     assert [log.stat().st_mtime_ns for log in logs] == before
@@ -77,7 +78,7 @@ def test_whole_commands_run(few, tmp_path, monkeypatch) -> None:
     name, flags = list(arms.SIZES.items())[-1]
     monkeypatch.setitem(arms.SIZES, name, flags + " --R 1 --top_k 0.5 --val_size 88")
     ablations.main(["size", "--arm", name, "--out", str(tmp_path), *few])
-    assert ablations.finished(tmp_path / f"size_{name}.jsonl")
+    assert result_of(tmp_path / f"size_{name}.jsonl", "posttrain")
 
 
 # ---------------------------------------------------------------------------- pruning

@@ -126,7 +126,7 @@ ODD = [
     # data
     ("lenet5", ["--PRETRAIN", "--val_size", "60000"], ["--val_size 60000: ", "use 1 to 59999"]),
     ("lenet5", ["--PRETRAIN", "--ALQ", "--top_k", "1e-5"], ["--top_k 1e-05: too few", "or more"]),
-    ("lenet5", ["--PRETRAIN", "--data", "{}/half"], ["is damaged or half downloaded"]),
+    ("lenet5", ["--PRETRAIN", "--data", "{}/half"], ["--data", "is damaged or half downloaded", "delete it"]),
     ("lenet5", ["--PRETRAIN", "--data", "{}/torn"], ["torn", "is damaged", "delete it"]),
     ("resnet", ["--PRETRAIN", "--data", "{}/absent"], ["--data ", "no folder", "belong into"]),
     ("resnet", ["--PRETRAIN", "--data", "{}/file"], ["--data ", "no folder"]),

@@ -309,8 +309,9 @@ def test_inputs_that_the_model_does_not_take_are_refused() -> None:
         (torch.randn(5, 8), r"fold: the model takes no \(5, 8\): mat1 and mat2"),
         ([1.0], "takes a tensor of floats"),
     ]:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=message) as refused:
             alq.fold_constant_units(model, weights, inputs)
+        assert refused.value.argument == "fold"
 
 
 def test_a_layer_that_is_called_by_keyword_is_folded_too() -> None:

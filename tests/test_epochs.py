@@ -74,6 +74,8 @@ def test_a_frozen_batch_norm_stays_frozen(frozen: bool) -> None:
     model.train()
     norm.train(not frozen)
     evaluate(model, batches)
+    with pytest.raises(ZeroDivisionError):
+        evaluate(model, batches, lambda *_: 1 / 0)
     assert model.training and model[0].training and norm.training != frozen
 
 

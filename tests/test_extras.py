@@ -17,11 +17,19 @@ import lenet5
 from alq.data import mnist, read_mnist
 from alq.data.loaders import CropFlip
 from alq.errors import InputError
-from alq.files.entropy import decode, encode
+from alq.files.entropy import Encoder, code_numbers, decode
 from alq.files.packed import read_packed
 from alq.method.weight import prune
 
 # ---------------------------------------------------------------------------- entropy coding
+
+
+def encode(sequences: list[list[int]], bits: int, follow: bool = False) -> bytes:
+    """Return the code that `decode` reads."""
+    encoder = Encoder()
+    for numbers in sequences:
+        code_numbers(encoder, numbers, bits, follow)
+    return encoder.finish()
 
 
 @settings(max_examples=100, deadline=None, database=None)

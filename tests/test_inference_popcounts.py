@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import alq
 from alq.inference import compute, layers
 from alq.inference.plan import COUNTED, can_count, choose
-from alq.inference.planes import countable, planes_of
+from alq.inference.planes import planes_of, planes_to_count
 from alq.method.activations import BinaryActivation, midpoints
 from alq.method.quantized_inputs import place
 from test_inference import FEW, compute_by, difference, numba_works, quantized
@@ -106,7 +106,7 @@ def test_rows_of_any_length(words) -> None:
     layer, x = nn.Linear(64 * words, 20), torch.randn(20, 64 * words)
     for M in (1, 2, 3):
         packed = fed(layer, x, M, structure="subchannelwise", subc=1)
-        assert countable(x, packed.binary_input, packed.grouping) == M + 1
+        assert planes_to_count(packed.binary_input, packed.grouping) == M + 1
         for way in COUNTED:
             assert difference(compute_by(packed, way)(x), layer(x)) < 1e-5
         layer = nn.Linear(64 * words, 20)
@@ -133,7 +133,7 @@ def test_a_padded_zero_is_no_level() -> None:
     layer, x = nn.Conv2d(40, 8, 3, padding=2), torch.rand(2, 40, 6, 6) + 3
     packed = fed(layer, x, 2)
     assert packed.binary_input.lowest > 1
-    assert countable(x, packed.binary_input, packed.grouping) == 3
+    assert planes_to_count(packed.binary_input, packed.grouping) == 3
     assert difference(compute_by(packed, "popcounts")(x), layer(x)) < 1e-5
 
 
@@ -154,7 +154,7 @@ def test_codes_are_decided_as_levels_are(gamma, lowest) -> None:
     x = torch.cat([middle, *beside, torch.randn(10_000)])
     x = x.unsqueeze(1).expand(-1, 64).contiguous()
     packed = alq.pack_for_inference(layer, weights)
-    assert bool(countable(x, activation, packed.grouping)) == (len(gamma) + bool(lowest) <= 4)
+    assert bool(planes_to_count(activation, packed.grouping)) == (len(gamma) + bool(lowest) <= 4)
     for way in COUNTED:
         x_hat = compute_by(packed, way)(x)[:, 0] / 64
         torch.testing.assert_close(x_hat, activation(x)[:, 0], rtol=0, atol=2e-6)

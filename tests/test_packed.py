@@ -281,7 +281,7 @@ def test_a_forged_structure_of_the_right_size_is_refused(tmp_path, packed) -> No
         return names
 
     forge(tmp_path / "forged.alq", packed, channelwise)
-    assert "0.weight: the saved codes has shape" in refusal(tmp_path / "forged.alq")
+    assert "0.weight: 18 groups, and 6 by its structure" in refusal(tmp_path / "forged.alq")
 
 
 def test_names_that_inflate_without_end_are_refused(tmp_path, packed) -> None:

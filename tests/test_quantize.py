@@ -149,8 +149,10 @@ def test_restore_rebuilds_the_multi_bit_form() -> None:
     other = small_network()
     for w, again in zip(weights, alq.restore(other, states), strict=True):
         assert torch.equal(w.B, again.B) and torch.equal(w.parameter, again.parameter)
-    with pytest.raises(ValueError, match="the saved weights are"):
+    with pytest.raises(ValueError, match=r"0\.weight: is in the saved weights, but not in"):
         alq.restore(nn.Linear(3, 2), states)
+    with pytest.raises(ValueError, match=r"0\.weight: is in the saved weights twice"):
+        alq.restore(other, [*states, states[0]])
 
 
 def test_state_dict_is_a_copy() -> None:

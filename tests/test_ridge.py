@@ -87,9 +87,3 @@ def r2_of_quantized_regression(scale: float, ridge: float | None) -> float:
 def test_a_regression_with_small_outputs_is_learned(scale: float) -> None:
     assert r2_of_quantized_regression(scale, None) > 0.95
     assert r2_of_quantized_regression(scale, 1e-6) < 0.5  # the published ridge pulls alpha to 0
-
-
-def test_a_ridge_that_is_no_number_above_zero_is_refused() -> None:
-    weights = alq.quantize(nn.Linear(8, 4), max_bit=2)
-    with pytest.raises(ValueError, match=r"ridge 0\.0: must be above 0"):
-        alq.ALQ(weights, ridge=0.0)

@@ -334,7 +334,7 @@ def test_the_shortest_code_has_the_bytes_that_its_numbers_need() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--floats 6bit", "--floats 6bit: goes with --coded"),
+        ("--floats 6bit", "--floats '6bit': needs coded"),
         ("--fold", "--fold: goes with --coded"),
         ("--fold --coded --act_bit 2", "goes with activations in float32, not with --act_bit"),
         ("--fold --coded --amp", "goes with activations in float32, not with --amp"),

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import alq
+from alq.errors import InputError
 from alq.method.codes import level_table, pack_bits, sign_table
 from alq.method.loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from alq.method.nearest import nearest_codes
@@ -273,6 +274,17 @@ def test_shares_out_of_range_are_refused(top_k, M_p) -> None:
     w = make_layer("channelwise", None, 2, (3, 2, 3, 3))
     with pytest.raises(ValueError, match="are shares"):
         alq.ALQ([w]).prune_step(top_k, M_p)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("lr", -1), ("betas", (0.9, 1)), ("eps", 0), ("weight_decay", -1), ("ridge", 0)],
+)
+def test_the_optimizer_names_the_number_that_is_wrong(name: str, value: object) -> None:
+    weights = alq.quantize(nn.Linear(8, 4), max_bit=2)
+    with pytest.raises(InputError, match=f"^{name} .*: .*must be") as refused:
+        alq.ALQ(weights, **{name: value})
+    assert refused.value.argument == name
 
 
 def test_each_layer_counts_its_own_steps() -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from ..data.loaders import Split
 from ..errors import InputError
 from ..files.floats import FLOATS
+from ..files.packed import check_floats
 from ..files.paths import PACKED_ENDING, RunFiles, packed, part
 from ..method.network import groupings, quantizable
 from ..training.file_size import FileSize
@@ -60,8 +61,7 @@ def check_task(args: Namespace, stages: list[str]) -> None:
 
 def check_packing(args: Namespace) -> None:
     """Check that the packed file can be what the flags ask for."""
-    if FLOATS[args.floats] < 16 and not args.coded:
-        raise InputError(f"--floats {args.floats}: goes with --coded")
+    check_floats(args.floats, args.coded)
     if args.fold and not args.coded:
         raise InputError("--fold: goes with --coded, which stores nothing of folded units")
     if args.file_kb is not None and not (args.coded and args.fold):
@@ -119,7 +119,10 @@ def check_same_layers(args: Namespace, recipe: Recipe, states: list[dict], held_
     for state in states:
         name, (grouping, max_bit) = state["name"], layers.get(state["name"], (None, None))
         if grouping is None:
-            raise InputError(f"--model {args.model}: holds another network: it has {name}")
+            raise InputError(
+                f"--model {args.model}: holds another network: it has {name}; give a checkpoint "
+                f"of {recipe.net}"
+            )
         found = (state["structure"], state["subc"], state["mask"].shape[1])
         asked = (grouping.structure, grouping.subc, max_bit)
         for flag, there, here in zip(("structure", "subc", "max_bit"), found, asked, strict=True):

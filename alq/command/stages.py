@@ -25,6 +25,8 @@ from .flags import grouping_options
 from .resume import ResumePoints
 from .shared import Run
 
+PICTURES = 8  # that constant units are found on
+
 
 def pretrain(run: Run) -> dict:
     """Train or fetch the full-precision network; its best epoch on validation -> --model_ori."""
@@ -101,7 +103,7 @@ def alq(run: Run) -> dict:
 def posttrain(run: Run) -> dict:
     """Train --model by STE epochs, then coordinate epochs; save the best by validation accuracy.
 
-    The start is one of those it is the best of.
+    The network as --ALQ left it competes, too: it is kept if no epoch is better.
     """
     args, target = run.args, run.files.posttrained
     source = run.require(run.files.model, "ALQ", "model")
@@ -143,10 +145,10 @@ def shrink(run: Run, model: nn.Module, weights: list[MultiBitWeight], batches: I
     round_floats(model, weights, run.args.floats)
 
 
-def same_pictures(batches: Iterable, most: int = 8) -> Tensor:
+def same_pictures(batches: Iterable) -> Tensor:
     """Return the first pictures of `batches` that any process has, the same in all processes.
 
     So each finds the same units to be constant. A process may have no share of so few pictures.
     """
-    own = [x[:most].cpu() for x, _ in islice(batches, 1)]
+    own = [x[:PICTURES].cpu() for x, _ in islice(batches, 1)]
     return next(chain(*gather_from_all(own)))

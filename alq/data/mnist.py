@@ -75,7 +75,7 @@ def read_mnist(root: str | Path, dataset: str = "mnist") -> tuple[Labelled, Labe
     contents = []
     for name, checksum in zip(FILES, SHA256[dataset], strict=True):
         path = _stored(raw / name)
-        contents.append(_content(path))
+        contents.append(_content(path, root))
         found = hashlib.sha256(contents[-1]).hexdigest()
         if found != checksum:
             raise InputError(
@@ -92,13 +92,16 @@ def _stored(file: Path) -> Path:
     return packed if packed.exists() and not file.exists() else file
 
 
-def _content(path: Path) -> bytes:
-    """Return the content of the file, unpacked if it is packed."""
+def _content(path: Path, root: Path) -> bytes:
+    """Return the content of a file in `root`, unpacked if it is packed."""
     content = path.read_bytes()
     try:
         return gzip.decompress(content) if path.suffix == ".gz" else content
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path} is damaged or half downloaded ({error})") from error
+        raise InputError(
+            f"--data {root}: {path} is damaged or half downloaded ({error}); delete it and start "
+            "again"
+        ) from error
 
 
 def _values(content: bytes) -> Tensor:

@@ -54,6 +54,7 @@ def require_compiler(device: torch.device) -> None:
     except Exception as error:  # whatever is missing: torch has no one class for it
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"--compile: torch.compile does not work for {device} here ({reason[0]}); "
-            "install a C++ compiler such as g++ (for CUDA also triton), or leave it out"
+            f"compile: torch.compile does not work for {device} here ({reason[0]}); "
+            "install a C++ compiler such as g++ (for CUDA also triton), or leave it out",
+            "compile",
         ) from error

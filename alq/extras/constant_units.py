@@ -54,7 +54,7 @@ def fold_constant_units(
     of any kind the model is as before.
     """
     if activations_in(model):
-        raise InputError("fold: the model's activations are in binary bases, not in float")
+        raise InputError("fold: the model's activations are in binary bases, not in float", "fold")
     layers = layers_of(model, weights)
     states = [weight.state_dict() for weight in layers]
     biases = {layer.bias: layer.bias.clone() for layer in layers.values() if layer.bias is not None}
@@ -78,7 +78,8 @@ def check_change(after: Tensor, before: Tensor) -> None:
     if not change <= TOLERANCE * before.abs().max():
         raise InputError(
             f"fold: outputs would change by {change:.2g}; the model does more with its constants "
-            "than pass them from layer to layer"
+            "than pass them from layer to layer",
+            "fold",
         )
 
 

@@ -4,14 +4,14 @@ It is run on inputs that are no numbers (NaN), and every unit that has bits give
 arrives at a layer as a number, the same for all of a batch, is constant.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..machine.modes import eagerly, eval_mode
 from ..method.network import uncompiled
 from ..method.quantized_inputs import owners
 from ..method.weight import MultiBitWeight
@@ -19,6 +19,7 @@ from ..method.weight import MultiBitWeight
 Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Layers = dict[MultiBitWeight, Layer]
+NEEDS = "fold: needs a model that takes a tensor of floats and returns a tensor"
 
 
 def layers_of(model: nn.Module, weights: Sequence[MultiBitWeight]) -> Layers:
@@ -149,34 +150,29 @@ def outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return what the model gives; InputError if that is no tensor."""
     found = model(inputs)
     if not isinstance(found, Tensor):
-        raise InputError("fold: needs a model that takes a tensor of floats and returns a tensor")
+        raise InputError(NEEDS, "fold")
     return found
 
 
 def first_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return `outputs`; InputError if the model cannot take `inputs`, too."""
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-        raise InputError("fold: needs a model that takes a tensor of floats and returns a tensor")
+        raise InputError(NEEDS, "fold")
     if not inputs.numel():
-        raise InputError("fold: the batch to compare outputs on is empty")
+        raise InputError("fold: the batch to compare outputs on is empty", "fold")
     try:
         return outputs(model, inputs)
     except (InputError, torch.OutOfMemoryError):
         raise
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         why = str(error).partition("\n")[0]
-        raise InputError(f"fold: the model takes no {tuple(inputs.shape)}: {why}") from error
+        raise InputError(
+            f"fold: the model takes no {tuple(inputs.shape)}: {why}", "fold"
+        ) from error
 
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
     """Put the model into eval mode, uncompiled, within `with`."""
-    trained = [module for module in model.modules() if module.training]
-    model.eval()
-    compiled = "torch._dynamo" in sys.modules  # else nothing is, and its import takes seconds
-    try:
-        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-            yield
-    finally:
-        for module in trained:
-            module.training = True
+    with eval_mode(model), eagerly():
+        yield

@@ -134,16 +134,13 @@ def without_numbers(value: object) -> object:
 
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Put the model's buffers and modes back after `with`, whatever its forward does to them."""
+    """Put the model's buffers back after `with`, whatever its forward does to them."""
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
-    modes = {module: module.training for module in model.modules()}
     try:
         yield
     finally:
         for buffer, value in buffers.items():
             buffer.copy_(value)
-        for module, mode in modes.items():
-            module.training = mode
 
 
 @contextmanager

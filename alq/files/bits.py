@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..method.structures import Grouping, make_grouping
-from ..method.weight import MultiBitWeight
+from ..method.weight import MultiBitWeight, describe
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,10 @@ def split_layers(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[La
     for state, b, sign, alpha in zip(states, bits, signs, coordinates, strict=True):
         plain = state["structure"], state["subc"], state.get("transposed", 0)
         grouping = grouping_in_file(state["name"], state["shape"], *plain)
-        if not b.max() == state["L"] <= state["I"] <= 8 or state["G"] != grouping.G:
-            raise ValueError(f"bitwidths up to {b.max()} in {len(b)} groups")
+        if len(b) != grouping.G:
+            raise ValueError(f"{state['name']}: {len(b)} groups, and {grouping.G} by its structure")
+        if not (b.max() == state["L"] <= state["I"] and 1 <= state["I"] <= 8):
+            raise ValueError(f"{state['name']}: bitwidths up to {b.max()}, not {state['L']}")
         if not alpha.isfinite().all():
             raise ValueError("coordinates that are not finite")
         found.append(LayerBits(state["name"], grouping, b, sign.numpy(), alpha))
@@ -87,8 +89,11 @@ def grouping_in_file(
 
     `make_grouping` alone would look for divisors of a row, however long a file says it is.
     """
-    if {*map(type, (*shape, subc, transposed))} != {int} or min(shape) < 1:
-        raise TypeError(f"{name}: its shape, subc or transposed is none")
+    texts, counts = (name, structure), (*shape, subc, transposed)
+    if {*map(type, texts)} != {str} or {*map(type, counts)} != {int}:
+        raise TypeError(f"{name}: its name, structure, shape, subc or transposed is none")
+    if min(shape) < 1 or min(counts) < 0:
+        raise ValueError(f"{name}: shape {shape}, subc {subc}, transposed {transposed}")
     if structure == "subchannelwise":
         outputs = Grouping("", tuple(shape), transposed=transposed).by_outputs[0]
         if subc < 1 or math.prod(shape) // outputs % subc:
@@ -101,26 +106,22 @@ def unpack_weights(layers: dict[str, list], tensors: dict[str, Tensor]) -> list[
 
     Layers and tensors that no `pack_weights` made raise ValueError, TypeError and the like.
     """
-    rows = zip(*layers.values(), strict=True)
-    states = [dict(zip(layers, row, strict=True)) for row in rows]
-    bits = unpack_bitwidths(tensors["bitwidths"], layers)
-    live = [int(b.sum()) for b in bits]
-    sizes = [math.prod(state["shape"]) // state["G"] for state in states]  # n of each layer
-    signs = split_bits(tensors["signs"], [k * n for k, n in zip(live, sizes, strict=True)])
-    coordinates = split_exactly(tensors["coordinates"], live)
-    for state, b, n, sign, alpha in zip(states, bits, sizes, signs, coordinates, strict=True):
-        G, I, L = (state.pop(key) for key in ("G", "I", "L"))
-        if not b.max() == L <= I <= 8:
-            raise ValueError(f"bitwidths up to {b.max()}, not {L} of {I}")
-        state["mask"] = torch.arange(I) < torch.from_numpy(b).unsqueeze(1)  # (G, I)
-        state["alpha"] = torch.zeros(G, I)
-        state["alpha"][state["mask"]] = alpha
-        flags = np.zeros((G, 8, n), np.uint8)
-        flags[np.arange(8) < b[:, None]] = sign.reshape(-1, n)
-        codes = np.packbits(flags, axis=1, bitorder="little")[:, 0]  # (G, n)
-        state["codes"] = torch.from_numpy(codes)
-        check_form(state)
-    return states
+    Is = layers.get("I", ())
+    return [state_of(layer, I) for layer, I in zip(split_layers(layers, tensors), Is, strict=True)]
+
+
+def state_of(layer: LayerBits, I: int) -> dict:
+    """Return what `MultiBitWeight.state_dict` gave of a layer of I bits, live ones first."""
+    G, n, bits = layer.grouping.G, layer.grouping.n, layer.bits
+    mask = torch.arange(I) < torch.from_numpy(bits).unsqueeze(1)  # (G, I)
+    alpha = torch.zeros(G, I)
+    alpha[mask] = layer.alpha
+    signs = np.unpackbits(layer.signs, count=len(layer.alpha) * n, bitorder="little")
+    flags = np.zeros((G, 8, n), np.uint8)
+    flags[np.arange(8) < bits[:, None]] = signs.reshape(-1, n)
+    codes = np.packbits(flags, axis=1, bitorder="little")[:, 0]  # (G, n)
+    tensors = {"codes": torch.from_numpy(codes), "alpha": alpha, "mask": mask}
+    return {**describe(layer.name, layer.grouping), **tensors}
 
 
 def check_form(state: dict) -> None:

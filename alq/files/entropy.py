@@ -88,19 +88,12 @@ class Decoder:
         return bit
 
 
-def encode(sequences: Sequence[Sequence[int]], bits: int, follow: bool = False) -> bytes:
-    """Return the code of numbers below 2^bits, sequence after sequence, each counted anew.
-
-    `follow` lets the probabilities depend on the number before, too.
-    """
-    encoder = Encoder()
-    for numbers in sequences:
-        code_numbers(encoder, numbers, bits, follow)
-    return encoder.finish()
-
-
 def decode(data: bytes, lengths: Sequence[int], bits: int, follow: bool = False) -> list[list[int]]:
-    """Return the numbers that `encode` was given; ValueError if `data` cannot hold so many."""
+    """Return the numbers below 2^bits that a code is of, sequence after sequence.
+
+    Each sequence was counted anew; with `follow` the probabilities depend on the number before,
+    too. Raises: ValueError if `data` cannot hold so many.
+    """
     decoder = Decoder(data)
     return [list(decode_numbers(decoder, length, bits, follow)) for length in lengths]
 

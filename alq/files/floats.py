@@ -22,6 +22,7 @@ from .entropy import Decoder, Encoder, code_numbers, decode_numbers
 
 FLOATS = {"float32": 32, "float16": 16, **{f"{bits}bit": bits for bits in range(8, 2, -1)}}
 MOST_STEPS = 8  # bits; the forms above it are floats
+LEAST_OF_BUFFERS = 16  # bits that each value of a buffer keeps
 FORMS = (*range(2, MOST_STEPS + 1), 16, 32)
 
 
@@ -42,7 +43,7 @@ def round_floats(
     quantized = {weight.name for weight in weights}
     for name, value in model.state_dict(keep_vars=True).items():
         if name not in quantized and isinstance(value, Tensor) and value.dtype == torch.float32:
-            kept = form if isinstance(value, nn.Parameter) else max(form, 16)
+            kept = form if isinstance(value, nn.Parameter) else max(form, LEAST_OF_BUFFERS)
             value.copy_(rounded(name, value.detach(), kept))
     for weight in weights:
         weight.alpha.copy_(rounded(weight.name, weight.alpha, form))

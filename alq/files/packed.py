@@ -55,7 +55,7 @@ from .container import (
     inflate_json,
 )
 from .disk import read_whole, write_atomically
-from .floats import form_named
+from .floats import MOST_STEPS, form_named
 from .likeness import check_names, check_same_network, described
 from .small import BRAND, check_small, decode_small, encode_small, names_in, open_small
 
@@ -124,7 +124,7 @@ def save_packed(
 
 def check_floats(floats: str, coded: bool) -> None:
     """Raise InputError unless a packed file can hold such floats."""
-    if form_named(floats) < 16 and not coded:
+    if form_named(floats) <= MOST_STEPS and not coded:
         raise InputError(f"floats '{floats}': needs coded, which stores them in few bits", "floats")
 
 

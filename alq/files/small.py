@@ -44,7 +44,14 @@ from .bits import (
 )
 from .container import MOST_NAMES
 from .entropy import Decoder, Encoder
-from .floats import Uncoded, decode_values, encode_values, form_named, smallest_form
+from .floats import (
+    LEAST_OF_BUFFERS,
+    Uncoded,
+    decode_values,
+    encode_values,
+    form_named,
+    smallest_form,
+)
 from .signs import contexts_of, decode_bits, decode_signs, encode_bits
 
 BRAND, SMALL_VERSION = b"ALQ", 3
@@ -99,7 +106,7 @@ def forms_within(
     tensors = {layer.name: (layer.alpha, most) for layer in layers}
     for name, value in rest.items():
         if value.dtype == torch.float32:
-            tensors[name] = value, max(most, 16)  # what round_floats gives a buffer
+            tensors[name] = value, max(most, LEAST_OF_BUFFERS)  # what round_floats gives a buffer
     for name, (x, allowed) in tensors.items():
         forms[name] = smallest_form(x)
         if forms[name] > allowed:

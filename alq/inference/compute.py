@@ -1,12 +1,13 @@
-"""A layer's product with its input from the rows of `alq.inference.rows`, in each of five ways.
+"""A layer's product with its input from the rows of `alq.inference.rows`, in each of six ways.
 
     tables         many positions: `alq.inference.tables`
     dots           one or a few positions of a linear layer: `alq.inference.dots`
     popcounts      many positions, inputs in binary bases: `alq.inference.popcounts`
     popcount dots  one or a few positions of a linear layer, inputs in binary bases
     decoded        the weights of some outputs at a time in scratch memory, then PyTorch's product
+    held           the weights that the layer keeps in float32, too, then PyTorch's product
 
-All but decoding need numba, a CPU and float32. Decoding works everywhere, without numba too.
+All but the last two need numba, a CPU and float32; these work everywhere, without numba too.
 """
 
 import threading

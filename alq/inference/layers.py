@@ -15,7 +15,7 @@ from ..method.quantized_inputs import PLACE
 from ..method.structures import Grouping
 from .compute import blocks_to_decode, by_kernel, decoded, kernels_take, on_levels
 from .plan import COUNTED, LANES, OF_LINEAR, WAYS, choose
-from .planes import countable, few, planes_of
+from .planes import few, planes_of, planes_to_count
 from .prepared import weight_of_groups
 from .rows import Rows, groups_of_rows
 from .tiles import REMEMBERED, Geometry, unused
@@ -34,7 +34,7 @@ class PackedLayer(nn.Module):
         name: of the weight in the network.
         grouping: which of its weights share coordinates.
         tables: "float32", exact to rounding, or "int16", faster.
-        way: one of `alq.inference.compute`; None for what `alq.inference.plan` chooses.
+        way: one of `alq.inference.plan.WAYS`; None for what that module chooses.
         binary_input: the activation that its input passes first, or None.
         normalised: whether a batch norm was folded into it.
         weight: the weights in float32, decoded anew whenever asked for.
@@ -94,7 +94,7 @@ class PackedLayer(nn.Module):
             )
         return self
 
-    def check(self, x: Tensor, dimensions: int | None) -> None:
+    def check(self, x: Tensor, dimensions: int) -> None:
         """Raise InputError if x does not fit the layer, or a gradient or training is wanted."""
         alpha: Any = self._buffers["alpha"]  # at once: `nn.Module` looks for attributes long
         if x.dtype != alpha.dtype:
@@ -140,21 +140,21 @@ class PackedLayer(nn.Module):
         if self.way not in ways:
             raise InputError(f"{self.name}: has no way {self.way!r}; its ways are {ways}, and None")
 
-    def chosen(self, x: Tensor, geometry: Geometry, countable: int) -> str:
-        """Return the way to compute x."""
+    def chosen(self, x: Tensor, geometry: Geometry, planes: int) -> str:
+        """Return the way to compute x, which popcounts can do in so many `planes`, if any."""
         if self.way is not None:
             self.check_way()
         if not kernels_take(x):
             return "decoded"
-        if self.way and (countable or self.way not in COUNTED):
+        if self.way and (planes or self.way not in COUNTED):
             return self.way
         own: dict[str, Any] = self._buffers
         R, held = len(own["alpha"]), own["dense"] is not None
-        asked = self.grouping, R, geometry.positions, self.tables, countable, held
+        asked = self.grouping, R, geometry.positions, self.tables, planes, held
         if self.axes == 0:
             return choose(*asked)
         tiles = unused(geometry, LANES[self.tables])
-        counted = unused(geometry, LANES["popcounts"]) if countable else tiles
+        counted = unused(geometry, LANES["popcounts"]) if planes else tiles
         return choose(*asked, tiles, counted)
 
     def hold(self) -> None:
@@ -206,8 +206,11 @@ class PackedLayer(nn.Module):
 
     def by_kernels(self, x: Tensor, geometry: Geometry) -> Tensor | None:
         """Return the outputs of x, as `by_kernel` does, or None where PyTorch's product does it."""
-        activation = self.binary_input
-        planes = 0 if activation is None else countable(x, activation, self.grouping)
+        activation, planes = self.binary_input, 0
+        if activation is not None:
+            if not activation.fitted:
+                activation.fit_first(x)
+            planes = planes_to_count(activation, self.grouping)
         way = self.chosen(x, geometry, planes) if x.numel() else "decoded"
         if way in ("decoded", "held"):
             return None

@@ -19,29 +19,47 @@ MOST_PLANES = 4  # of bits that inputs in binary bases are counted in
 COUNTED = ("popcounts", "popcount dots")  # the ways that count
 OF_LINEAR = ("dots", "popcount dots")  # those that compute linear layers only
 WAYS = ("tables", "dots", "popcounts", "popcount dots", "decoded", "held")
-# Of tables: a call; a table of four inputs; a look-up; a row beside its look-ups; an output.
-CALL, TABLE, WRITE = 12e3, 9.5, 2.5
-LOOK_UP, ROW = {"float32": 0.165, "int16": 0.19}, 0.7
+MOST_HELD, HELD_SHARE = 2**14, 1 / 64  # of what is held in float32, too: see `held_layers`
 UNUSED = 1.15  # tiles of a convolution, over those that its outputs would fill, where not counted
-# Of dots: a call; each position; a word of 64 signs.
-DOTS_CALL, DOTS_POSITION, DOTS_WORD = 12e3, 0.2e3, 1.7
-# Of popcounts: a call; an input; a word of the input in all planes; a row; of a plane, a word; an
-# output of a tile.
-COUNTED_CALL, ENCODE, MEET, COUNTED_ROW, COUNT, COUNTED_WRITE = 18e3, 0.3, 12.0, 0.8, 0.37, 1.0
-# Of popcount dots: a call; each position; a row; of a plane, a row's sum; of a plane, a word.
-ONE_CALL, ONE_POSITION, ONE_ROW, ONE_SUM, ONE_WORD = 17e3, 0.1e3, 1.1, 0.7, 0.12
-# Of all ways but these two, where the input is in binary bases: a call; an input to put on a level.
-FEED_CALL, FEED = 9e3, 0.15
-# What layers may hold in float32, too; a call of one that does.
-MOST_HELD, HELD_SHARE, HELD_CALL = 2**14, 1 / 64, 9e3
-# Of decoding: a call; a weight to clear and lay out; a sign; then PyTorch's product, of which a
-# call, a weight that is read, and multiplied once a position.
-DECODE_CALL, CLEAR, SIGN = 30e3, 0.04, 0.08
-JOIN = 0.5  # of each block decoded but the first, an output
-PRODUCT_CALL = {True: 2e3, False: 26e3}  # of a linear layer, of a convolution
-READ = {True: 0.10, False: 0.45}
-PRODUCT_LANES = 16  # outputs at a time, of a convolution
-MULTIPLY = {True: 0.030, False: 0.0075}
+PRODUCT_LANES = 16  # outputs of a convolution at a time, in PyTorch's product
+
+# What follows is time in nanoseconds. Of tables:
+CALL = 12e3
+TABLE = 9.5  # a table of four inputs
+LOOK_UP = {"float32": 0.165, "int16": 0.19}  # one, of each kind
+ROW = 0.7  # a row, beside its look-ups
+WRITE = 2.5  # an output
+# Of dots:
+DOTS_CALL = 12e3
+DOTS_POSITION = 0.2e3  # a position
+DOTS_WORD = 1.7  # a word of 64 signs
+# Of popcounts:
+COUNTED_CALL = 18e3
+ENCODE = 0.3  # an input
+MEET = 12.0  # a word of the input in all planes
+COUNTED_ROW = 0.8  # a row
+COUNT = 0.37  # a word of a plane
+COUNTED_WRITE = 1.0  # an output of a tile
+# Of popcount dots:
+ONE_CALL = 17e3
+ONE_POSITION = 0.1e3  # a position
+ONE_ROW = 1.1  # a row
+ONE_SUM = 0.7  # the sum of a row, of a plane
+ONE_WORD = 0.12  # a word of a plane
+# Of all ways but these two, where the input is in binary bases:
+FEED_CALL = 9e3
+FEED = 0.15  # an input to put on a level
+# Of what is held:
+HELD_CALL = 9e3
+# Of decoding, beside the product:
+DECODE_CALL = 30e3
+CLEAR = 0.04  # a weight to clear and lay out
+SIGN = 0.08  # a sign
+JOIN = 0.5  # an output, of each block decoded but the first
+# Of PyTorch's product, by whether the layer is linear or a convolution:
+PRODUCT_CALL = {True: 2e3, False: 26e3}
+READ = {True: 0.10, False: 0.45}  # a weight to read
+MULTIPLY = {True: 0.030, False: 0.0075}  # a weight to multiply, at each position
 
 
 @lru_cache(512)

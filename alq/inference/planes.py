@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..method.activations import BinaryActivation, choices, midpoints
 from ..method.structures import Grouping
@@ -43,13 +42,11 @@ class Planes:
         return {**arrays, "midpoints": len(self.middle)}
 
 
-def countable(x: Tensor, activation: BinaryActivation, grouping: Grouping) -> int:
-    """Return of how many planes the input x of a layer is, 0 where popcounts cannot compute it.
+def planes_to_count(activation: BinaryActivation, grouping: Grouping) -> int:
+    """Return of how many planes a layer's input is, 0 where popcounts cannot compute it.
 
-    Nor can they where x is not finite, which shows when its bits are made.
+    Nor can they where the input is not finite, which shows when its bits are made.
     """
-    if not activation.fitted:
-        activation.fit_first(x)
     if not few(activation):
         return 0
     planes = len(planes_of(activation).betas)

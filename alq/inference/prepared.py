@@ -187,7 +187,8 @@ def tell_of_blocks(job: Job, arrays: list[np.ndarray], geometry: Geometry) -> in
 
 def tell_of_memory(job: Job, way: str, flat: int, tile: int) -> None:
     """Tell the job of a thread's memory, with so many bytes of inputs and of a tile."""
-    own = {"dots": 36 * job.row_bytes, "popcount dots": job.planes * job.row_bytes}
+    # The dots' inputs are a float for each place of a row, and as many signs, which are bits.
+    own = {"dots": (8 * 4 + 1) * job.row_bytes, "popcount dots": job.planes * job.row_bytes}
     scratch, steps = own.get(way, TABLES + 3 * VECTOR + tile), 4 * job.pictures
     ends = np.cumsum([whole(size) for size in (scratch, flat, steps, steps)]).tolist()
     tell(job, flat=ends[0], steps=ends[1], inverses=ends[2], memory_bytes=ends[3])

@@ -2,11 +2,11 @@
 
 Every process holds the whole network and quantizer. Of each batch it computes its share;
 DistributedDataParallel averages the gradients; then all processes take the same step. Without
-torchrun there is one process, and everything here does nothing.
+torchrun there is one process, and everything here computes as if alone.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -218,7 +218,7 @@ def check_same(state: object, when: str) -> None:
     """
     if process_count() == 1:
         return
-    flat = (tensor.detach().flatten().contiguous() for tensor in _tensors_in(state))
+    flat = (tensor.detach().flatten().contiguous() for tensor in tensors_in(state))
     sums_of_bytes = [x.view(torch.uint8).sum(dtype=torch.int64).cpu() for x in flat]
     own = torch.stack(sums_of_bytes).tolist()
     for other, sums in enumerate(gather_from_all(own)):
@@ -230,10 +230,10 @@ def check_same(state: object, when: str) -> None:
             )
 
 
-def _tensors_in(state: object) -> Iterator[Tensor]:
-    """Yield all tensors in nested dicts, lists and tuples."""
+def tensors_in(state: object) -> Iterator[Tensor]:
+    """Yield all tensors in nested mappings, lists and tuples."""
     if isinstance(state, Tensor):
         yield state
-    elif isinstance(state, (dict, list, tuple)):
-        for value in state.values() if isinstance(state, dict) else state:
-            yield from _tensors_in(value)
+    elif isinstance(state, (Mapping, list, tuple)):
+        for value in state.values() if isinstance(state, Mapping) else state:
+            yield from tensors_in(value)

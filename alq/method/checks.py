@@ -18,9 +18,8 @@ def check_weights(weights: Sequence[MultiBitWeight]) -> None:
         raise InputError("weights: one of them is given twice; give each once", "weights")
 
 
-def read_gradients(weights: Sequence[MultiBitWeight]) -> list[Tensor]:
-    """Return each weight's gradient; check that it has one, and is what it was when quantized."""
-    gradients = []
+def check_gradients(weights: Sequence[MultiBitWeight]) -> None:
+    """Check that each weight has a gradient, and is what it was when quantized."""
     for weight in weights:
         if weight.parameter.grad is None:
             if not weight.parameter.requires_grad:
@@ -31,8 +30,6 @@ def read_gradients(weights: Sequence[MultiBitWeight]) -> list[Tensor]:
                 why = "nor has any other; call backward() first, on this model and not on a copy"
             raise InputError(f"{weight.name}: no gradient; {why}")
         check_type(weight)
-        gradients.append(weight.parameter.grad)
-    return gradients
 
 
 def check_type(weight: MultiBitWeight) -> None:

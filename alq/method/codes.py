@@ -22,15 +22,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-CPU = "cpu"  # the type of device whose formulation is a cache's; all others are accelerators
+CPU = "cpu"  # devices of this type, and mps, take the formulation for caches; tests patch it
 # Weights worked on at a time. On a CPU a block's temporaries stay in cache and outweigh the time of
 # the calls; on an accelerator a block is large, for few kernels, and bounds the memory.
 CPU_BLOCK, DEVICE_BLOCK = 2**18, 2**23
 
 
 def on_accelerator(x: Tensor) -> bool:
-    """Return whether x lies where the number of operations counts, and the bytes of each."""
-    return x.device.type not in (CPU, "mps")  # where torch 2.9 lacks embedding_bag
+    """Return whether x is on an accelerator, where few large operations are fast.
+
+    MPS counts as a CPU: torch 2.9 has no embedding_bag there.
+    """
+    return x.device.type not in (CPU, "mps")
 
 
 def blocks(codes: Tensor, L: int, size: int | None = None) -> Iterator[slice]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .codes import joined, on_accelerator
-from .stacks import Stack
+from .stacks import Stack, gradients
 from .weight import MultiBitWeight, codes_without
 
 KINDS = 9  # of groups: 0 to 8 bits
@@ -89,9 +89,8 @@ class Family:
 
         The search for the nearest level would else make weights of it that look like others.
         """
-        found = (weight.parameter.grad for weight in self.weights)
-        gradients = [gradient.to_dense() for gradient in found if gradient is not None]
-        largest = torch.stack(torch._foreach_norm(gradients, torch.inf)).max()
+        norms = torch._foreach_norm(gradients(self.weights), torch.inf)
+        largest = torch.stack(norms).max()
         self.alpha.add_(largest, alpha=0)  # what is not finite is NaN, times 0
 
     def prune(self, dead: Mapping[MultiBitWeight, Tensor]) -> None:

@@ -82,7 +82,7 @@ def _predicate(skip: Skip, names: set[str]) -> Callable[[str, nn.Parameter], boo
         return skip
     wanted = {skip} if isinstance(skip, str) else set(skip)
     if unknown := sorted(wanted - names):
-        raise InputError(f"skip: the model has no parameter '{unknown[0]}'")
+        raise InputError(f"skip: the model has no parameter '{unknown[0]}'", "skip")
     return lambda name, parameter: name in wanted
 
 
@@ -189,8 +189,14 @@ def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
     """
     parameters = quantizable(model)
     saved = [state["name"] for state in states]
-    if not set(saved) <= set(parameters) or len(set(saved)) < len(saved):
-        raise InputError(f"the saved weights are {saved}, the network's {list(parameters)}")
+    for name in saved:
+        if name not in parameters:
+            raise InputError(
+                f"{name}: is in the saved weights, but not in this network; give the network that "
+                "was saved"
+            )
+        if saved.count(name) > 1:
+            raise InputError(f"{name}: is in the saved weights twice; give each once")
     weights = []
     for state in states:
         parameter = parameters[state["name"]]
@@ -218,7 +224,8 @@ def per_layer(option: str, value: Any, names: Sequence[str]) -> list:
     if not isinstance(value, Sequence):
         raise InputError(
             f"{option}: is a {type(value).__name__}; give one value for all layers or a list, in "
-            f"the order {', '.join(names)}"
+            f"the order {', '.join(names)}",
+            option,
         )
     if len(value) != len(names):
         raise InputError(

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from ..errors import InputError
 from ..machine.arithmetic import optimizer_step
 from . import steps
-from .checks import check_weights, read_gradients
+from .checks import check_gradients, check_weights
 from .families import Family, families
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .stacks import Stack
@@ -48,15 +48,15 @@ class ALQ(Optimizer):
         ridge: float | None = None,
     ) -> None:
         if not lr >= 0:
-            raise InputError(f"lr {lr}: must be 0 or more")
+            raise InputError(f"lr {lr}: must be 0 or more", "lr")
         if not all(0 <= beta < 1 for beta in betas):
-            raise InputError(f"betas {betas}: each must be at least 0 and below 1")
+            raise InputError(f"betas {betas}: each must be at least 0 and below 1", "betas")
         if not eps > 0:
-            raise InputError(f"eps {eps}: must be above 0, as h is divided by")
+            raise InputError(f"eps {eps}: must be above 0, as h is divided by", "eps")
         if not weight_decay >= 0:
-            raise InputError(f"weight_decay {weight_decay}: must be 0 or more")
+            raise InputError(f"weight_decay {weight_decay}: must be 0 or more", "weight_decay")
         if ridge is not None and not ridge > 0:
-            raise InputError(f"ridge {ridge}: must be above 0, or None for a relative one")
+            raise InputError(f"ridge {ridge}: must be above 0, or None for a relative one", "ridge")
         self.weights = list(weights)
         check_weights(self.weights)
         self.generator = generator
@@ -170,7 +170,7 @@ class ALQ(Optimizer):
 
     def _advance(self) -> list[Family]:
         """Count a step and return the layers; InputError if any has no gradient."""
-        read_gradients(self.weights)
+        check_gradients(self.weights)
         for weight in self.weights:
             self.state[weight.parameter]["step"] += 1
             self.state[weight.parameter]["step_a"] += 1

@@ -5,7 +5,6 @@ layer's name, and a hook passes the layer's input through it before the layer se
 stays what it was, and its weight keeps its name.
 """
 
-import sys
 from collections.abc import Mapping
 from numbers import Integral
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..machine.modes import anything_compiled
 from .activations import BinaryActivation
 from .network import Skip, quantizable, uncompiled
 
@@ -89,9 +89,7 @@ def place(
         own = next(layer.parameters(recurse=False)).detach() if like is None else like
         placed[name] = BinaryActivation(act_bit, own)
         feed(layer, placed[name].train(layer.training))
-    if (
-        placed and "torch._dynamo" in sys.modules
-    ):  # a network that ran compiled would go on without the hooks
+    if placed and anything_compiled():  # a network that ran so would go on without the hooks
         torch.compiler.reset()
     return placed
 

@@ -6,14 +6,13 @@ one L are therefore the rows of one matrix. On a CPU every layer is a stack of i
 matrices are the layer's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import read_gradients
 from .codes import blocks, joined
 from .loss_model import AMSGrad
 from .steps import Groups, alpha_moments
@@ -122,7 +121,7 @@ class Stack:
 
     def groups(self) -> Groups:
         """Return the groups with the gradients that the parameters have."""
-        g = self.read([gradient.to_dense() for gradient in read_gradients(self.weights)])
+        g = self.read(gradients(self.weights))
         return Groups(
             g, self.m, self.v, self.v_max, self.codes, self.live_first(self.alpha), self.live
         )
@@ -230,6 +229,12 @@ class Stack:
             self.w0 = self.read_w_hat().clone()
             self.share("w0", self.w0)
             self.held = self.holdings()
+
+
+def gradients(weights: Iterable[MultiBitWeight]) -> list[Tensor]:
+    """Return the gradients of the weights' parameters, dense."""
+    found = (weight.parameter.grad for weight in weights)
+    return [gradient.to_dense() for gradient in found if gradient is not None]
 
 
 def copy_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:

@@ -20,6 +20,8 @@ from torch import Tensor
 from ..errors import InputError
 
 STRUCTURES = ("channelwise", "kernelwise", "pixelwise", "subchannelwise")
+LONGEST, SHORTEST = 512, 64  # weights of a piece of a row, by default
+PIXELWISE_FROM = 16  # inputs of a convolution: with fewer such groups would be small
 
 
 def coordinate_bytes(n: int) -> float:
@@ -114,16 +116,16 @@ def swap_channels(weight: Tensor, transposed: int) -> Tensor:
     return weight.unflatten(0, (transposed, -1)).transpose(1, 2).flatten(0, 1)
 
 
-def default_subc(row: int, longest: int = 512, shortest: int = 64) -> int:
-    """Return the fewest equal pieces of a row of `row` weights with at most `longest` each.
+def default_subc(row: int) -> int:
+    """Return the fewest equal pieces of a row of `row` weights with at most LONGEST each.
 
-    A row that only breaks into pieces of fewer than `shortest` weights, as one of prime length
+    A row that only breaks into pieces of fewer than SHORTEST weights, as one of prime length
     does, gets the most pieces that are longer instead: a coordinate for a few weights costs more
     than it saves.
     """
     divisors = [pieces for pieces in range(1, row + 1) if row % pieces == 0]
-    short_enough = [pieces for pieces in divisors if row // pieces <= longest]
-    long_enough = [pieces for pieces in divisors if row // pieces >= min(shortest, row)]
+    short_enough = [pieces for pieces in divisors if row // pieces <= LONGEST]
+    long_enough = [pieces for pieces in divisors if row // pieces >= min(SHORTEST, row)]
     return min(short_enough[0], long_enough[-1])
 
 
@@ -132,12 +134,12 @@ def make_grouping(
 ) -> Grouping:
     """Return the grouping of layer `name`; InputError names it when the request does not fit.
 
-    `shape` is the parameter's; `transposed` as in `Grouping`. None takes the paper's structure for
-    such a layer.
+    `shape` is the parameter's; `transposed` as in `Grouping`. For None `structure` is the paper's
+    for such a layer, `subc` is `default_subc`.
     """
     _, inputs, *kernel = Grouping("", shape, transposed=transposed).by_outputs
     if structure is None:
-        convolution = "pixelwise" if inputs >= 16 else "channelwise"
+        convolution = "pixelwise" if inputs >= PIXELWISE_FROM else "channelwise"
         structure = convolution if kernel else "subchannelwise"
     if structure not in STRUCTURES:
         raise InputError(

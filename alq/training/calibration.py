@@ -1,7 +1,6 @@
 """Binary activations fit themselves to a stage's first batches, before its first step."""
 
 import itertools
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -9,6 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
+from ..machine.modes import eagerly, eval_mode
 from ..method.network import quantizable
 from ..method.quantized_inputs import PLACE, activations_in, owners
 from .loop import Training, batches_left, set_epoch
@@ -28,19 +28,14 @@ def calibrate(training: Training, train_batches: Iterable) -> None:
     model, activations = training.model, activations_in(training.model)
     if not activations:
         return
-    training_before = {module: module.training for module in model.modules()}
-    model.eval()
-    for activation in activations.values():
-        activation.train()
     set_epoch(train_batches, FIRST_ORDER.get(training.stage, 0), 0)
     batches = itertools.islice(batches_left(train_batches, 0), BATCHES)
-    compiled = "torch._dynamo" in sys.modules  # else nothing is, and its import takes seconds
-    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+    with eval_mode(model), eagerly():
+        for activation in activations.values():
+            activation.train()
         for number, (batch, _) in enumerate(batches):
             with nullcontext() if number else first_layer_checked(model):
                 training.loss(model, batch)
-    for module, mode in training_before.items():
-        module.training = mode
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 from ..machine.finite import Watch
+from ..machine.modes import eval_mode
 from ..machine.processes import combine_over_processes
 
 # (model, batch) -> mean loss, number of correct answers (None: nothing to count), number of samples
@@ -69,13 +70,10 @@ def evaluate(
 
     The accuracy is in percent, None where the loss function counts no answers.
     """
-    trained = [module for module in model.modules() if module.training]
-    model.eval()
     totals = Totals()
-    for batch in batches:
-        totals.add(*loss_function(model, batch))
-    for module in trained:
-        module.training = True
+    with eval_mode(model):
+        for batch in batches:
+            totals.add(*loss_function(model, batch))
     return totals.means()
 
 
@@ -92,9 +90,10 @@ def describe(means: dict) -> str:
 
 
 class Totals:
-    """Running sums of loss and correct answers, kept on the device, over all processes.
+    """Running sums of loss and correct answers, kept on the device.
 
-    The losses are summed in float64, whatever type they come in.
+    They are this process's; `means` are over all processes. The losses are summed in float64,
+    whatever type they come in.
     """
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ CONTAINER = 150  # bytes, of names and shapes too, and some to spare: files end 
 CODED = 8  # bits of a number at most that is entropy-coded whole; of a float, the first 8 are
 SAVED = 1.2, 4.0  # bits that coding takes off such a number, and off a float
 BITWIDTH = 0.3  # bytes that a coordinate adds to the coded bitwidths, about
-FLOATS_OF_BUFFERS = 16  # bits at least
+LEAST_OF_BUFFERS = 16  # bits of a value, as `alq.files.floats` has it
 
 
 def number_bytes(bits: int) -> float:
@@ -91,7 +91,7 @@ class FileSize:
             if not isinstance(value, Tensor) or id(value) in seen:
                 continue
             seen.add(id(value))  # a tied one is stored once
-            most = bits if isinstance(value, nn.Parameter) else max(bits, FLOATS_OF_BUFFERS)
+            most = bits if isinstance(value, nn.Parameter) else max(bits, LEAST_OF_BUFFERS)
             size = number_bytes(most) if value.is_floating_point() else value.itemsize
             fixed += size * value.numel()
         return cls(CONTAINER + fixed, number_bytes(bits), zero_saves(bits))

@@ -59,8 +59,7 @@ class Training:
             self.epoch.watch.check()
 
     def check_same_everywhere(self, when: str) -> None:
-        """Give all processes the main one's running statistics, and compare all the rest."""
-        processes.copy_buffers_from_main(self.model)
+        """Raise RuntimeError if network, weights or moments differ between processes."""
         states = [list(optimizer.state.values()) for optimizer in self.optimizers]
         weights = [vars(weight) for weight in self.weights]
         processes.check_same([self.model.state_dict(), states, weights], when)
@@ -173,6 +172,7 @@ def end_epoch(
     """
     so_far = training.epoch
     training.check_finite()
+    processes.copy_buffers_from_main(training.model)
     training.check_same_everywhere(title)
     means = so_far.totals.means()
     val_means = evaluate(training.model, val_batches, training.loss)

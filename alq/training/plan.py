@@ -56,8 +56,11 @@ def pruning_plan(
                 f"{counted_rounds(R)}; use less, or fewer rounds (R)",
                 "pr",
             )
-    plan = unit, value, start, R, pr, factor, top_k, b, fixed
-    return PruneToFile(*plan, file=file) if unit == "file_kb" else PruneToTarget(*plan)
+    plan = PruneToTarget(
+        unit, value, start, rounds=R, pr=pr, factor=factor, top_k=top_k, prune_batches=b,
+        fixed=fixed,
+    )  # fmt: skip
+    return PruneToFile(**vars(plan), file=file) if unit == "file_kb" else plan
 
 
 def removed_share(pr: float, top_k: float, b: int) -> float:
@@ -87,27 +90,28 @@ def read_target(
     if len(asked) > 1:
         both = ", ".join(f"{unit} {value:g}" for unit, value in asked.items())
         raise InputError(f"{both}: give one of them", next(iter(asked)))
-    for unit, value in asked.items():
-        if unit == "file_kb":
-            assert file is not None
-            start, least = file.counted_kb(layers), file.least_kb(layers)
-        else:
-            start = size_in(unit, layers)
-            least = min(coordinate_prices(unit, layers)) / bits_of_one(unit, layers)
-        if not value >= least:
-            raise InputError(
-                f"{unit} {value:g}: not one coordinate would be left; the least that a network of "
-                f"one takes is {least:.2g} {TARGETS[unit]}",
-                unit,
-            )
-        if value > start:
-            raise InputError(
-                f"{unit} {value:g}: the network has {start:.4g} {TARGETS[unit]} before any "
-                "pruning; ask for less, or give it more with max_bit",
-                unit,
-            )
-        return unit, value, start
-    return None
+    if not asked:
+        return None
+    ((unit, value),) = asked.items()
+    if unit == "file_kb":
+        assert file is not None
+        start, least = file.counted_kb(layers), file.least_kb(layers)
+    else:
+        start = size_in(unit, layers)
+        least = min(coordinate_prices(unit, layers)) / bits_of_one(unit, layers)
+    if not value >= least:
+        raise InputError(
+            f"{unit} {value:g}: not one coordinate would be left; the least that a network of "
+            f"one takes is {least:.2g} {TARGETS[unit]}",
+            unit,
+        )
+    if value > start:
+        raise InputError(
+            f"{unit} {value:g}: the network has {start:.4g} {TARGETS[unit]} before any "
+            "pruning; ask for less, or give it more with max_bit",
+            unit,
+        )
+    return unit, value, start
 
 
 def expected_size(plan: PruningPlan, layers: Layers) -> dict[str, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..method.optimizer import ALQ
 from ..method.steps import choose_pruned
 from .file_size import FileSize
-from .sizes import Unit, bits_in, bits_of_one, coordinate_prices, size_in
+from .sizes import BITS_OF_A_KB, Unit, bits_in, bits_of_one, coordinate_prices, size_in
 
 TRIES = 4  # of a batch to end at a size of the file
 CHOICE = 4  # candidates for each coordinate to remove, where these are told by bytes
@@ -147,12 +147,13 @@ class PruneToFile(PruneToTarget):
                 gone = choose_pruned(*others, budget)  # type: ignore[arg-type]
                 left = self.file.kb(weights, [m & ~g for m, g in zip(masks, gone, strict=True)])
                 chosen.append((abs(left - goal), gone))
+                # At least an eighth, so that the budget grows at most eightfold a try.
                 freed = max(size - left, (size - goal) / 8)
                 budget = round(budget * (size - goal) / freed)
             return min(chosen, key=lambda each: each[0])[1]
 
         top_k = min(1.0, max(self.top_k, CHOICE * share))
-        budget = math.ceil(8000 * (size - goal))
+        budget = math.ceil(BITS_OF_A_KB * (size - goal))
         quantizer.prune_step(top_k, 1.0, prices, budget, worth, choose)
 
 

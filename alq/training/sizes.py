@@ -13,6 +13,7 @@ from ..method.weight import MultiBitWeight
 # What a size is given in: average bitwidth, KB of 1e3 bytes, KB of the smallest packed file (these
 # by their flags), or coordinates. `alq.training.file_size` has all of the file's.
 Unit = Literal["target_bit", "target_kb", "file_kb", "coordinates"]
+BITS_OF_A_KB = 8000
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def coordinate_prices(unit: Unit, weights: Layers) -> list[int]:
 
 def bits_of_one(unit: Unit, weights: Layers) -> int:
     """Return the bits of one KB; or of an average bitwidth of 1, one for every weight; or 1."""
-    ones = {"target_kb": 8000, "coordinates": 1}
+    ones = {"target_kb": BITS_OF_A_KB, "coordinates": 1}
     return ones.get(unit) or sum(w.grouping.numel for w in weights)
 
 
