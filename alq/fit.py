@@ -1,6 +1,7 @@
 """Adaptive quantization and post-training of any network, with any loss and any form of batch."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from .training.epoch import (
     score,
 )
 from .training.file_size import FileSize
-from .training.loop import Training, quantized_training, rate_start, size_of, train
+from .training.loop import Counted, Training, quantized_training, rate_start, size_of, train
 from .training.plan import expected_size, pruning_plan
 from .training.progress import Progress
 from .training.schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
@@ -78,8 +79,11 @@ def fit(
     the last good epoch.
     """
     schedule = Schedule() if schedule is None else schedule
+    check_weights(weights)
     weights = list(weights)
     _check(model, weights, train_loader, val_loader, schedule)
+    train_loader = Counted(train_loader, "train_loader")
+    val_loader = Counted(val_loader, "val_loader")
     write = _writer(log, tensorboard)
     loss = _loss_function(loss, weights[0].parameter.device)
     file = None
@@ -189,7 +193,6 @@ def _check(
     model: nn.Module, weights: list, train: Iterable, val: Iterable, schedule: Schedule
 ) -> None:
     """Raise InputError for what can be seen to be wrong before any work."""
-    check_weights(weights)
     for weight in weights:
         check_of_model(weight, model.parameters())
     if not isinstance(schedule, Schedule):
@@ -209,6 +212,12 @@ def _check(
 
 def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
     """Return `loss` as the training loop calls it, on batches moved to `device`."""
+    if not callable(loss) or isinstance(loss, nn.modules.loss._Loss):
+        raise InputError(
+            f"loss: is a {type(loss).__name__}; give a function (model, batch) -> loss, such as "
+            "lambda model, batch: criterion(model(batch[0]), batch[1])",
+            "loss",
+        )
     seen = False
 
     def on_device(model: nn.Module, batch: object) -> tuple[Tensor, Tensor | None, int]:
@@ -240,7 +249,16 @@ def _moved(batch: object, device: torch.device) -> object:
     if callable(move := getattr(batch, "to", None)):  # also packed sequences, and other libraries'
         return move(device)
     if isinstance(batch, dict):
-        return {key: _moved(value, device) for key, value in batch.items()}
+        moved = copy.copy(batch)  # of its class, which may know its items as attributes
+        for key, value in batch.items():
+            moved[key] = _moved(value, device)
+        return moved
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        own = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        moved = copy.copy(batch)
+        for name, value in own.items():
+            object.__setattr__(moved, name, _moved(value, device))  # also of frozen ones
+        return moved
     if isinstance(batch, (tuple, list)):
         parts = [_moved(value, device) for value in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)

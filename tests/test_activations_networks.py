@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import alq
 import lenet5
@@ -330,3 +331,44 @@ def test_it_waits_for_no_device() -> None:
         found(x)
         assert Stats.syncs == 0
     assert training < 115 and Stats.ops < 40, (training, Stats.ops)
+
+
+def test_attention_is_fed_levels_also_by_keyword() -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(32, 2, batch_first=True)
+    model = nn.ModuleList([nn.Linear(32, 32), attention])
+    alq.quantize_activations(model, 1)
+    seen = []
+    attention.register_forward_pre_hook(
+        lambda module, inputs, named: seen.append((*inputs, *named.values())), with_kwargs=True
+    )
+    q = torch.randn(4, 5, 32)
+    k, v = q + 1, 2 * q
+    attention(q, k, v)
+    by_keyword, _ = attention.eval()(q, key=k, value=v)
+    in_order, _ = attention(q, k, v)
+    assert torch.equal(by_keyword, in_order)
+    assert all(len(x.unique()) == 2 for fed in seen for x in fed)
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    """It computes the forward pass again, in which the levels must not move again."""
+    torch.manual_seed(0)
+    models = [small_network()]
+    alq.quantize_activations(models[0], 1)
+    models[0](pictures())
+    models.append(copy.deepcopy(models[0]))
+    for _ in range(3):
+        x = pictures()
+        results = [
+            models[0](x).square().mean(),
+            checkpoint(models[1], x, use_reentrant=False).square().mean(),
+        ]
+        for model, result in zip(models, results, strict=True):
+            model.zero_grad()
+            result.backward()
+        for a, b in zip(*(model.named_parameters() for model in models), strict=True):
+            assert torch.equal(a[1].grad, b[1].grad), a[0]
+        levels = [list(activations_in(model).values()) for model in models]
+        for a, b in zip(*levels, strict=True):
+            assert torch.equal(a.gamma, b.gamma)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -386,20 +388,63 @@ def test_the_script_prunes_to_a_target(flag, tmp_path) -> None:
     assert 0.99 * value < size <= value
 
 
-@pytest.mark.parametrize("gives", [3, 7])
-def test_a_loader_whose_length_does_not_hold_is_refused(gives: int) -> None:
-    """What a batch prunes follows from the length: a target would be missed without a word."""
+@pytest.mark.parametrize("name", ["train_loader", "val_loader"])
+@pytest.mark.parametrize("gives, said", [(3, "3"), (7, "more"), (None, "more")])
+def test_a_loader_whose_length_does_not_hold_is_refused(name, gives, said) -> None:
+    """What a batch prunes follows from the length: a target would be missed without a word.
+
+    None gives batches without end.
+    """
+    batches = [(torch.randn(4, 64), torch.randint(10, (4,))) for _ in range(5)]
 
     class Loader:
         def __len__(self) -> int:
             return 5
 
         def __iter__(self):
-            torch.manual_seed(0)
-            return ((torch.randn(4, 64), torch.randint(10, (4,))) for _ in range(gives))
+            return itertools.islice(itertools.cycle(batches), gives)
 
     model = nn.Linear(64, 10)
     weights = alq.quantize(model)
     schedule = alq.Schedule(target_bit=1.0, epoch_basis=1, epoch_coord=0, epoch_ste=0)
-    with pytest.raises(InputError, match=rf"its length is 5, but it gave {gives} batches"):
-        alq.fit(model, weights, Loader(), Loader(), schedule=schedule, progress=False)
+    loaders = {"train_loader": batches, "val_loader": batches, name: Loader()}
+    with pytest.raises(InputError, match=rf"^{name}: its length is 5, but it gave {said} batches"):
+        alq.fit(model, weights, **loaders, schedule=schedule, progress=False)
+
+
+class Items(dict):
+    """A batch whose items are attributes, too, as libraries have them."""
+
+    def __getattr__(self, key: str) -> object:
+        return self[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [Items, Pair])
+def test_batches_keep_their_class_and_count_their_samples(kind: type) -> None:
+    torch.manual_seed(0)
+    batches = [kind(x=torch.randn(n, 64), y=torch.randint(5, (n,))) for n in (8, 2)]
+    model = nn.Linear(64, 5)
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        assert type(batch) is kind
+        return F.cross_entropy(model(batch.x), batch.y)
+
+    weights = alq.quantize(model, max_bit=2)
+    result = alq.fit(model, weights, batches, batches, loss, SHORT, progress=False)
+    with torch.no_grad():
+        sums = sum(loss(model, batch) * len(batch.x) for batch in batches)
+    assert result["val_loss"] == pytest.approx(float(sums) / 10)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), "mse", None], ids=str)
+def test_a_loss_that_is_no_function_of_model_and_batch_is_refused(loss: object) -> None:
+    model = nn.Linear(64, 5)
+    batches = [(torch.randn(4, 64), torch.randint(5, (4,)))]
+    with pytest.raises(InputError, match=r"^loss: is a .*; give a function \(model, batch\)"):
+        alq.fit(model, alq.quantize(model), batches, batches, loss, SHORT, progress=False)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import alq
 import lenet5
@@ -364,3 +365,53 @@ with torch.no_grad():
 assert "alq.inference.vectors" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("act_bit", [0, 2])
+def test_layers_of_a_transformer_encoder_compute_from_bits(act_bit: int) -> None:
+    """In eval mode torch would take their weights itself, past the activations."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(64, 4, 64, batch_first=True)
+    if act_bit:
+        alq.quantize_activations(model, act_bit)
+    weights, x = alq.quantize(model, max_bit=2), torch.randn(8, 10, 64)
+    packed, calls = None, []
+    with torch.no_grad():
+        model(x)
+        expected = model.eval()(x)
+        packed = alq.pack_for_inference(model, weights)
+        for layer in packed_layers(packed):
+            layer.register_forward_hook(lambda *_: calls.append(1))
+        found = packed(x)
+    assert calls
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["", "0"])
+def test_a_forward_that_stands_on_a_module_is_refused(name: str) -> None:
+    model = nn.Sequential(nn.Linear(64, 8))
+    module, weights = model.get_submodule(name), alq.quantize(model)
+    old = module.forward
+    module.forward = lambda x: 3 * old(x)
+    with pytest.raises(InputError, match=rf"{name or 'the network'}: its forward was replaced"):
+        alq.pack_for_inference(model, weights)
+
+
+def test_a_network_of_which_a_weight_is_computed_is_copied(tmp_path) -> None:
+    """`torch.nn.utils.prune` leaves the product of weight and mask on the module."""
+
+    def pruned() -> nn.Module:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))
+        prune.random_unstructured(network[0], "weight", 0.5)
+        return network
+
+    model, x = pruned(), torch.randn(4, 64)
+    weights = alq.quantize(model)
+    expected = model(x)  # with a graph
+    alq.save_packed(tmp_path / "net.alq", model, weights)
+    for packed in (
+        alq.pack_for_inference(model, weights),
+        alq.load_for_inference(tmp_path / "net.alq", pruned()),
+    ):
+        torch.testing.assert_close(packed(x), expected, rtol=1e-4, atol=1e-4)

@@ -189,3 +189,40 @@ def test_parameters_in_one_memory_are_refused() -> None:
     flat = torch.randn(2, 6, 6)
     model[0].weight, model[1].weight = nn.Parameter(flat[0]), nn.Parameter(flat[1])
     assert len(alq.quantize(model)) == 2
+
+
+def test_a_layer_of_zeros_is_warned_of() -> None:
+    model = small()
+    nn.init.zeros_(model[2].weight)
+    with pytest.warns(UserWarning, match="2.weight: all its weights are 0, so it gets no bits"):
+        alq.quantize(model, max_bit=1)
+
+
+def test_an_embedding_that_changes_its_weight_is_refused_before_any_work() -> None:
+    model = nn.Sequential(nn.Embedding(50, 64, max_norm=1.0), nn.Linear(64, 5))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=r"0.weight: its embedding has max_norm"):
+        alq.quantize(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert len(alq.quantize(model, skip=["0.weight"])) == 1
+
+
+def test_a_model_without_memory_is_refused() -> None:
+    with torch.device("meta"):
+        model = nn.Linear(64, 5)
+    with pytest.raises(InputError, match="weight: has no memory"):
+        alq.quantize(model)
+
+
+def test_the_quantizer_takes_no_other_parameters() -> None:
+    model = small()
+    optimizer = alq.ALQ(alq.quantize(model))
+    with pytest.raises(InputError, match="other parameters want another optimizer"):
+        optimizer.add_param_group({"params": [model[0].bias]})
+
+
+def test_a_single_weight_in_the_place_of_a_list_is_refused() -> None:
+    model = nn.Linear(64, 5)
+    (weight,) = alq.quantize(model)
+    with pytest.raises(InputError, match="weights: is a single one"):
+        alq.save_packed("unwritten.alq", model, weight)

@@ -428,3 +428,57 @@ def test_a_tied_weight_whose_first_name_is_another(tmp_path) -> None:
     assert other.head.weight is other.table
     for key, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_files_do_not_depend_on_the_callers_default_type(tmp_path, coded, default) -> None:
+    model = network()
+    weights = alq.quantize(model, max_bit=2)
+    alq.save_packed(tmp_path / "before.alq", model, weights, coded=coded)
+    torch.set_default_dtype(default)
+    try:
+        alq.save_packed(tmp_path / "after.alq", model, weights, coded=coded)
+        other = network(1).float()
+        found = alq.load_packed(tmp_path / "after.alq", other)
+        packed = alq.load_for_inference(tmp_path / "after.alq", network(1).float())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (tmp_path / "after.alq").read_bytes() == (tmp_path / "before.alq").read_bytes()
+    assert all(weight.alpha.dtype == torch.float32 for weight in found)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = model.eval()(x)
+        assert torch.equal(other.eval()(x), expected)
+        torch.testing.assert_close(packed(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_files_and_pruning_do_not_depend_on_the_callers_default_device(tmp_path) -> None:
+    """As where a program sets "cuda" as its default and quantizes on the CPU."""
+    model = network()
+    weights = alq.quantize(model, max_bit=2)
+    optimizer = alq.ALQ(weights)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    with torch.device("meta"):
+        optimizer.prune_step(0.5, 0.5)
+        alq.save_packed(tmp_path / "net.alq", model, weights)
+    alq.load_packed(tmp_path / "net.alq", network(1))
+
+
+def test_what_no_file_could_give_back_is_refused_when_it_is_saved(tmp_path) -> None:
+    model = nn.Sequential()
+    model.add_module("binary_input", nn.Linear(64, 8))
+    with pytest.raises(InputError, match=r"binary_input: files keep .* rename it"):
+        alq.save_packed(tmp_path / "net.alq", model, alq.quantize(model))
+    model = nn.Linear(64, 8)
+    with pytest.raises(InputError, match="dataset 10: is of type int, no name"):
+        alq.save_packed(tmp_path / "net.alq", model, alq.quantize(model), dataset=10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lazy_network_is_not_called_a_damaged_file(tmp_path) -> None:
+    model = nn.Sequential(nn.Linear(64, 8))
+    alq.save_packed(tmp_path / "net.alq", model, alq.quantize(model))
+    with pytest.raises(InputError, match=r"^0.weight: has no shape yet"):
+        alq.load_packed(tmp_path / "net.alq", nn.Sequential(nn.LazyLinear(8)))

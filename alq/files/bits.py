@@ -46,9 +46,14 @@ def pack_weights(weights: Sequence[MultiBitWeight]) -> tuple[dict[str, list], di
         coordinates.append(saved["alpha"][saved["mask"]])
     return layers, {
         "signs": join_bytes(signs),
-        "coordinates": torch.cat([torch.empty(0), *coordinates]),
+        "coordinates": torch.cat([no_floats(), *coordinates]),
         "bitwidths": pack_bitwidths(bits, layers),
     }
+
+
+def no_floats() -> Tensor:
+    """Return an empty tensor as files have them, whatever the caller's default type and device."""
+    return torch.empty(0, dtype=torch.float32, device="cpu")
 
 
 def live_signs(codes: np.ndarray, bits: np.ndarray) -> np.ndarray:
@@ -114,7 +119,7 @@ def state_of(layer: LayerBits, I: int) -> dict:
     """Return what `MultiBitWeight.state_dict` gave of a layer of I bits, live ones first."""
     G, n, bits = layer.grouping.G, layer.grouping.n, layer.bits
     mask = torch.arange(I) < torch.from_numpy(bits).unsqueeze(1)  # (G, I)
-    alpha = torch.zeros(G, I)
+    alpha = torch.zeros(G, I, dtype=torch.float32)
     alpha[mask] = layer.alpha
     signs = np.unpackbits(layer.signs, count=len(layer.alpha) * n, bitorder="little")
     flags = np.zeros((G, 8, n), np.uint8)

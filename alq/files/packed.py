@@ -25,14 +25,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from ..errors import InputError
-from ..method.checks import check_named
+from ..method.checks import check_named, check_weights
 from ..method.network import matrix_names, restore, uncompiled
-from ..method.quantized_inputs import (
-    layers_of_activations,
-    restore_activations,
-)
+from ..method.quantized_inputs import check_places, layers_of_activations, restore_activations
 from ..method.weight import MultiBitWeight
 from .bits import (
     LayerBits,
@@ -96,6 +94,13 @@ def save_packed(
     that were not rounded.
     """
     check_floats(floats, coded)
+    if weights:
+        check_weights(weights)
+    if not isinstance(dataset, str | None):
+        raise InputError(
+            f"dataset {dataset!r}: is of type {type(dataset).__name__}, no name", "dataset"
+        )
+    check_places(model)
     state = untied_state(model)
     for weight in weights:
         check_named(weight, state)
@@ -231,6 +236,8 @@ def untied_state(model: nn.Module, shapes_only: bool = False) -> dict[str, Tenso
     matrices = matrix_names(model)
     state: dict[int, tuple[str, Tensor]] = {}
     for name, value in tensors_of(model, keep_vars=True).items():
+        if isinstance(value, UninitializedParameter):
+            raise InputError(f"{name}: has no shape yet; pass a batch through the model first")
         if value.is_meta and not shapes_only:
             raise InputError(f"{name}: has no memory; use model.to_empty(device=...) first")
         taken = state.get(id(value), ("",))[0]

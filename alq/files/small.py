@@ -37,6 +37,7 @@ from .bits import (
     dtype_name,
     grouping_in_file,
     join_bytes,
+    no_floats,
     pack_bitwidths,
     pack_rest,
     split_layers,
@@ -208,7 +209,7 @@ def decode_small(
         layers.append(bits)
         flags.append(flagged)
     ends.append(decoder.shifts)
-    alpha = [torch.empty(0)]
+    alpha = [no_floats()]
     for layer, row in zip(layers, rows, strict=True):
         alpha.append(decode_values(decoder, uncoded, int(layer.bits.sum()), row[-1], repeat(0)))
     ends.append(decoder.shifts)

@@ -89,10 +89,23 @@ Layers = dict[str, tuple[Grouping, Callable[[], Rows]]]
 
 
 def skeleton(model: nn.Module, quantized: Sequence[nn.Parameter]) -> nn.Module:
-    """Return a copy of `model` whose `quantized` parameters have no memory."""
+    """Return a copy of `model` whose `quantized` parameters have no memory.
+
+    Raises: InputError for a `forward` that stands on a module and not in its class: in the copy it
+    would go on with the model's own layers.
+    """
     memo: dict[int, object] = {
         id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in quantized
     }
+    for name, module in model.named_modules():
+        if "forward" in vars(module):
+            raise InputError(
+                f"{name or 'the network'}: its forward was replaced on the module itself, which a "
+                f"packed copy cannot follow; put it into the class ({type(module).__name__})"
+            )
+        for value in vars(module).values():  # such as what torch.nn.utils.prune computes
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
     return copy.deepcopy(model, memo)
 
 
@@ -157,6 +170,9 @@ def finish(model: nn.Module) -> nn.Module:
     """Return `model` ready to compute: in evaluation mode, norms folded, small weights held."""
     model.eval().requires_grad_(False)
     fold_batch_norms(model)
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # else torch takes the weights, and calls no layer
     layers = [module for module in model.modules() if isinstance(module, PackedLayer)]
     held = held_layers({layer.name: layer.grouping.numel for layer in layers})
     for layer in layers:

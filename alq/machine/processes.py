@@ -8,7 +8,7 @@ torchrun there is one process, and everything here computes as if alone.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import timedelta
 
 import torch
@@ -231,7 +231,9 @@ def check_same(state: object, when: str) -> None:
 
 
 def tensors_in(state: object) -> Iterator[Tensor]:
-    """Yield all tensors in nested mappings, lists and tuples."""
+    """Yield all tensors in nested mappings, lists, tuples and data classes."""
+    if is_dataclass(state) and not isinstance(state, type):
+        state = [getattr(state, field.name) for field in fields(state)]
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, (Mapping, list, tuple)):

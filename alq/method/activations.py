@@ -155,6 +155,15 @@ def start(x: Tensor, low: Tensor, high: Tensor, M: int) -> Tensor:
     return torch.cat([low.reshape(1), reach * steps])
 
 
+def in_backward() -> bool:
+    """Return whether a backward pass is under way.
+
+    Activation checkpointing computes a forward pass again there, which is to give what the first
+    one gave.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 class BinaryActivation(nn.Module):
     """Puts the levels of M bits in the place of an input.
 
@@ -196,7 +205,7 @@ class BinaryActivation(nn.Module):
                 if torch.compiler.is_exporting():
                     raise InputError("no batch has passed the model's activations; pass one first")
                 self.fit_first(x)
-            elif self.training:
+            elif self.training and not in_backward():
                 self.update(x)
             return quantize(x, self.levels())
 

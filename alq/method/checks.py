@@ -11,6 +11,8 @@ from .weight import MultiBitWeight
 
 def check_weights(weights: Sequence[MultiBitWeight]) -> None:
     """Check that these are multi-bit weights, at least one, and each once."""
+    if isinstance(weights, MultiBitWeight):
+        raise InputError("weights: is a single one; pass the list of all", "weights")
     if not weights or not all(isinstance(weight, MultiBitWeight) for weight in weights):
         what = "not all are multi-bit weights" if weights else "none given"
         raise InputError(f"weights: {what}; pass what alq.quantize(model) returned", "weights")
@@ -65,5 +67,6 @@ def check_of_model(weight: MultiBitWeight, parameters: Iterable[Tensor | None]) 
     if not torch.equal(weight.parameter, weight.w_hat()):
         raise InputError(
             f"{weight.name}: the parameter does not hold w_hat (it was changed, or is not finite); "
-            "weight.write() puts w_hat there"
+            "weight.write() puts the last w_hat there, and alq.restore(model, states) the w_hat "
+            "of saved weight.state_dict(), which model.load_state_dict() does not bring back"
         )

@@ -111,6 +111,7 @@ def quantize(
     Raises: InputError names the layer that a value does not fit.
     """
     parameters = quantizable(model, skip)
+    _check_layers(model, parameters)
     _check_memory(model, parameters)
     weights = [
         MultiBitWeight.from_parameter(name, parameters[name], grouping, bit)
@@ -118,7 +119,7 @@ def quantize(
     ]
     for weight in weights:
         weight.write()
-        _warn_if_larger(weight)
+        _warn_of_size(weight)
     return weights
 
 
@@ -137,8 +138,30 @@ def _check_memory(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> N
             )
 
 
-def _warn_if_larger(weight: MultiBitWeight) -> None:
-    """Warn where the coordinates of small groups take more bytes than the weights in float32."""
+def _check_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """InputError if one of `parameters` cannot be trained as a multi-bit weight."""
+    quantized: dict[object, str] = {parameter: name for name, parameter in parameters.items()}
+    for module in uncompiled(model).modules():
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag) or module.max_norm is None:
+            continue
+        if module.weight in quantized:
+            raise InputError(
+                f"{quantized[module.weight]}: its embedding has max_norm, which changes the weight "
+                "whenever it is used; leave it out with skip=, or set max_norm to None"
+            )
+    for name, parameter in parameters.items():
+        if parameter.is_meta:
+            raise InputError(f"{name}: has no memory; use model.to_empty(device=...) first")
+
+
+def _warn_of_size(weight: MultiBitWeight) -> None:
+    """Warn of a layer without bits, and of one whose coordinates take more bytes than float32."""
+    if not weight.live_total:
+        warnings.warn(
+            f"{weight.name}: all its weights are 0, so it gets no bits and stays 0; train the "
+            "network first, or leave the layer out with skip=",
+            stacklevel=3,
+        )
     full = 4 * weight.grouping.numel
     if weight.storage_bytes > full:
         warnings.warn(

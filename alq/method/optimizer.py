@@ -74,6 +74,15 @@ class ALQ(Optimizer):
                 "w0": None,  # (G, n): full-precision copy, from the first ste_step on
             }
 
+    def add_param_group(self, param_group: dict) -> None:
+        """Take the group that `__init__` gives; InputError for any other."""
+        if self.param_groups:
+            raise InputError(
+                "ALQ: trains the multi-bit weights that it was made of; other parameters want "
+                "another optimizer"
+            )
+        super().add_param_group(param_group)
+
     # ------------------------------------------------------------------------ the four steps
 
     @optimizer_step

@@ -18,6 +18,8 @@ from .network import Skip, quantizable, uncompiled
 
 PLACE = "binary_input"  # the name of the module within the layer
 MOST_BITS = 8
+# What is quantized of the arguments of attention, and of all other layers.
+QUERIES, INPUT = ("query", "key", "value"), ("input",)
 
 
 def quantize_activations(
@@ -97,30 +99,34 @@ def place(
 def feed(layer: nn.Module, activation: BinaryActivation) -> None:
     """Let `layer` take its input through `activation`."""
     layer.add_module(PLACE, activation)
-    layer.register_forward_pre_hook(quantize_input)
+    layer.register_forward_pre_hook(quantize_input, with_kwargs=True)
 
 
-def quantize_input(layer: nn.Module, inputs: tuple) -> tuple:
+def quantize_input(layer: nn.Module, inputs: tuple, named: dict) -> tuple[tuple, dict]:
     """Return a layer's arguments with its input in binary bases: what its hook does.
 
     It holds no layer of its own, so that copies of the layer use what is theirs.
     """
-    if not inputs or not isinstance(inputs[0], Tensor):
+    names = QUERIES if isinstance(layer, nn.MultiheadAttention) else INPUT
+    count = min(len(names), len(inputs))
+    fed = [*inputs[:count], *(named[name] for name in names[count:] if name in named)]
+    if not fed or not isinstance(fed[0], Tensor):
         raise InputError(
             f"{type(layer).__name__}: its first argument is no tensor, so its input cannot be "
             "quantized; leave it out with skip="
         )
-    if inputs[0].is_nested:
+    if fed[0].is_nested:
         raise InputError(
             f"{type(layer).__name__}: its input is a nested tensor, which cannot be quantized; "
             "make the nn.TransformerEncoder with enable_nested_tensor=False"
         )
-    activation, count = getattr(layer, PLACE), 3 if isinstance(layer, nn.MultiheadAttention) else 1
+    activation = getattr(layer, PLACE)
     done: dict[int, Tensor] = {}  # attention to itself is fed one tensor three times
-    for x in inputs[:count]:
+    for x in fed:
         if id(x) not in done:
             done[id(x)] = activation(x)
-    return (*(done[id(x)] for x in inputs[:count]), *inputs[count:])
+    by_name = {name: done[id(named[name])] for name in names[count:] if name in named}
+    return (*(done[id(x)] for x in inputs[:count]), *inputs[count:]), named | by_name
 
 
 def activations_in(model: nn.Module) -> dict[str, BinaryActivation]:
@@ -133,6 +139,13 @@ def activations_in(model: nn.Module) -> dict[str, BinaryActivation]:
 def act_bit(model: nn.Module) -> int:
     """Return the bits of the model's activations, 0 where all are float."""
     return max((len(each.gamma) for each in activations_in(model).values()), default=0)
+
+
+def check_places(model: nn.Module) -> None:
+    """Raise InputError for a module under the name that files know activations by."""
+    for name, module in uncompiled(model).named_modules():
+        if name.rpartition(".")[2] == PLACE and not isinstance(module, BinaryActivation):
+            raise InputError(f"{name}: files keep activations' levels under this name; rename it")
 
 
 def is_activations(name: str) -> bool:

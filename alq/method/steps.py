@@ -182,7 +182,7 @@ def round_at_random(shares: Sequence[float], generator: torch.Generator | None) 
 
     One draw a number, in order, on the host: no device waits.
     """
-    draws = torch.rand(len(shares), generator=generator).tolist()
+    draws = torch.rand(len(shares), generator=generator, device="cpu").tolist()
     pairs = zip(shares, draws, strict=True)
     return [int(share) + (draw < share - int(share)) for share, draw in pairs]
 

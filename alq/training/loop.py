@@ -131,7 +131,6 @@ def train(
                     so_far.totals.add(loss.detach(), correct, count)
                 bar.update()
                 save(False)
-            check_length(train_batches, so_far.batches)
             val_means = end_epoch(training, epoch, title, val_batches, log, bar)
         progress.note(epoch, training.seconds - seconds_before)
         after_epoch(epoch, val_means)
@@ -215,16 +214,35 @@ def batches_left(train_batches: Iterable, done: int) -> Iterator[tuple[object, f
     return zip(train_batches, (share.weight for share in shares[done:]), strict=True)
 
 
-def check_length(train_batches: Iterable, came: int) -> None:
-    """Raise InputError unless as many batches came as the loader's length says.
+class Counted:
+    """A user's loader, held to the length that it says: pruning is shared out over its batches."""
 
-    What a pruning epoch removes is shared out over its batches.
-    """
-    if came != (length := len(train_batches)):
-        raise InputError(
-            f"train_loader: its length is {length}, but it gave {came} batches; its length must "
-            "hold, and it must start anew each time"
+    def __init__(self, loader: Iterable, name: str) -> None:
+        self.loader, self.name = loader, name
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator:
+        """Yield the batches; InputError as soon as there are more, or fewer, than the length."""
+        length, came = len(self.loader), 0
+        for batch in self.loader:
+            if came == length:
+                raise self.wrong("more")
+            came += 1
+            yield batch
+        if came < length:
+            raise self.wrong(str(came))
+
+    def wrong(self, came: str) -> InputError:
+        return InputError(
+            f"{self.name}: its length is {len(self.loader)}, but it gave {came} batches; its "
+            "length must hold, and it must start anew each time",
+            self.name,
         )
+
+    def set_epoch(self, number: int) -> None:
+        set_epoch(self.loader, number, 0)
 
 
 def set_epoch(loader: Iterable, number: int, first: int) -> None:

@@ -91,6 +91,8 @@ class Schedule:
             number = isinstance(value, kind) and not isinstance(value, bool)
             if not number or not 0 <= value < math.inf or (value == 0 and low == "above 0"):
                 raise InputError(f"{name} {value!r}: must be {low}, a {what} number", name)
+            if name == "seed" and value >= 2**64:
+                raise InputError(f"seed {value}: must be below 2**64", name)
             if value > 1 and name in SHARES:
                 raise InputError(f"{name} {value}: is a share, at most 1", name)
 
