@@ -25,8 +25,8 @@ from .probing import (
     evaluation,
     first_outputs,
     layers_of,
+    moves,
     outputs,
-    padded,
     reaches_elsewhere,
     without_bits,
 )
@@ -112,7 +112,7 @@ def can_move(layer: Layer, now: Tensor, then: Tensor) -> Tensor:
     These inputs were `now`, and are `then` as biases of units without bits became 0. Of a padded
     convolution some outputs see the padding and not the constant, unless it is 0.
     """
-    if padded(layer) or layer.bias is None:
+    if not moves(layer):
         return (now == 0) & (then == 0)
     return ~(now.isnan() | then.isnan())
 

@@ -127,6 +127,11 @@ def padded(layer: Layer) -> bool:
     return isinstance(padding, str) or bool(torch.tensor(padding).any())
 
 
+def moves(layer: Layer) -> bool:
+    """Return whether the layer's bias can make up for a constant input, whatever its value."""
+    return layer.bias is not None and not padded(layer)
+
+
 def along(values: Tensor, x: Tensor, dim: int) -> Tensor:
     """Return values (C,) shaped to be broadcast along dimension `dim` of x."""
     shape = [1] * x.dim()

@@ -27,7 +27,7 @@ from .probing import (
     fits,
     hooked,
     layers_of,
-    padded,
+    moves,
 )
 
 Call = tuple[Sequence, Mapping[str, object]]  # what a model is called with
@@ -192,8 +192,3 @@ def arrivals(
     with hooked(layers, see, give):
         forward()
     return {weight: x for weight, x in found.items() if weight not in unclear}
-
-
-def moves(layer: Layer) -> bool:
-    """Return whether the layer's bias can make up for a constant input, whatever its value."""
-    return layer.bias is not None and not padded(layer)

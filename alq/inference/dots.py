@@ -7,13 +7,13 @@ from llvmlite import ir
 from numba import carray
 from numba.core import cgutils
 
+from .jobs import VECTOR
 from .outputs import rows_of_block
 from .vectors import (
     F32,
     FLAGS,
     FLOATS,
     I16,
-    VECTOR,
     as_bytes,
     as_floats_at,
     as_ints,

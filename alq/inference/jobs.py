@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+VECTOR = 64  # bytes of what the kernels compute with at a time
 LINE = 64  # bytes of a cache line, in which no two threads write
 CHUNK = 2**13  # values that are put on levels in a unit
 DECODE, LEVELS = 1, 2  # tasks other than a layer's product

@@ -14,7 +14,7 @@ from numba import carray
 
 from .dots import decode, dots
 from .inputs import put_on_levels
-from .jobs import DECODE, LEVELS, LINE
+from .jobs import DECODE, LEVELS, LINE, VECTOR
 from .moves import lay_out, measure
 from .outputs import scale_lanes, write_tile
 from .popcounts import count_rows
@@ -23,7 +23,6 @@ from .tables import look_up_rows
 from .vectors import (
     I32,
     I64,
-    VECTOR,
     as_bytes,
     as_floats_at,
     as_longs,

@@ -6,6 +6,7 @@ import numpy as np
 from llvmlite import ir
 from numba import carray
 
+from .jobs import VECTOR
 from .vectors import (
     F32,
     FLAGS,
@@ -13,7 +14,6 @@ from .vectors import (
     FUSED,
     I32,
     I64,
-    VECTOR,
     as_floats_at,
     as_ints,
     as_longs,

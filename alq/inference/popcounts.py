@@ -18,6 +18,7 @@ from llvmlite import ir
 from numba import carray
 from numba.core import cgutils
 
+from .jobs import VECTOR
 from .outputs import add_row, output_of_row, rows_of_block
 from .plan import MOST_PLANES
 from .vectors import (
@@ -27,7 +28,6 @@ from .vectors import (
     I32,
     I64,
     LONGS,
-    VECTOR,
     as_longs,
     compiled,
     constant,

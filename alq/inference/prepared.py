@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from ..method.structures import Grouping
-from .jobs import CHUNK, DECODE, LEVELS, LINE, Job
+from .jobs import CHUNK, DECODE, LEVELS, LINE, VECTOR, Job
 from .plan import COUNTED, LANES, at_one_position, is_linear
 from .rows import row_bytes
 from .tiles import REMEMBERED, Geometry, Tiling, overlap, strips, taps, tiling
 
 # Bytes of an input as each way has it laid out; 0 where it is read as it is.
 ITEM = {"float32": 4, "int16": 2, "dots": 0, "popcounts": 8, "popcount dots": 8}
-VECTOR = 64  # bytes
 TABLES = 16 * 16 * VECTOR  # bytes of the tables of a word
 CACHE = 2**19  # bytes of a strip's inputs that stay near while it is computed
 NEAR = 2**18  # bytes of weights that stay nearer, as all segments' rows are added to them

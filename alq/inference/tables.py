@@ -16,6 +16,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
+from .jobs import VECTOR
 from .outputs import add_row, output_of_row, rows_of_block
 from .prepared import TABLES
 from .vectors import (
@@ -23,7 +24,6 @@ from .vectors import (
     I32,
     I64,
     SHORTS,
-    VECTOR,
     as_floats,
     compiled,
     constant,

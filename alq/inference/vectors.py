@@ -26,7 +26,6 @@ F32, I16, I32, I64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(
 FLOATS, SHORTS = ir.VectorType(F32, 16), ir.VectorType(I16, 32)
 LONGS = ir.VectorType(I64, 8)
 FLAGS = ir.VectorType(ir.IntType(1), 16)
-VECTOR = 64  # bytes of either
 AHEAD = 2048  # bytes
 FUSED = ("contract",)  # a product and a sum may be one instruction
 i64, f32 = types.int64, types.float32

@@ -13,11 +13,9 @@ from . import steps
 from .checks import check_gradients, check_weights
 from .families import Family, families
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
-from .stacks import Stack
+from .stacks import MOMENTS, Stack
 from .steps import choose_pruned, removal_cost, round_at_random
 from .weight import MultiBitWeight, check_state, copied
-
-MOMENTS = ("m", "v", "v_max")  # of the weights, (G, n) each
 
 
 class ALQ(Optimizer):

@@ -18,7 +18,8 @@ from .loss_model import AMSGrad
 from .steps import Groups, alpha_moments
 from .weight import MultiBitWeight, copied, live_places
 
-MATRICES = ("m", "v", "v_max", "w0")  # of a layer's state, (G, n) each
+MOMENTS = ("m", "v", "v_max")  # of the weights, (G, n) each
+MATRICES = (*MOMENTS, "w0")  # of a layer's state, (G, n) each
 
 
 class Stack:
@@ -45,9 +46,7 @@ class Stack:
         self.n, self.L = weights[0].n, weights[0].L
         self.sizes = [weight.G for weight in weights]
         self.codes = joined(weight.codes for weight in weights)
-        self.m, self.v, self.v_max = (
-            joined(state[key] for state in states) for key in ("m", "v", "v_max")
-        )
+        self.m, self.v, self.v_max = (joined(state[key] for state in states) for key in MOMENTS)
         copied_yet = states[0]["w0"] is not None
         self.w0 = joined(state["w0"] for state in states) if copied_yet else None
         shape = (sum(self.sizes), weights[0].I)

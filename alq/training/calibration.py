@@ -12,7 +12,6 @@ from ..machine.modes import eagerly, eval_mode
 from ..method.network import quantizable
 from ..method.quantized_inputs import PLACE, activations_in, owners
 from .loop import Training, batches_left, set_epoch
-from .schedule import FIRST_ORDER
 
 BATCHES = 16  # after as many a running average of decay 0.9 has forgotten most of the first
 
@@ -28,7 +27,7 @@ def calibrate(training: Training, train_batches: Iterable) -> None:
     model, activations = training.model, activations_in(training.model)
     if not activations:
         return
-    set_epoch(train_batches, FIRST_ORDER.get(training.stage, 0), 0)
+    set_epoch(train_batches, training.first_order, 0)
     batches = itertools.islice(batches_left(train_batches, 0), BATCHES)
     with eval_mode(model), eagerly():
         for activation in activations.values():

@@ -53,6 +53,11 @@ class Training:
     epoch: EpochSoFar = field(default_factory=EpochSoFar)
     frozen: list[nn.Module] = field(default_factory=list)
 
+    @property
+    def first_order(self) -> int:
+        """Number of the order of batches that the stage's first epoch takes."""
+        return FIRST_ORDER.get(self.stage, 0)
+
     def check_finite(self) -> None:
         """Raise NotFinite if a loss, gradient or parameter of the epoch so far is not finite."""
         if self.epoch.watch:
@@ -153,7 +158,7 @@ def begin_epoch(training: Training, epoch: Epoch, title: str, train_batches: Ite
     training.model.train(epoch.kind != "prune")  # a pruning epoch keeps the running statistics
     for module in training.frozen:
         module.eval()
-    order = FIRST_ORDER.get(training.stage, 0) + training.epochs_done
+    order = training.first_order + training.epochs_done
     set_epoch(train_batches, order, training.epoch.batches)
     training.epoch.round = epoch.round
     training.epoch.batches_before = epoch.part * len(train_batches)
