@@ -71,7 +71,7 @@ def test_dict_batches_and_a_loss_without_accuracy(tmp_path, capsys) -> None:
     kinds = [epoch["kind"] for epoch in epochs]
     assert kinds == [*["basis", "coordinate", "prune"] * 2, "ste", "ste", "coordinate"]
     # The best post-training epoch is kept, in the model and in the weights.
-    last = [e for e in events if e.get("stage") == "posttrain" and "val_loss" in e]
+    last = [e for e in events if e.get("stage") == "posttrain" and e["event"] != "result"]
     best = min(event["val_loss"] for event in last)  # the start and its epochs
     assert len(last) == 4
     assert result["val_loss"] == pytest.approx(best, rel=1e-6) and result["val_accuracy"] is None
@@ -416,6 +416,8 @@ class Items(dict):
     """A batch whose items are attributes, too, as libraries have them."""
 
     def __getattr__(self, key: str) -> object:
+        if key not in self:
+            raise AttributeError(key)
         return self[key]
 
 
