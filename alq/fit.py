@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from .method.checks import check_of_model, check_weights
 from .method.weight import MultiBitWeight
 from .training.calibration import calibrate
 from .training.epoch import (
+    Batches,
     LossFunction,
     check_probabilities,
     classification,
@@ -39,8 +41,8 @@ FILE_FLOATS = "6bit"  # of the file that `Schedule.file_kb` is about
 def fit(
     model: nn.Module,
     weights: list[MultiBitWeight],
-    train_loader: Iterable,
-    val_loader: Iterable,
+    train_loader: Batches,
+    val_loader: Batches,
     loss: Callable = classification,
     schedule: Schedule | None = None,
     log: str | Path | None = None,
@@ -120,7 +122,7 @@ def fit(
 
 
 def _train_both(
-    adaptive: Training, last: Training, train_loader: Iterable, val_loader: Iterable,
+    adaptive: Training, last: Training, train_loader: Batches, val_loader: Batches,
     write: Callable[..., None], bars: Progress,
 ) -> None:  # fmt: skip
     """Train through the epochs of both stages, which `bars` holds.
@@ -190,7 +192,7 @@ class _Kept:
 
 
 def _check(
-    model: nn.Module, weights: list, train: Iterable, val: Iterable, schedule: Schedule
+    model: nn.Module, weights: list, train: Batches, val: Batches, schedule: Schedule
 ) -> None:
     """Raise InputError for what can be seen to be wrong before any work."""
     for weight in weights:
@@ -220,7 +222,7 @@ def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
         )
     seen = False
 
-    def on_device(model: nn.Module, batch: object) -> tuple[Tensor, Tensor | None, int]:
+    def on_device(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None, int]:
         nonlocal seen
         batch = _moved(batch, device)
         sizes = [tensor.numel() for tensor in tensors_in(batch)]
@@ -228,7 +230,8 @@ def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
             raise InputError("a loader gave a batch of no samples; let it leave such batches out")
         result = loss(model, batch)
         if loss is classification and not seen:
-            check_probabilities(batch[1])  # of the first batch alone: it waits for the device
+            _, y = batch
+            check_probabilities(y)  # of the first batch alone: it waits for the device
         seen = True
         if not isinstance(result, (tuple, list)):
             result = result, None, _samples(batch)
@@ -245,7 +248,7 @@ def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
     return on_device
 
 
-def _moved(batch: object, device: torch.device) -> object:
+def _moved(batch: Any, device: torch.device) -> Any:
     if callable(move := getattr(batch, "to", None)):  # also packed sequences, and other libraries'
         return move(device)
     if isinstance(batch, dict):
@@ -254,11 +257,11 @@ def _moved(batch: object, device: torch.device) -> object:
             moved[key] = _moved(value, device)
         return moved
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        own = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        moved = copy.copy(batch)
-        for name, value in own.items():
-            object.__setattr__(moved, name, _moved(value, device))  # also of frozen ones
-        return moved
+        same: Any = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            value = _moved(getattr(batch, field.name), device)
+            object.__setattr__(same, field.name, value)  # also of frozen ones
+        return same
     if isinstance(batch, (tuple, list)):
         parts = [_moved(value, device) for value in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -15,13 +15,13 @@ from ..machine.processes import first_to_say
 class OneLineParser(argparse.ArgumentParser):
     """Refuses bad input with one line on stderr and exit code 2. Flags are not abbreviated."""
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.quit(2, f"error: {message} (-h explains every flag)")
 
-    def quit(self, code: int, message: str) -> None:
+    def quit(self, code: int, message: str) -> NoReturn:
         """Exit after one line on stderr."""
         line = f"{self.prog}: {' '.join(message.split())}"
         if first_to_say(line):

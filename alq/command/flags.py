@@ -7,6 +7,7 @@ import argparse
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -236,7 +237,7 @@ class ScriptParser(a.OneLineParser):
                 self.set_defaults(**{flag: Path(f"checkpoints/{net}_{dataset}_{flag}.pth")})
 
 
-def grouping_options(args: Namespace) -> dict[str, object]:
+def grouping_options(args: Namespace) -> dict[str, Any]:
     """Return the flags of the grouping as `alq.quantize` takes them: one value stands for all."""
     values = {flag: getattr(args, flag) for flag in ("structure", "subc", "max_bit")}
     return {flag: list_[0] if len(list_) == 1 else list_ for flag, list_ in values.items()}

@@ -20,7 +20,7 @@ reads them, and of the results, each once:
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ def places(model: nn.Module, x: Tensor) -> dict[str, Place]:
     """
     found: dict[str, Place] = {}
 
-    def note(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(name: str, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         met = inputs[0] if isinstance(layer, TRANSPOSED) else output
         uses = met.numel() // layer.weight.shape[0]
         uses += found[name].uses if name in found else 0  # called again

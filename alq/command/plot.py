@@ -38,7 +38,7 @@ def plot_logs(logs: Sequence[Path], path: Path | None) -> Path:
     return path
 
 
-def new_figure(flag: str, **options: object) -> Any:
+def new_figure(flag: str, **options: Any) -> Any:
     """Return an empty figure; InputError, which names `flag`, where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
@@ -180,8 +180,8 @@ def draw_layers(ax: Any, layers: Mapping[str, dict]) -> None:
     """Draw what `History.bits_by_layer` returns as a table: the more bits, the darker."""
     every = -(-len(layers) // COLUMNS)
     columns = [*list(layers)[:-1:every], list(layers)[-1]]
-    names = dict.fromkeys(name for column in columns for name in layers[column])
-    names = [*(name for name in names if name != "network"), "network"]
+    found = dict.fromkeys(name for column in columns for name in layers[column])
+    names = [*(name for name in found if name != "network"), "network"]
     bits = numpy.array([[layers[c].get(name, numpy.nan) for c in columns] for name in names])
     ax.imshow(bits, cmap="Greys", vmin=0, vmax=2 * numpy.nanmax(bits) or 1, aspect="auto")
     for (row, column), value in numpy.ndenumerate(bits):

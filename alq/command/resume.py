@@ -157,12 +157,13 @@ class ResumePoints:
         Returns: whether they were; without a point of this stage it begins anew.
         """
         point = self.run.point
-        resumed = point is not None and point["stage"] == self.training.stage
-        if resumed and point["part"] is not None:
+        if point is not None and point["stage"] != self.training.stage:
+            point = None
+        if point is not None and point["part"] is not None:
             save_checkpoint(self.part, point["part"])
         elif processes.is_main():
             self.part.unlink(missing_ok=True)
-        if not resumed:
+        if point is None:
             return False
         load_training(self.training, point)
         torch.set_rng_state(point["generators"]["cpu"])

@@ -71,7 +71,7 @@ def alq(run: Run) -> dict:
     weights = quantize(model, **grouping_options(args))
     file = file_size(args, model, weights)
     if file is not None:
-        call = [same_pictures(data.val).to(args.device)], {}
+        call: tuple[list, dict] = [same_pictures(data.val).to(args.device)], {}
         file = file.knowing(unit_sources(model, weights, call))
     plan = pruning_plan(args, weights, len(data.train), file=file)
     optimizer = quantizer_class(args.compile)

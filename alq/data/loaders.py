@@ -68,6 +68,9 @@ class Loader:
     def __len__(self) -> int:
         return len(self.shares)
 
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        raise NotImplementedError("each kind of data set has a loader of its own")
+
     def set_epoch(self, epoch: int, first: int = 0) -> None:
         """Choose the order of the next pass, and the batch, from 0, that it begins with."""
         self.epoch, self.first = epoch, first

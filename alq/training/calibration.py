@@ -1,7 +1,7 @@
 """Binary activations fit themselves to a stage's first batches, before its first step."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -11,13 +11,14 @@ from ..errors import InputError
 from ..machine.modes import eagerly, eval_mode
 from ..method.network import quantizable
 from ..method.quantized_inputs import PLACE, activations_in, owners
+from .epoch import Batches
 from .loop import Training, batches_left, set_epoch
 
 BATCHES = 16  # after as many a running average of decay 0.9 has forgotten most of the first
 
 
 @torch.no_grad()
-def calibrate(training: Training, train_batches: Iterable) -> None:
+def calibrate(training: Training, train_batches: Batches) -> None:
     """Fit the activations of the stage's network, if it has any, to BATCHES batches.
 
     All else is in eval mode and stays as it is; so does the order of the stage's batches.

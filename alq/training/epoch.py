@@ -1,9 +1,9 @@
 """What an epoch is measured by: the loss of a batch, the means of an epoch, evaluation."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,16 @@ from ..machine.processes import combine_over_processes
 
 # (model, batch) -> mean loss, number of correct answers (None: nothing to count), number of samples
 LossFunction = Callable[[nn.Module, Any], tuple[Tensor, "Tensor | None", "Tensor | int"]]
+
+
+class Batches(Protocol):
+    """What is trained and evaluated on: mini-batches in the form that the loss takes."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
 NO_LABEL = -100  # what F.cross_entropy leaves out
 
 
@@ -97,19 +107,21 @@ class Totals:
     """
 
     def __init__(self) -> None:
-        self.loss, self.correct, self.count = 0.0, 0, 0
+        self.loss: Tensor | float = 0.0
+        self.correct: Tensor | int | None = 0
+        self.count: Tensor | int = 0
 
     def add(self, loss: Tensor, correct: Tensor | None, count: Tensor | int) -> None:
         """Count in a batch of `count` samples: its mean loss, its number of correct answers."""
         wide = torch.float32 if loss.device.type == "mps" else torch.float64  # mps has no float64
         self.loss = self.loss + loss.to(wide) * count
-        self.correct = None if correct is None else self.correct + correct
+        self.correct = None if self.correct is None or correct is None else self.correct + correct
         self.count += count
 
     def means(self) -> dict[str, float | None]:
         """Return {"loss", "accuracy"} over all samples of all processes; InputError if of none."""
         counted = self.correct is not None
-        sums = [float(self.loss), float(self.correct) if counted else 0.0, float(self.count)]
+        sums = [float(self.loss), float(self.correct or 0), float(self.count)]
         loss, correct, count = combine_over_processes(sum, sums)
         if not count > 0:
             raise InputError("no samples were counted: loaders must give batches anew each time")
@@ -143,6 +155,7 @@ class EpochSoFar:
         Raises: NotFinite if it is the first: a step would spoil the network.
         """
         self.batches += 1
+        assert self.watch is not None, "begin_epoch comes first"
         self.watch.note(self.batches, loss)
         if self.batches == 1:
             self.watch.check()

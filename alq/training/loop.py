@@ -3,8 +3,9 @@
 import itertools
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from ..machine.finite import Watch
 from ..method.network import average_bitwidth, storage_bytes
 from ..method.optimizer import ALQ
 from ..method.weight import MultiBitWeight
-from .epoch import EpochSoFar, LossFunction, classification, describe, evaluate, score
+from .epoch import Batches, EpochSoFar, LossFunction, classification, describe, evaluate, score
 from .progress import Progress
 from .pruning import PruningPlan
 from .schedule import FIRST_ORDER, Epoch, Schedule
@@ -96,7 +97,9 @@ def quantized_training(
         "coordinate": quantizer.coordinate_step,
         "ste": quantizer.ste_step,
     }
-    optimizers = [quantizer, torch.optim.Adam(others, lr=schedule.lr)] if others else [quantizer]
+    optimizers: list[Optimizer] = [quantizer]
+    if others:
+        optimizers.append(torch.optim.Adam(others, lr=schedule.lr))
     training = Training(stage, model, optimizers, steps, weights, loss)
     training.frozen = [m for m in model.modules() if model.training and not m.training]
     if plan is not None:
@@ -106,9 +109,9 @@ def quantized_training(
 
 def train(
     training: Training,
-    epochs: list[Epoch],
-    train_batches: Iterable,  # in the form that `training.loss` takes; they have a length
-    val_batches: Iterable,
+    epochs: Sequence[Epoch],
+    train_batches: Batches,
+    val_batches: Batches,
     log: Callable[..., None],  # takes an event's name and its fields
     after_epoch: Callable[[Epoch, dict], None],  # takes the epoch and its means on `val_batches`
     save: Callable[[bool], None] = lambda between_epochs: None,  # called also after every step
@@ -142,7 +145,7 @@ def train(
         save(True)
 
 
-def rate_start(training: Training, val_batches: Iterable, log: Callable[..., None]) -> None:
+def rate_start(training: Training, val_batches: Batches, log: Callable[..., None]) -> None:
     """Make the network as it is the best so far, for a stage that keeps its best epoch."""
     means = evaluate(training.model, val_batches, training.loss)
     training.best = score(means)
@@ -150,7 +153,7 @@ def rate_start(training: Training, val_batches: Iterable, log: Callable[..., Non
     log("before", stage=training.stage, **fields)
 
 
-def begin_epoch(training: Training, epoch: Epoch, title: str, train_batches: Iterable) -> None:
+def begin_epoch(training: Training, epoch: Epoch, title: str, train_batches: Batches) -> None:
     """Set the epoch's rate, the network's mode, the order of the batches; watch what is finite."""
     for optimizer in training.optimizers:
         for group in optimizer.param_groups:
@@ -167,7 +170,7 @@ def begin_epoch(training: Training, epoch: Epoch, title: str, train_batches: Ite
 
 
 def end_epoch(
-    training: Training, epoch: Epoch, title: str, val_batches: Iterable, log: Callable[..., None],
+    training: Training, epoch: Epoch, title: str, val_batches: Batches, log: Callable[..., None],
     bar: tqdm,
 ) -> dict[str, float | None]:  # fmt: skip
     """Check, evaluate, log and show the epoch under way, which then is done.
@@ -183,9 +186,10 @@ def end_epoch(
     size = size_of(training.weights)
     bits = f", {size['bitwidth']:.3f} bit" if training.weights else ""
     bar.set_postfix_str(f"loss {means['loss']:.4f}, val {describe(val_means)}{bits}")
-    if not math.isfinite(val_means["loss"]):
-        advice = so_far.watch.advice
-        raise NotFinite(f"{title}: the validation loss is {val_means['loss']}; {advice}")
+    val_loss, watch = val_means["loss"], so_far.watch
+    if val_loss is None or not math.isfinite(val_loss):
+        advice = watch.advice if watch else ""
+        raise NotFinite(f"{title}: the validation loss is {val_loss}; {advice}")
     seconds = so_far.elapsed()
     training.seconds += seconds
     training.epochs_done += 1
@@ -208,7 +212,7 @@ def end_epoch(
     return val_means
 
 
-def batches_left(train_batches: Iterable, done: int) -> Iterator[tuple[object, float]]:
+def batches_left(train_batches: Batches, done: int) -> Iterator[tuple[object, float]]:
     """Yield the epoch's batches after the first `done`, each with the factor of its loss.
 
     Only loaders that know the shares of several processes (`processes.Share`) begin in the middle.
@@ -222,7 +226,7 @@ def batches_left(train_batches: Iterable, done: int) -> Iterator[tuple[object, f
 class Counted:
     """A user's loader, held to the length that it says: pruning is shared out over its batches."""
 
-    def __init__(self, loader: Iterable, name: str) -> None:
+    def __init__(self, loader: Batches, name: str) -> None:
         self.loader, self.name = loader, name
 
     def __len__(self) -> int:
@@ -250,11 +254,11 @@ class Counted:
         set_epoch(self.loader, number, 0)
 
 
-def set_epoch(loader: Iterable, number: int, first: int) -> None:
+def set_epoch(loader: Any, number: int, first: int) -> None:
     """Tell a loader, or its sampler, which order is next and which batch, if it wants to know."""
     for owner in (loader, getattr(loader, "sampler", None)):
-        if hasattr(owner, "set_epoch"):
-            owner.set_epoch(number, first) if first else owner.set_epoch(number)
+        if tell := getattr(owner, "set_epoch", None):
+            tell(number, first) if first else tell(number)
 
 
 def size_of(weights: list[MultiBitWeight]) -> dict:

@@ -60,7 +60,7 @@ def pruning_plan(
         unit, value, start, rounds=R, pr=pr, factor=factor, top_k=top_k, prune_batches=b,
         fixed=fixed,
     )  # fmt: skip
-    return PruneToFile(**vars(plan), file=file) if unit == "file_kb" else plan
+    return PruneToFile(**vars(plan), file=file) if file and unit == "file_kb" else plan
 
 
 def removed_share(pr: float, top_k: float, b: int) -> float:

@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -31,7 +32,7 @@ class PruneByRatio:
     def __str__(self) -> str:
         return f"{counted_rounds(self.rounds)} at pr {self.pr}"
 
-    def share_left(self, live: int) -> float:
+    def share_left(self, live: float) -> float:
         """Return the share of `live` coordinates that is left, rounded down batch by batch."""
         left = live
         for _ in range(self.rounds * self.prune_batches):
@@ -89,7 +90,7 @@ class PruneToTarget:
             f"pr {self.pr}, in the last {self.last_pr:.3g}"
         )
 
-    def share_left(self, live: int) -> float:
+    def share_left(self, live: float) -> float:
         """Return the share of the size that is left, however many coordinates that is."""
         return self.value / self.start
 
@@ -139,12 +140,14 @@ class PruneToFile(PruneToTarget):
         worth = self.file.worth(weights, masks, staying)
         prices = [(8 * each).round().long() for each in worth]
 
-        def choose(*arguments: object) -> list[Tensor]:
+        def choose(
+            costs: Sequence[Tensor], live: Sequence[Tensor], candidates: Sequence[int], M_p: float,
+            prices: Sequence[int | Tensor], budget: int,
+        ) -> list[Tensor]:  # fmt: skip
             """Choose by budgets, each from what the one before freed of the file."""
-            *others, budget = arguments
             chosen: list[tuple[float, list[Tensor]]] = []
             for _ in range(TRIES):
-                gone = choose_pruned(*others, budget)  # type: ignore[arg-type]
+                gone = choose_pruned(costs, live, candidates, M_p, prices, budget)
                 left = self.file.kb(weights, [m & ~g for m, g in zip(masks, gone, strict=True)])
                 chosen.append((abs(left - goal), gone))
                 # At least an eighth, so that the budget grows at most eightfold a try.
