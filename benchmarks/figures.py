@@ -87,6 +87,7 @@ def sweep(logs: Path, net: str) -> Figure | None:
         _, dataset, bits = setting
         grid[0, column].set(title=f"{SETS[dataset].title}, {bits} bit", xlabel="rate")
         grid[1, column].set(yscale="log", xlabel="epoch")
+        plain_ticks(grid[1, column].yaxis)
     grid[0, 0].set_ylabel("validation error (%)")
     grid[1, 0].set_ylabel("training loss, best rate")
     legend_below(figure, grid[0, 0], 3 if columns > 1 else 1)

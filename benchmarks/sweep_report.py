@@ -12,17 +12,7 @@ from statistics import mean
 from alq.data.mnist import SETS
 from short_runs import SEEDS
 from small_networks import SMALL_NETWORKS
-from sweep import (
-    ARMS,
-    BITS,
-    COORDINATE,
-    COORDINATES,
-    HIGHER,
-    RATES,
-    Cell,
-    best_rate,
-    rates_of,
-)  # fmt: skip
+from sweep import ARMS, BITS, COORDINATE, COORDINATES, RATES, Cell, best_rate, rates_of
 from tables import spread, table
 
 TITLES = {
@@ -89,16 +79,18 @@ def title(setting: Setting) -> str:
 
 def rates_table(logs: Path) -> str:
     """Show the validation accuracy of each arm at each rate, its best in bold when all are done."""
-    rows = []
-    rates = [*RATES, *HIGHER]
+    rows, tried = [], set(RATES)
     for setting, arm in product(product(SMALL_NETWORKS, SETS, BITS), ARMS):
         found, chosen = accuracies(setting, arm, logs), best(setting, arm, logs)
         texts = {r: "fails" if a is None else f"{a:.2f}" for r, a in found.items()}
+        tried |= set(found)
         if chosen:
             texts[chosen.rate] = f"**{texts[chosen.rate]}**"
         if found:
-            rows.append([title(setting), TITLES[arm], *(texts.get(rate, "") for rate in rates)])
-    return table(["setting", "steps", *(f"{rate:g}" for rate in rates)], rows) if rows else ""
+            rows.append((title(setting), TITLES[arm], texts))
+    rates = sorted(tried)
+    lines = [[*names, *(texts.get(rate, "") for rate in rates)] for *names, texts in rows]
+    return table(["setting", "steps", *(f"{rate:g}" for rate in rates)], lines) if rows else ""
 
 
 def best_table(logs: Path) -> str:
