@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from .files.floats import FLOATS
 from .files.runlog import RunLog
 from .files.scalars import Scalars
 from .machine.processes import tensors_in
-from .method.checks import check_of_model, check_weights
+from .method.checks import check_of_model, check_weights, list_of
 from .method.weight import MultiBitWeight
 from .training.calibration import calibrate
 from .training.epoch import (
@@ -81,8 +81,8 @@ def fit(
     the last good epoch.
     """
     schedule = Schedule() if schedule is None else schedule
+    weights = list_of(weights)
     check_weights(weights)
-    weights = list(weights)
     _check(model, weights, train_loader, val_loader, schedule)
     train_loader = Counted(train_loader, "train_loader")
     val_loader = Counted(val_loader, "val_loader")
@@ -251,16 +251,20 @@ def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
 def _moved(batch: Any, device: torch.device) -> Any:
     if callable(move := getattr(batch, "to", None)):  # also packed sequences, and other libraries'
         return move(device)
-    if isinstance(batch, dict):
-        moved = copy.copy(batch)  # of its class, which may know its items as attributes
+    if isinstance(batch, MutableMapping):
+        moved = copy.copy(batch)  # of its class, which may have its items as attributes, too
+        attributes = getattr(moved, "__dict__", {})
         for key, value in batch.items():
             moved[key] = _moved(value, device)
+            if key in attributes:
+                attributes[key] = moved[key]
         return moved
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         same: Any = copy.copy(batch)
-        for field in dataclasses.fields(batch):
-            value = _moved(getattr(batch, field.name), device)
-            object.__setattr__(same, field.name, value)  # also of frozen ones
+        for name in (field.name for field in dataclasses.fields(batch)):
+            if hasattr(batch, name):
+                value = _moved(getattr(batch, name), device)
+                object.__setattr__(same, name, value)  # also of frozen ones
         return same
     if isinstance(batch, (tuple, list)):
         parts = [_moved(value, device) for value in batch]

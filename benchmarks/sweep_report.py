@@ -93,6 +93,14 @@ def rates_table(logs: Path) -> str:
     return table(["setting", "steps", *(f"{rate:g}" for rate in rates)], lines) if rows else ""
 
 
+def written(works: list[float], rates: list[float]) -> str:
+    """Return those of ascending `rates` that work: from the first to the last, or each of them."""
+    first = rates.index(works[0])
+    if works == rates[first : first + len(works)]:
+        return f"{works[0]:g} to {works[-1]:g}"
+    return ", ".join(f"{rate:g}" for rate in works)
+
+
 def best_table(logs: Path) -> str:
     """Show each arm at its best rate: speed, accuracy, and how many rates work."""
     rows = []
@@ -102,7 +110,7 @@ def best_table(logs: Path) -> str:
         speed = [least_loss(setting, arm, 1, logs)]
         speed += [mean(losses(run)[epoch - 1] for run in runs) for epoch in SHOWN]
         works = working(setting, arm, logs)
-        span = f"{len(works)}: {works[0]:g} to {works[-1]:g}" if works else "0"
+        span = f"{len(works)}: {written(works, [*errors(setting, arm, logs)])}" if works else "0"
         end = [f"{cell.rate:g}", *(f"{loss:.4f}" for loss in speed)]
         end.append(spread([run[-1]["top1"] for run in runs]))
         rows.append([title(setting), TITLES[arm], *end, str(len(runs)), span])

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import re
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 import alq
 import lenet5
 from alq.errors import InputError
+from alq.fit import _moved
+from alq.machine.processes import tensors_in
 from alq.method.steps import choose_pruned
 from alq.training.plan import expected_size, pruning_plan
 from alq.training.sizes import SketchedLayer, bits_of_one, coordinate_prices, size_in
@@ -421,13 +424,22 @@ class Items(dict):
         return self[key]
 
 
+class SameItems(dict):
+    """The other way of the same."""
+
+    def __init__(self, **items: object) -> None:
+        super().__init__(items)
+        self.__dict__ = self
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     x: torch.Tensor
     y: torch.Tensor
+    later: object = dataclasses.field(init=False)  # never set
 
 
-@pytest.mark.parametrize("kind", [Items, Pair])
+@pytest.mark.parametrize("kind", [Items, SameItems, Pair])
 def test_batches_keep_their_class_and_count_their_samples(kind: type) -> None:
     torch.manual_seed(0)
     batches = [kind(x=torch.randn(n, 64), y=torch.randint(5, (n,))) for n in (8, 2)]
@@ -438,10 +450,20 @@ def test_batches_keep_their_class_and_count_their_samples(kind: type) -> None:
         return F.cross_entropy(model(batch.x), batch.y)
 
     weights = alq.quantize(model, max_bit=2)
-    result = alq.fit(model, weights, batches, batches, loss, SHORT, progress=False)
+    result = alq.fit(model, iter(weights), batches, batches, loss, SHORT, progress=False)
     with torch.no_grad():
         sums = sum(loss(model, batch) * len(batch.x) for batch in batches)
     assert result["val_loss"] == pytest.approx(float(sums) / 10)
+
+
+@pytest.mark.parametrize("kind", [Items, SameItems, Pair, UserDict])
+def test_batches_are_moved_whatever_their_class(kind: type) -> None:
+    batch = kind(x=torch.randn(8, 64), y=torch.randint(5, (8,)))
+    moved = _moved(batch, torch.device("meta"))
+    assert type(moved) is kind and not any(part.is_meta for part in tensors_in(batch))
+    parts = list(tensors_in(moved))
+    parts += [moved.x, moved.y] if kind is not UserDict else []
+    assert len(parts) >= 2 and all(part.is_meta for part in parts)
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), "mse", None], ids=str)

@@ -415,3 +415,36 @@ def test_a_network_of_which_a_weight_is_computed_is_copied(tmp_path) -> None:
         alq.load_for_inference(tmp_path / "net.alq", pruned()),
     ):
         torch.testing.assert_close(packed(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_of_the_network_that_is_compiled_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(64, 8))
+    weights = alq.quantize(model)
+    model[0] = torch.compile(model[0], backend="eager")
+    with pytest.raises(InputError):  # 0.weight has another name now
+        alq.pack_for_inference(model, weights)
+    model = nn.Sequential(nn.Linear(64, 8), torch.compile(nn.ReLU(), backend="eager"))
+    with pytest.raises(InputError, match="1: is compiled on its own"):
+        alq.pack_for_inference(model, alq.quantize(model))
+
+
+@pytest.mark.parametrize("act_bit", [0, 2])
+def test_a_packed_layer_takes_its_input_by_keyword(act_bit: int) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 16, 3), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(input=self.first(input=x).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Named(), torch.randn(4, 3, 8, 8)
+    if act_bit:
+        alq.quantize_activations(model, act_bit)
+    weights = alq.quantize(model)
+    with torch.no_grad():
+        model(x)
+        expected = model.eval()(x)
+        found = alq.pack_for_inference(model, weights)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

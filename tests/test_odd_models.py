@@ -224,5 +224,11 @@ def test_the_quantizer_takes_no_other_parameters() -> None:
 def test_a_single_weight_in_the_place_of_a_list_is_refused() -> None:
     model = nn.Linear(64, 5)
     (weight,) = alq.quantize(model)
-    with pytest.raises(InputError, match="weights: is a single one"):
-        alq.save_packed("unwritten.alq", model, weight)
+    batches = [(torch.randn(4, 64), torch.randint(5, (4,)))]
+    for call in (
+        lambda: alq.save_packed("unwritten.alq", model, weight),
+        lambda: alq.ALQ(weight),
+        lambda: alq.fit(model, weight, batches, batches, progress=False),
+    ):
+        with pytest.raises(InputError, match="weights: is a single one"):
+            call()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from ..errors import InputError
-from ..method.checks import check_named, check_weights
+from ..method.checks import check_named, check_weights, list_of
 from ..method.network import matrix_names, restore, uncompiled
 from ..method.quantized_inputs import check_places, layers_of_activations, restore_activations
 from ..method.weight import MultiBitWeight
@@ -94,6 +94,7 @@ def save_packed(
     that were not rounded.
     """
     check_floats(floats, coded)
+    weights = list_of(weights)
     if weights:
         check_weights(weights)
     if not isinstance(dataset, str | None):

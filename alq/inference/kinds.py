@@ -18,8 +18,9 @@ def together(parts: list[Tensor]) -> Tensor:
 class PackedLinear(PackedLayer):
     """`nn.Linear` from bits."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return y (..., O) of x (..., C)."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Return y (..., O) of the input x (..., C)."""
+        x = input
         self.check(x, 2)
         O, C = self.grouping.shape
         if x.shape[-1:] != (C,):
@@ -52,8 +53,9 @@ class PackedConv(PackedLayer):
         # Last axis first, before and after, whatever the mode and also of "same".
         self.around = tuple(layer._reversed_padding_repeated_twice)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Return the convolution (B, O, *output) of x (B, C, *size), or both without B."""
+        x = input
         self.check(x, self.axes + 2)
         if x.dim() == self.axes + 1:
             return self(x.unsqueeze(0)).squeeze(0)

@@ -98,6 +98,11 @@ def skeleton(model: nn.Module, quantized: Sequence[nn.Parameter]) -> nn.Module:
         id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in quantized
     }
     for name, module in model.named_modules():
+        if "_orig_mod" in module._modules:
+            raise InputError(
+                f"{name}: is compiled on its own; give the network with it as it was, and compile "
+                "the whole"
+            )
         if "forward" in vars(module):
             raise InputError(
                 f"{name or 'the network'}: its forward was replaced on the module itself, which a "

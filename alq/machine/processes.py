@@ -233,7 +233,7 @@ def check_same(state: object, when: str) -> None:
 def tensors_in(state: object) -> Iterator[Tensor]:
     """Yield all tensors in nested mappings, lists, tuples and data classes."""
     if is_dataclass(state) and not isinstance(state, type):
-        state = [getattr(state, field.name) for field in fields(state)]
+        state = [getattr(state, field.name, None) for field in fields(state)]
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, (Mapping, list, tuple)):

@@ -9,10 +9,15 @@ from ..errors import InputError
 from .weight import MultiBitWeight
 
 
-def check_weights(weights: Sequence[MultiBitWeight]) -> None:
-    """Check that these are multi-bit weights, at least one, and each once."""
+def list_of(weights: Iterable[MultiBitWeight]) -> list[MultiBitWeight]:
+    """Return the multi-bit weights as a list; InputError if they are a single one."""
     if isinstance(weights, MultiBitWeight):
         raise InputError("weights: is a single one; pass the list of all", "weights")
+    return list(weights)
+
+
+def check_weights(weights: Sequence[MultiBitWeight]) -> None:
+    """Check that these are multi-bit weights, at least one, and each once."""
     if not weights or not all(isinstance(weight, MultiBitWeight) for weight in weights):
         what = "not all are multi-bit weights" if weights else "none given"
         raise InputError(f"weights: {what}; pass what alq.quantize(model) returned", "weights")

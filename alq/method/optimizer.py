@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from ..errors import InputError
 from ..machine.arithmetic import optimizer_step
 from . import steps
-from .checks import check_gradients, check_weights
+from .checks import check_gradients, check_weights, list_of
 from .families import Family, families
 from .loss_model import AMSGrad, pseudo_gradient_and_hessian, update_moments
 from .stacks import MOMENTS, Stack
@@ -55,7 +55,7 @@ class ALQ(Optimizer):
             raise InputError(f"weight_decay {weight_decay}: must be 0 or more", "weight_decay")
         if ridge is not None and not ridge > 0:
             raise InputError(f"ridge {ridge}: must be above 0, or None for a relative one", "ridge")
-        self.weights = list(weights)
+        self.weights = list_of(weights)
         check_weights(self.weights)
         self.generator = generator
         self.ridge = ridge
