@@ -144,7 +144,8 @@ def evaluate_packed(recipe: Recipe, args: Namespace) -> dict:
     """
     content = read_packed(args.EVAL)
     check_dataset(recipe, content.dataset, f"--EVAL {args.EVAL}")
-    model = recipe.network().to(args.device).to(memory_format=memory_format(args))
+    model, layout = recipe.network(), memory_format(args)
+    model = model.to(args.device, memory_format=layout)  # type: ignore[call-overload]
     weights = put_packed(content, model, args.EVAL)
     tested = pack_for_inference(model, weights) if args.packed else model
     return {

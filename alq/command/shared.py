@@ -56,8 +56,9 @@ class Run:
 
     def new_network(self) -> nn.Module:
         """Return an untrained network on the device, in the layout that its pictures come in."""
-        model = self.recipe.network().to(self.args.device)
-        model = model.to(memory_format=memory_format(self.args))
+        model = self.recipe.network()
+        layout = memory_format(self.args)
+        model = model.to(self.args.device, memory_format=layout)  # type: ignore[call-overload]
         if self.args.amp:
             compute_in_bfloat16(model, self.args.device)
         if self.args.compile:
