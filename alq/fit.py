@@ -1,13 +1,10 @@
 """Adaptive quantization and post-training of any network, with any loss and any form of batch."""
 
 import copy
-import dataclasses
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .command.report import expectation, layer_table, network_lines
 from .errors import InputError, NotFinite
@@ -16,23 +13,16 @@ from .extras.unit_sources import sources_to_fold
 from .files.floats import FLOATS
 from .files.runlog import RunLog
 from .files.scalars import Scalars
-from .machine.processes import tensors_in
 from .method.checks import check_of_model, check_weights, list_of
 from .method.weight import MultiBitWeight
+from .training.batches import counted, loss_function
 from .training.calibration import calibrate
-from .training.epoch import (
-    Batches,
-    LossFunction,
-    check_probabilities,
-    classification,
-    describe,
-    evaluate,
-    score,
-)
+from .training.epoch import Batches, LossFunction, classification, describe, evaluate, score
 from .training.file_size import FileSize
-from .training.loop import Counted, Training, quantized_training, rate_start, size_of, train
+from .training.loop import Training, quantized_training, rate_start, size_of, train
 from .training.plan import expected_size, pruning_plan
 from .training.progress import Progress
+from .training.pruning import PruningPlan
 from .training.schedule import Epoch, Schedule, alq_schedule, posttrain_schedule
 
 FILE_FLOATS = "6bit"  # of the file that `Schedule.file_kb` is about
@@ -82,16 +72,12 @@ def fit(
     """
     schedule = Schedule() if schedule is None else schedule
     weights = list_of(weights)
-    check_weights(weights)
-    _check(model, weights, train_loader, val_loader, schedule)
-    train_loader = Counted(train_loader, "train_loader")
-    val_loader = Counted(val_loader, "val_loader")
+    _check(model, weights, schedule)
+    train_loader = counted(train_loader, "train_loader")
+    val_loader = counted(val_loader, "val_loader")
     write = _writer(log, tensorboard)
-    loss = _loss_function(loss, weights[0].parameter.device)
-    file = None
-    if schedule.file_kb is not None:
-        file = _file_size(model, weights, loss, next(iter(train_loader)))
-    plan = pruning_plan(schedule, weights, len(train_loader), rounded=False, file=file)
+    loss = loss_function(loss, weights[0].parameter.device)
+    plan = _plan(schedule, model, weights, loss, train_loader)
     write("plan", plan=str(plan), rounds=plan.rounds, expected=expected_size(plan, weights))
     bars = Progress(None if progress else False)  # None: on a terminal
     bars.stages = {
@@ -145,12 +131,17 @@ def _train_both(
         kept.put_back()
 
 
-def _file_size(
-    model: nn.Module, weights: list[MultiBitWeight], loss: LossFunction, batch: object
-) -> FileSize:
-    """Return how large the packed file will be, of which `loss` on a batch shows the layers."""
-    sources = sources_to_fold(model, weights, lambda: loss(model, batch))
-    return FileSize.of(model, weights, FLOATS[FILE_FLOATS]).knowing(sources)
+def _plan(
+    schedule: Schedule, model: nn.Module, weights: list[MultiBitWeight], loss: LossFunction,
+    train_loader: Batches,
+) -> PruningPlan:  # fmt: skip
+    """Return all that will be pruned; for a `file_kb` `loss` on a batch shows the layers."""
+    file = None
+    if schedule.file_kb is not None:
+        batch = next(iter(train_loader))
+        sources = sources_to_fold(model, weights, lambda: loss(model, batch))
+        file = FileSize.of(model, weights, FLOATS[FILE_FLOATS]).knowing(sources)
+    return pruning_plan(schedule, weights, len(train_loader), rounded=False, file=file)
 
 
 def _writer(log: str | Path | None, tensorboard: str | Path | None) -> Callable[..., None]:
@@ -191,87 +182,10 @@ class _Kept:
         self.states = [weight.state_dict() for weight in self.weights]
 
 
-def _check(
-    model: nn.Module, weights: list, train: Batches, val: Batches, schedule: Schedule
-) -> None:
+def _check(model: nn.Module, weights: list, schedule: Schedule) -> None:
     """Raise InputError for what can be seen to be wrong before any work."""
+    check_weights(weights)
     for weight in weights:
         check_of_model(weight, model.parameters())
     if not isinstance(schedule, Schedule):
         raise InputError(f"schedule: is a {type(schedule).__name__}, no alq.Schedule", "schedule")
-    for name, loader in (("train_loader", train), ("val_loader", val)):
-        try:
-            length = 0 if isinstance(loader, Iterator) else len(loader)
-        except TypeError:  # also of a DataLoader over a data set without length
-            length = 0
-        if not length:
-            raise InputError(
-                f"{name}: needs a length, its number of batches, of at least 1, and to give them "
-                "anew each time; pass a list, or a DataLoader over a data set with a length",
-                name,
-            )
-
-
-def _loss_function(loss: Callable, device: torch.device) -> LossFunction:
-    """Return `loss` as the training loop calls it, on batches moved to `device`."""
-    if not callable(loss) or isinstance(loss, nn.modules.loss._Loss):
-        raise InputError(
-            f"loss: is a {type(loss).__name__}; give a function (model, batch) -> loss, such as "
-            "lambda model, batch: criterion(model(batch[0]), batch[1])",
-            "loss",
-        )
-    seen = False
-
-    def on_device(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None, int]:
-        nonlocal seen
-        batch = _moved(batch, device)
-        sizes = [tensor.numel() for tensor in tensors_in(batch)]
-        if sizes and not any(sizes):
-            raise InputError("a loader gave a batch of no samples; let it leave such batches out")
-        result = loss(model, batch)
-        if loss is classification and not seen:
-            _, y = batch
-            check_probabilities(y)  # of the first batch alone: it waits for the device
-        seen = True
-        if not isinstance(result, (tuple, list)):
-            result = result, None, _samples(batch)
-        fits = len(result) == 3 and isinstance(result[0], Tensor) and result[2] is not None
-        fits = fits and all(x is None or torch.as_tensor(x).numel() == 1 for x in result)
-        if not fits or (torch.is_grad_enabled() and not result[0].requires_grad):
-            raise InputError(
-                "loss: must return the mean loss, a tensor of one number that depends on what is "
-                "trained; or it, the number of correct answers and that of samples",
-                "loss",
-            )
-        return result[0].reshape(()), *result[1:]
-
-    return on_device
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    if callable(move := getattr(batch, "to", None)):  # also packed sequences, and other libraries'
-        return move(device)
-    if isinstance(batch, MutableMapping):
-        moved = copy.copy(batch)  # of its class, which may have its items as attributes, too
-        attributes = getattr(moved, "__dict__", {})
-        for key, value in batch.items():
-            moved[key] = _moved(value, device)
-            if key in attributes:
-                attributes[key] = moved[key]
-        return moved
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        same: Any = copy.copy(batch)
-        for name in (field.name for field in dataclasses.fields(batch)):
-            if hasattr(batch, name):
-                value = _moved(getattr(batch, name), device)
-                object.__setattr__(same, name, value)  # also of frozen ones
-        return same
-    if isinstance(batch, (tuple, list)):
-        parts = [_moved(value, device) for value in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    return batch
-
-
-def _samples(batch: object) -> int:
-    """Return the length of the batch's first tensor that has one, 1 where there is none."""
-    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), 1)

@@ -8,10 +8,9 @@
 Three arms train the same sketched network at a fixed bitwidth: straight-through with the
 reconstruction error, straight-through with the loss-aware step, and ALQ's basis steps, which end
 with two coordinate epochs at a rate of their own. Rates go from 3e-4 to 3e-2 in thirds of a decade,
-and higher where the highest is an arm's best,
-at 1 and 2 bits, on MNIST and Fashion-MNIST, with LeNet5 and a narrow VGG with batch norm. Data,
-their order, epochs, batches and decay are the same for all. The phases, in the order in which they
-are run:
+and higher where the highest is an arm's best, at 1 and 2 bits, on MNIST and Fashion-MNIST, with
+LeNet5 and a narrow VGG with batch norm. Data, their order, epochs, batches and decay are the same
+for all. The phases, in the order in which they are run:
 
     rates        seed 0, every arm at every rate
     coordinate   seed 0, LeNet5: ALQ at its best rate with other rates of the coordinate epochs

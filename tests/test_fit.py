@@ -19,9 +19,9 @@ from torch.nn import functional as F
 import alq
 import lenet5
 from alq.errors import InputError
-from alq.fit import _moved
 from alq.machine.processes import tensors_in
 from alq.method.steps import choose_pruned
+from alq.training.batches import moved_to
 from alq.training.plan import expected_size, pruning_plan
 from alq.training.sizes import SketchedLayer, bits_of_one, coordinate_prices, size_in
 
@@ -459,7 +459,7 @@ def test_batches_keep_their_class_and_count_their_samples(kind: type) -> None:
 @pytest.mark.parametrize("kind", [Items, SameItems, Pair, UserDict])
 def test_batches_are_moved_whatever_their_class(kind: type) -> None:
     batch = kind(x=torch.randn(8, 64), y=torch.randint(5, (8,)))
-    moved = _moved(batch, torch.device("meta"))
+    moved = moved_to(batch, torch.device("meta"))
     assert type(moved) is kind and not any(part.is_meta for part in tensors_in(batch))
     parts = list(tensors_in(moved))
     parts += [moved.x, moved.y] if kind is not UserDict else []

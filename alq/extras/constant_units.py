@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..machine.modes import evaluation
 from ..method.quantized_inputs import activations_in
 from ..method.weight import MultiBitWeight, prune
 from .probing import (
     Layer,
     Layers,
     constant_inputs,
-    evaluation,
     first_outputs,
     layers_of,
     moves,

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..machine.modes import eagerly, eval_mode
 from ..method.network import uncompiled
 from ..method.quantized_inputs import owners
 from ..method.weight import MultiBitWeight
@@ -174,10 +173,3 @@ def first_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
         raise InputError(
             f"fold: the model takes no {tuple(inputs.shape)}: {why}", "fold"
         ) from error
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode, uncompiled, within `with`."""
-    with eval_mode(model), eagerly():
-        yield

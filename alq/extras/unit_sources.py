@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..machine.modes import evaluation
 from ..method.network import uncompiled
 from ..method.quantized_inputs import activations_in
 from ..method.weight import MultiBitWeight
@@ -22,7 +23,6 @@ from .probing import (
     along,
     channel,
     constants,
-    evaluation,
     first_outputs,
     fits,
     hooked,

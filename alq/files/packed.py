@@ -25,10 +25,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from ..errors import InputError
-from ..method.checks import check_named, check_weights, list_of
+from ..method.checks import check_memory, check_named, check_shape, check_weights, list_of
 from ..method.network import matrix_names, restore, uncompiled
 from ..method.quantized_inputs import check_places, layers_of_activations, restore_activations
 from ..method.weight import MultiBitWeight
@@ -237,10 +236,9 @@ def untied_state(model: nn.Module, shapes_only: bool = False) -> dict[str, Tenso
     matrices = matrix_names(model)
     state: dict[int, tuple[str, Tensor]] = {}
     for name, value in tensors_of(model, keep_vars=True).items():
-        if isinstance(value, UninitializedParameter):
-            raise InputError(f"{name}: has no shape yet; pass a batch through the model first")
-        if value.is_meta and not shapes_only:
-            raise InputError(f"{name}: has no memory; use model.to_empty(device=...) first")
+        check_shape(name, value)
+        if not shapes_only:
+            check_memory(name, value)
         taken = state.get(id(value), ("",))[0]
         if not taken or (name in matrices and taken not in matrices):
             state[id(value)] = name, value

@@ -89,14 +89,23 @@ Layers = dict[str, tuple[Grouping, Callable[[], Rows]]]
 
 
 def skeleton(model: nn.Module, quantized: Sequence[nn.Parameter]) -> nn.Module:
-    """Return a copy of `model` whose `quantized` parameters have no memory.
-
-    Raises: InputError for a `forward` that stands on a module and not in its class: in the copy it
-    would go on with the model's own layers.
-    """
+    """Return a copy of `model` whose `quantized` parameters have no memory."""
+    check_forwards(model)
     memo: dict[int, object] = {
         id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in quantized
     }
+    for module in model.modules():
+        for value in vars(module).values():  # such as what torch.nn.utils.prune computes
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+def check_forwards(model: nn.Module) -> None:
+    """Raise InputError for a `forward` that stands on a module and not in its class.
+
+    In a copy it would go on with the model's own layers.
+    """
     for name, module in model.named_modules():
         if "_orig_mod" in module._modules:
             raise InputError(
@@ -108,10 +117,6 @@ def skeleton(model: nn.Module, quantized: Sequence[nn.Parameter]) -> nn.Module:
                 f"{name or 'the network'}: its forward was replaced on the module itself, which a "
                 f"packed copy cannot follow; put it into the class ({type(module).__name__})"
             )
-        for value in vars(module).values():  # such as what torch.nn.utils.prune computes
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
 
 
 def replace_layers(

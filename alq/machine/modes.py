@@ -1,8 +1,8 @@
-"""How a model computes for a while: in eval mode, or eagerly though it was compiled."""
+"""How a model computes: in eval mode, eagerly though it was compiled, again within backward."""
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -20,11 +20,23 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def eagerly() -> AbstractContextManager:
-    """Return a context in which compiled models compute eagerly."""
-    return torch.compiler.set_stance("force_eager") if anything_compiled() else nullcontext()
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Put the model into eval mode within `with`, and compute eagerly what was compiled."""
+    eagerly = torch.compiler.set_stance("force_eager") if anything_compiled() else nullcontext()
+    with eval_mode(model), eagerly:
+        yield
 
 
 def anything_compiled() -> bool:
     """Return whether torch.compile may have been used; to import it to ask would take seconds."""
     return "torch._dynamo" in sys.modules
+
+
+def in_backward() -> bool:
+    """Return whether a backward pass is under way.
+
+    Activation checkpointing computes a forward pass again there, which is to give what the first
+    one gave.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import InputError
+from ..machine.modes import in_backward
 from ..machine.processes import process_count, sum_over_processes
 
 DECAY = 0.9  # of the running average, once a training batch
@@ -153,15 +154,6 @@ def start(x: Tensor, low: Tensor, high: Tensor, M: int) -> Tensor:
     steps = 2.0 ** torch.arange(M, dtype=x.dtype, device=x.device) / (2**M - 1)
     low = torch.where(low == 0, low, (low + high - reach) / 2)
     return torch.cat([low.reshape(1), reach * steps])
-
-
-def in_backward() -> bool:
-    """Return whether a backward pass is under way.
-
-    Activation checkpointing computes a forward pass again there, which is to give what the first
-    one gave.
-    """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 class BinaryActivation(nn.Module):

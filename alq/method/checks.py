@@ -1,9 +1,11 @@
 """What callers can get wrong about multi-bit weights: InputError, in one line."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from ..errors import InputError
 from .weight import MultiBitWeight
@@ -74,4 +76,65 @@ def check_of_model(weight: MultiBitWeight, parameters: Iterable[Tensor | None]) 
             f"{weight.name}: the parameter does not hold w_hat (it was changed, or is not finite); "
             "weight.write() puts the last w_hat there, and alq.restore(model, states) the w_hat "
             "of saved weight.state_dict(), which model.load_state_dict() does not bring back"
+        )
+
+
+def check_shape(name: str, value: Tensor) -> None:
+    """Check that `value` is not of a lazy layer that has seen no batch."""
+    if isinstance(value, UninitializedParameter):
+        raise InputError(f"{name}: has no shape yet; pass a batch through the model first")
+
+
+def check_memory(name: str, value: Tensor) -> None:
+    """Check that `value` holds numbers, and does not lie on the device "meta"."""
+    if value.is_meta:
+        raise InputError(f"{name}: has no memory; use model.to_empty(device=...) first")
+
+
+def check_apart(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """InputError if another parameter lies in the memory of one of `parameters`."""
+    quantized = set(parameters.values())
+    first: dict[tuple, tuple[str, nn.Parameter]] = {}
+    for name, own in model.named_parameters():
+        if isinstance(own, UninitializedParameter) or not own.data_ptr():  # as on "meta"
+            continue
+        other, parameter = first.setdefault((own.device, own.data_ptr()), (name, own))
+        if parameter is not own and not quantized.isdisjoint((own, parameter)):
+            raise InputError(
+                f"{name}: lies in the memory of {other}, but is another parameter; make them one "
+                "(b.weight = a.weight), or give it memory of its own (.clone())"
+            )
+
+
+def check_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """InputError if one of `parameters` cannot be trained as a multi-bit weight."""
+    quantized: dict[object, str] = {parameter: name for name, parameter in parameters.items()}
+    for module in model.modules():
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag) or module.max_norm is None:
+            continue
+        if module.weight in quantized:
+            raise InputError(
+                f"{quantized[module.weight]}: its embedding has max_norm, which changes the weight "
+                "whenever it is used; leave it out with skip=, or set max_norm to None"
+            )
+    for name, parameter in parameters.items():
+        check_memory(name, parameter)
+
+
+def warn_of_size(weight: MultiBitWeight) -> None:
+    """Warn of a layer without bits, and of one whose coordinates take more bytes than float32."""
+    if not weight.live_total:
+        warnings.warn(
+            f"{weight.name}: all its weights are 0, so it gets no bits and stays 0; train the "
+            "network first, or leave the layer out with skip=",
+            stacklevel=3,
+        )
+    full = 4 * weight.grouping.numel
+    if weight.storage_bytes > full:
+        warnings.warn(
+            f"{weight.name}: its groups of {weight.n} weights take "
+            f"{weight.storage_bytes:.0f} bytes at {weight.bitwidth:.3g} bit, "
+            f"more than the {full} of float32; choose larger groups "
+            "(structure, subc), a smaller max_bit, or leave it out with skip=",
+            stacklevel=3,
         )

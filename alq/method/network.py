@@ -1,15 +1,14 @@
 """Whole networks: which of their parameters are quantized, and all of them at once."""
 
 import math
-import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from numbers import Integral, Number
 from typing import Any
 
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
 
 from ..errors import InputError
+from .checks import check_apart, check_layers, check_memory, check_shape, warn_of_size
 from .structures import Grouping, make_grouping
 from .weight import MultiBitWeight
 
@@ -49,10 +48,7 @@ def quantizable(model: nn.Module, skip: Skip = ()) -> dict[str, nn.Parameter]:
         weights = [name for name in aliases if name in matrices]
         if not weights or any(skipped(name, parameter) for name in aliases):
             continue
-        if isinstance(parameter, UninitializedParameter):
-            raise InputError(
-                f"{weights[0]}: has no shape yet; pass a batch through the model first"
-            )
+        check_shape(weights[0], parameter)
         if parameter.dim() > 1 and parameter.numel():
             chosen[weights[0]] = parameter
     return chosen
@@ -111,66 +107,16 @@ def quantize(
     Raises: InputError names the layer that a value does not fit.
     """
     parameters = quantizable(model, skip)
-    _check_layers(model, parameters)
-    _check_memory(model, parameters)
+    check_layers(uncompiled(model), parameters)
+    check_apart(uncompiled(model), parameters)
     weights = [
         MultiBitWeight.from_parameter(name, parameters[name], grouping, bit)
         for name, (grouping, bit) in groupings(model, structure, subc, max_bit, skip).items()
     ]
     for weight in weights:
         weight.write()
-        _warn_of_size(weight)
+        warn_of_size(weight)
     return weights
-
-
-def _check_memory(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    """InputError if another parameter lies in the memory of one of `parameters`."""
-    quantized = set(parameters.values())
-    first: dict[tuple, tuple[str, nn.Parameter]] = {}
-    for name, own in uncompiled(model).named_parameters():
-        if isinstance(own, UninitializedParameter) or not own.data_ptr():  # as on "meta"
-            continue
-        other, parameter = first.setdefault((own.device, own.data_ptr()), (name, own))
-        if parameter is not own and not quantized.isdisjoint((own, parameter)):
-            raise InputError(
-                f"{name}: lies in the memory of {other}, but is another parameter; make them one "
-                "(b.weight = a.weight), or give it memory of its own (.clone())"
-            )
-
-
-def _check_layers(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    """InputError if one of `parameters` cannot be trained as a multi-bit weight."""
-    quantized: dict[object, str] = {parameter: name for name, parameter in parameters.items()}
-    for module in uncompiled(model).modules():
-        if not isinstance(module, nn.Embedding | nn.EmbeddingBag) or module.max_norm is None:
-            continue
-        if module.weight in quantized:
-            raise InputError(
-                f"{quantized[module.weight]}: its embedding has max_norm, which changes the weight "
-                "whenever it is used; leave it out with skip=, or set max_norm to None"
-            )
-    for name, parameter in parameters.items():
-        if parameter.is_meta:
-            raise InputError(f"{name}: has no memory; use model.to_empty(device=...) first")
-
-
-def _warn_of_size(weight: MultiBitWeight) -> None:
-    """Warn of a layer without bits, and of one whose coordinates take more bytes than float32."""
-    if not weight.live_total:
-        warnings.warn(
-            f"{weight.name}: all its weights are 0, so it gets no bits and stays 0; train the "
-            "network first, or leave the layer out with skip=",
-            stacklevel=3,
-        )
-    full = 4 * weight.grouping.numel
-    if weight.storage_bytes > full:
-        warnings.warn(
-            f"{weight.name}: its groups of {weight.n} weights take "
-            f"{weight.storage_bytes:.0f} bytes at {weight.bitwidth:.3g} bit, "
-            f"more than the {full} of float32; choose larger groups "
-            "(structure, subc), a smaller max_bit, or leave it out with skip=",
-            stacklevel=3,
-        )
 
 
 def groupings(
@@ -223,10 +169,7 @@ def restore(model: nn.Module, states: list[dict]) -> list[MultiBitWeight]:
     weights = []
     for state in states:
         parameter = parameters[state["name"]]
-        if parameter.is_meta:
-            raise InputError(
-                f"{state['name']}: has no memory; use model.to_empty(device=...) first"
-            )
+        check_memory(state["name"], parameter)
         grouping = make_grouping(
             state["name"],
             tuple(parameter.shape),

@@ -109,7 +109,8 @@ def quantize_input(layer: nn.Module, inputs: tuple, named: dict) -> tuple[tuple,
     """
     names = QUERIES if isinstance(layer, nn.MultiheadAttention) else INPUT
     count = min(len(names), len(inputs))
-    fed = [*inputs[:count], *(named[name] for name in names[count:] if name in named)]
+    by_name = {name: named[name] for name in names[count:] if name in named}
+    fed = [*inputs[:count], *by_name.values()]
     if not fed or not isinstance(fed[0], Tensor):
         raise InputError(
             f"{type(layer).__name__}: its first argument is no tensor, so its input cannot be "
@@ -125,8 +126,8 @@ def quantize_input(layer: nn.Module, inputs: tuple, named: dict) -> tuple[tuple,
     for x in fed:
         if id(x) not in done:
             done[id(x)] = activation(x)
-    by_name = {name: done[id(named[name])] for name in names[count:] if name in named}
-    return (*(done[id(x)] for x in inputs[:count]), *inputs[count:]), named | by_name
+    in_levels = {name: done[id(x)] for name, x in by_name.items()}
+    return (*(done[id(x)] for x in inputs[:count]), *inputs[count:]), named | in_levels
 
 
 def activations_in(model: nn.Module) -> dict[str, BinaryActivation]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..machine.modes import eagerly, eval_mode
+from ..machine.modes import evaluation
 from ..method.network import quantizable
 from ..method.quantized_inputs import PLACE, activations_in, owners
 from .epoch import Batches
@@ -30,7 +30,7 @@ def calibrate(training: Training, train_batches: Batches) -> None:
         return
     set_epoch(train_batches, training.first_order, 0)
     batches = itertools.islice(batches_left(train_batches, 0), BATCHES)
-    with eval_mode(model), eagerly():
+    with evaluation(model):
         for activation in activations.values():
             activation.train()
         for number, (batch, _) in enumerate(batches):

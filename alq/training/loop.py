@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from ..errors import InputError, NotFinite
+from ..errors import NotFinite
 from ..machine import processes
 from ..machine.finite import Watch
 from ..method.network import average_bitwidth, storage_bytes
@@ -221,37 +221,6 @@ def batches_left(train_batches: Batches, done: int) -> Iterator[tuple[object, fl
     if shares is None:
         return zip(train_batches, itertools.repeat(1.0))
     return zip(train_batches, (share.weight for share in shares[done:]), strict=True)
-
-
-class Counted:
-    """A user's loader, held to the length that it says: pruning is shared out over its batches."""
-
-    def __init__(self, loader: Batches, name: str) -> None:
-        self.loader, self.name = loader, name
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator:
-        """Yield the batches; InputError as soon as there are more, or fewer, than the length."""
-        length, came = len(self.loader), 0
-        for batch in self.loader:
-            if came == length:
-                raise self.wrong("more")
-            came += 1
-            yield batch
-        if came < length:
-            raise self.wrong(str(came))
-
-    def wrong(self, came: str) -> InputError:
-        return InputError(
-            f"{self.name}: its length is {len(self.loader)}, but it gave {came} batches; its "
-            "length must hold, and it must start anew each time",
-            self.name,
-        )
-
-    def set_epoch(self, number: int) -> None:
-        set_epoch(self.loader, number, 0)
 
 
 def set_epoch(loader: Any, number: int, first: int) -> None:
